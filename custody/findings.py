@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
@@ -299,6 +299,87 @@ class Accepted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """Digest of what was accepted."""
 
 
+class Acceptable(Protocol):
+    """What of a finding its acceptance depends on. The attributes are those of `Finding`."""
+
+    @property
+    def finding(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is."""
+        ...
+
+    @property
+    def log(self) -> str | None:
+        """The log."""
+        ...
+
+    @property
+    def sequence(self) -> int | None:
+        """The first statement."""
+        ...
+
+    @property
+    def through(self) -> int | None:
+        """The last one."""
+        ...
+
+    @property
+    def key(self) -> str | None:
+        """The object's key."""
+        ...
+
+    @property
+    def sha256(self) -> str | None:
+        """The digest."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many were joined."""
+        ...
+
+
+class Acceptances:
+    """Finds out whether `trust.json` accepts a finding: the one policy for verifier and report."""
+
+    def __init__(self, accepted: Iterable[Accepted]) -> None:
+        self._by_subject: dict[tuple[object, ...], list[Accepted]] = {}
+        for acceptance in accepted:
+            subject = (acceptance.key,) if acceptance.key is not None else (acceptance.log, acceptance.sequence)
+            self._by_subject.setdefault((acceptance.finding, *subject), []).append(acceptance)
+
+    def of(self, finding: Acceptable) -> Accepted | None:
+        """Return the acceptance of a finding, None if it was not accepted.
+
+        A finding about several statements is accepted if each statement is. Tampering with several statements at once,
+        such as a rollback, has one digest for all of it, so that one acceptance is enough.
+        """
+        whole = finding.severity is Severity.TAMPERED and finding.sha256 is not None and finding.count == 1
+        first, last = finding.sequence, finding.through
+        if not whole and first is not None and last is not None and (last != first or finding.count > 1):
+            acceptance: Accepted | None = None
+            for sequence in range(first, last + 1):
+                acceptance = self._exact(finding, (finding.log, sequence))
+                if acceptance is None:
+                    return None
+            return acceptance
+        acceptance = self._exact(finding, (finding.key,)) if finding.key is not None else None
+        if acceptance is None and first is not None:
+            acceptance = self._exact(finding, (finding.log, first))
+        return acceptance
+
+    def _exact(self, finding: Acceptable, subject: tuple[object, ...]) -> Accepted | None:
+        for acceptance in self._by_subject.get((finding.finding, *subject), ()):
+            # Tampering is accepted only by its digest. For others the digest counts where the acceptance names one.
+            if acceptance.sha256 == finding.sha256 if acceptance.sha256 else finding.severity is not Severity.TAMPERED:
+                return acceptance
+        return None
+
+
 @dataclass(slots=True)
 class Findings:
     """Collects findings: applies acceptances, joins repeated findings into one with a count, drops duplicates."""
@@ -308,12 +389,10 @@ class Findings:
     """How many findings of each severity were beyond `FINDINGS_LIMIT`."""
     kept: list[Finding] = field(default_factory=list)
     _index: dict[Finding | tuple[str, str | None, str], int] = field(default_factory=dict)
-    _by_subject: dict[tuple[object, ...], list[Accepted]] = field(default_factory=dict)
+    _acceptances: "Acceptances" = field(init=False)
 
     def __post_init__(self) -> None:
-        for acceptance in self.accepted:
-            subject = (acceptance.key,) if acceptance.key is not None else (acceptance.log, acceptance.sequence)
-            self._by_subject.setdefault((acceptance.finding, *subject), []).append(acceptance)
+        self._acceptances = Acceptances(self.accepted)
 
     def report(self, name: str, message: str, *, tampered: bool = False, group: str | None = None, **more: Any) -> bool:
         """Make a finding and add it. Return whether it was accepted.
@@ -335,7 +414,7 @@ class Findings:
             finding: what was found.
             group: findings with one name, log and group become one finding with a count.
         """
-        acceptance = self._acceptance(finding)
+        acceptance = self._acceptances.of(finding)
         if acceptance is not None:
             accepted = f"by {acceptance.by} at {acceptance.at}: {acceptance.reason}"
             finding = replace(finding, severity=Severity.NOTICE, accepted=accepted)
@@ -352,33 +431,6 @@ class Findings:
             through, count = finding.through or finding.sequence, first.count + finding.count
             self.kept[index] = replace(first, through=through, count=count)
         return bool(finding.accepted)
-
-    def _acceptance(self, finding: Finding) -> Accepted | None:
-        """Return the acceptance of a finding, None if it was not accepted.
-
-        A finding about several statements is accepted if each statement is. Tampering with several statements at once,
-        such as a rollback, has one digest for all of it, so that one acceptance is enough.
-        """
-        whole = finding.severity is Severity.TAMPERED and finding.sha256 is not None and finding.count == 1
-        first, last = finding.sequence, finding.through
-        if not whole and first is not None and last is not None and last != first:
-            acceptance: Accepted | None = None
-            for sequence in range(first, last + 1):
-                acceptance = self._exact(finding, (finding.log, sequence))
-                if acceptance is None:
-                    return None
-            return acceptance
-        acceptance = self._exact(finding, (finding.key,)) if finding.key is not None else None
-        if acceptance is None and first is not None:
-            acceptance = self._exact(finding, (finding.log, first))
-        return acceptance
-
-    def _exact(self, finding: Finding, subject: tuple[object, ...]) -> Accepted | None:
-        for acceptance in self._by_subject.get((finding.finding, *subject), ()):
-            # Tampering is accepted only by its digest. For others the digest counts where the acceptance names one.
-            if acceptance.sha256 == finding.sha256 if acceptance.sha256 else finding.severity is not Severity.TAMPERED:
-                return acceptance
-        return None
 
     def sorted(self) -> list[Finding]:
         """Return the findings by severity, the worst first, then by log and sequence."""

@@ -14,10 +14,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -34,6 +35,9 @@ PANELS = (START, OPERATE, VERIFY, INVESTIGATE, KEYS)
 """The groups of the help, in their order. A command's group is its `rich_help_panel`."""
 
 COMMON_PANEL = "Common options"
+
+_PIECE = 1_048_576
+"""Bytes of a file that are read at a time."""
 
 WITHOUT: Mapping[str, frozenset[str]] = {
     "demo": frozenset({"archive", "keys", "config"}),
@@ -417,9 +421,28 @@ def read_file(path: Path, noun: str, limit: int) -> tuple[bytes, str]:
     """
     if str(path) == "-":
         return sys.stdin.buffer.read(limit + 1), "the input on stdin"
+    with _opened(path, noun) as file:
+        return file.read(limit + 1), str(path)
+
+
+def file_digest(path: Path, noun: str) -> str:
+    """Return the SHA-256 of a file of any size, read in pieces, in hex. `-` is stdin.
+
+    Raises:
+        ConfigurationError: it cannot be read; the message says what it should be.
+    """
+    digest = sha256()
+    with nullcontext(sys.stdin.buffer) if str(path) == "-" else _opened(path, noun) as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _opened(path: Path, noun: str) -> Iterator[BinaryIO]:
     try:
         with path.open("rb") as file:
-            return file.read(limit + 1), str(path)
+            yield file
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
         raise ConfigurationError(f"the {noun} {path} cannot be read: {reason}") from None

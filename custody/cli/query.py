@@ -5,9 +5,7 @@ code: a query verifies nothing.
 """
 
 import os
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +15,7 @@ import typer
 from custody.cli import common, terminal
 from custody.cli.common import INVESTIGATE, App
 from custody.cli.hints import explain
+from custody.cli.output import replacing
 from custody.cli.times import time_option
 from custody.errors import ConfigurationError, CustodyError, escape
 from custody.query import views
@@ -117,7 +116,7 @@ def query(  # noqa: PLR0913 - its options
             if form in {"csv", "json"} and rows.shown < rows.total:
                 common.note(f"custody: {rows.summary}; --limit 0 prints all")
         else:
-            with _replacing(output) as staged:
+            with replacing(output) as staged:
                 staged.writelines(encoded)
             terminal.echo(f"Wrote {escape(str(output))}: {rows.summary}.")
     except duckdb.Error as error:
@@ -187,34 +186,3 @@ def _pieces(form: str, rows: "Rows", *, unverified: bool, spreadsheet: bool, to_
     has_width = not to_file and (screen.is_terminal or "COLUMNS" in os.environ)
     ascii_only = not to_file and not screen.encoding.startswith("utf")
     return forms.as_grid(rows, screen.width if has_width else None, ascii_only=ascii_only)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
-    """Yield a file for writing that takes the place of `path` at the end. After an error, `path` is as before.
-
-    Raises:
-        ConfigurationError: it cannot be made there.
-        CustodyError: it could not be written in full.
-    """
-    try:
-        target = path.resolve()
-        if target.exists() and not target.is_file():
-            raise ConfigurationError(f"{path} cannot be written: it is not a file")
-        staged = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}")
-        opened = staged.open("xb")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
-        raise ConfigurationError(f"{path} cannot be written: {reason}") from None
-    try:
-        with opened:
-            yield opened
-            opened.flush()
-            os.fsync(opened.fileno())
-        staged.replace(target)
-    except OSError as error:
-        raise CustodyError(f"{path} could not be written: {error.strerror}") from None
-    finally:
-        # After the renaming there is none.
-        with suppress(OSError):
-            staged.unlink()

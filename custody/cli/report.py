@@ -9,6 +9,7 @@ import typer
 
 from custody.cli import common
 from custody.cli.common import VERIFY, App
+from custody.cli.output import replacing
 from custody.cli.terminal import echo
 from custody.cli.times import time_option
 from custody.errors import ConfigurationError, escape
@@ -21,7 +22,6 @@ app = App()
 
 NOT_STATED = 12
 """Exit code: no signed audit names the file."""
-_FILE_LIMIT = 256 * 1_048_576
 
 
 @app.command(rich_help_panel=VERIFY, epilog="custody report --output report.html --since 40d")
@@ -60,10 +60,8 @@ def report(
     with render.working("reading the archive"):
         facts = gather(store, trusted, datetime.now(UTC), since=since, until=until)
         page = render_page(facts)
-    try:
-        output.write_bytes(page)
-    except OSError as error:
-        raise ConfigurationError(f"the report cannot be written to {str(output)!r}: {error.strerror}") from None
+    with replacing(output) as staged:
+        staged.write(page)
     digest, statement = sha256(page).hexdigest(), facts.statement
     worst = facts.severity.name.lower() if facts.severity is not None else "verified"
     if as_json:
@@ -99,8 +97,7 @@ def _check(store: "Store", trust: "Trust", path: Path, *, as_json: bool) -> None
         raise ConfigurationError(
             "no key is at hand to check an audit with: give the keys with --keys URI, or a trust.json with --trust FILE"
         )
-    data, _ = common.read_file(path, "report", _FILE_LIMIT)
-    digest = sha256(data).hexdigest()
+    digest = common.file_digest(path, "report")
     with render.working("reading the audits"):
         archive = read_trusted_archive(store, trust).id
         stored = stating_audit(store, archive, trust, digest)

@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from hashlib import sha256
 from itertools import chain
 from operator import attrgetter, index
 from pathlib import Path
@@ -34,10 +33,11 @@ import msgspec
 import pyarrow as pa
 
 from custody.archive import reader, search
+from custody.archive.audit_findings import read_findings
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.trusted import Judge, beyond_end, check_archive, empty_slots, known_heads, unverified
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
-from custody.format import audit, layout
+from custody.format import layout
 from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
 from custody.format.manifest import QuarantineRef, Statement
@@ -61,7 +61,6 @@ logger = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=Entry)
 
-_FINDINGS_LIMIT = 64 * 1_048_576
 _ROWS = 10_000
 _HIDDEN = 5
 _BATCH = attrgetter("number", "first_offset", "next_offset", "events", "size", "inflated")
@@ -407,22 +406,11 @@ class _Loader:
                 msgspec.json.encode(audited.covered).decode(),
                 msgspec.json.encode(audited.heads).decode(),
             )
-            for finding in self._findings_of(sequence, audited):
+            stated = read_findings(self._store, audited)
+            for _, problem in stated.problems:
+                self._warn("damaged", layout.AUDIT_LOG, problem)
+            for finding in map(msgspec.to_builtins, stated.findings):
                 self._findings.add(sequence, *map(finding.get, self._findings.schema.names[1:]))
-
-    def _findings_of(self, sequence: int, audited: audit.Audit) -> Sequence[Mapping[str, Any]]:
-        ref = audited.findings
-        if not isinstance(ref, audit.ObjectRef):
-            return ref
-        try:
-            data = self._store.read(ref.key, limit=_FINDINGS_LIMIT)
-            if sha256(data).hexdigest() == ref.sha256:
-                return [fields for fields in map(json.loads, data.splitlines()) if isinstance(fields, dict)]
-            problem = "its bytes differ from the signed digest"
-        except (ObjectMissing, FormatError, ValueError, RecursionError) as error:
-            problem = str(error)
-        self._warn("damaged", layout.AUDIT_LOG, f"the findings of audit {sequence} are not shown: {ref.key}: {problem}")
-        return []
 
 
 def _create_events(connection: duckdb.DuckDBPyConnection, folder: Path, files: Sequence[str]) -> None:

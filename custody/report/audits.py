@@ -2,38 +2,35 @@
 
 Rules:
 - With keys, only audits count that they signed. Any other slot that no later audit passes over is a problem.
-- A finding of an earlier audit is open until a later audit has read its statement again, or its object is gone if it is
-  about no statement, or `trust.json` accepts it. A nightly audit reads only a share of what is old: that it found
-  nothing does not mean that the damage is gone.
+- A finding of an earlier audit is open until later audits have read all of its statements again, or `trust.json`
+  accepts it. A nightly audit reads only a share of what is old: that it found nothing does not mean that the damage is
+  gone. A finding about an object that should not be there is open until the object is gone.
+- Of evidence that is gone, nothing is closed: whoever deletes the rest of an object does not turn the page green.
 - The walk ends when each statement has been read by an audit that was seen: what is older was read again since. It goes
   on until the page has its rows.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
 
 from custody.archive import reader
+from custody.archive.audit_findings import StatedFinding, read_findings
 from custody.archive.forms import AUDITS
 from custody.archive.trusted import Judge
 from custody.errors import FormatError, ObjectMissing
-from custody.findings import Severity
+from custody.findings import Acceptances, Severity
 from custody.format import audit, layout, limits
 from custody.format.audit import Audit, ObjectRef, SignedAudit
 from custody.keys.trust import Trust
-from custody.report.spans import LastRead, subtract
+from custody.report.spans import LastRead, Span, subtract
 from custody.store.protocol import Store
 
-_FINDINGS_LIMIT = 64 * 1_048_576
 _LIST_LIMIT = 64 * 1_048_576
 _ROWS = 10
 """The newest audits, which the page lists."""
-_SEVERITIES = {severity.name.lower(): severity for severity in Severity}
-
-Fields = Mapping[str, Any]
-"""A finding, as an audit has it."""
+_STRAYS = frozenset({"unlisted", "foreign"})
+"""Findings about an object that should not be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +78,13 @@ class Audits:
     """
 
     newest: Stored | None = None
-    findings: list[Fields] = field(default_factory=list)
+    findings: list[StatedFinding] = field(default_factory=list)
     whole: ObjectRef | None = None
-    open: list[tuple[int, Fields]] = field(default_factory=list)
+    open: list[tuple[int, StatedFinding]] = field(default_factory=list)
     read: dict[str, LastRead] = field(default_factory=dict)
     rows: list[Audit] = field(default_factory=list)
     oldest: Audit | None = None
     problems: list[Problem] = field(default_factory=list)
-
-
-def severity_of(fields: Fields) -> Severity:
-    """Return the severity of a finding. One that is not known is as bad as what cannot be verified."""
-    return _SEVERITIES.get(str(fields.get("severity")), Severity.UNVERIFIABLE)
 
 
 def walk(store: Store, archive: str | None, trust: Trust, until: int | None = None) -> Audits:
@@ -108,6 +100,7 @@ def walk(store: Store, archive: str | None, trust: Trust, until: int | None = No
         StoreError: the store does not give one.
     """
     made = Audits()
+    acceptances = Acceptances(trust.accepted)
     seen: set[tuple[object, ...]] = set()
     for stored in valid_audits(store, archive, trust, made.problems, until):
         statement = stored.statement
@@ -116,20 +109,23 @@ def walk(store: Store, archive: str | None, trust: Trust, until: int | None = No
         # A record of the roll reads nothing, and counts no findings.
         if "findings" not in statement.counts:
             continue
-        found, whole = findings_of(store, statement, made.problems)
+        read = read_findings(store, statement)
+        made.problems += [Problem(severity, message, str(layout.AUDIT_LOG)) for severity, message in read.problems]
+        later = {name: last.all for name, last in made.read.items()}
+        own = [_read(made, name, statement) for name in statement.covered]
         if made.newest is None:
-            made.newest, made.findings, made.whole = stored, found, whole
-        own = {name: _read(made, name, statement) for name in statement.covered}
-        if statement is not made.newest.statement:
+            made.newest, made.findings, made.whole = stored, list(read.findings), read.whole
+        else:
             made.open += [
                 (statement.sequence, each)
-                for each in found
-                if severity_of(each) is not Severity.NOTICE
-                and not _is_accepted(each, trust)
-                and (_is_open(each, own) or _is_left(store, each, seen))
+                for each in read.findings
+                if each.severity is not Severity.NOTICE
+                and acceptances.of(each) is None
+                and _subject(each) not in seen
+                and _is_open(store, each, statement, later)
             ]
-        seen |= {_subject(each) for each in found}
-        if any(own.values()):
+        seen |= {_subject(each) for each in read.findings}
+        if any(own):
             made.oldest = statement
         heads = made.newest.statement.heads
         left = any(subtract((0, head.size), _all_read(made, name)) for name, head in heads.items())
@@ -147,45 +143,47 @@ def _read(audits: Audits, log: str, statement: Audit) -> list[tuple[int, int]]:
     return audits.read.setdefault(log, LastRead()).add(spans, statement.sequence)
 
 
-def _is_open(fields: Fields, own: Mapping[str, list[tuple[int, int]]]) -> bool:
-    """Return whether no later audit has read the statements of a finding."""
-    log, first = fields.get("log"), fields.get("sequence")
-    if not isinstance(log, str) or not isinstance(first, int):
-        return False
-    through = fields.get("through")
-    last = through if isinstance(through, int) else first
-    return any(begin <= last and first < end for begin, end in own.get(log, ()))
+def _subject(each: StatedFinding) -> tuple[object, ...]:
+    return each.finding, each.log, each.key, each.sequence, each.through
 
 
-def _subject(fields: Fields) -> tuple[object, ...]:
-    return fields.get("finding"), fields.get("log"), fields.get("key")
+def _is_open(store: Store, each: StatedFinding, statement: Audit, later: Mapping[str, Sequence[Span]]) -> bool:
+    """Return whether later audits have not settled a finding that none of them names.
 
-
-def _is_left(store: Store, fields: Fields, seen: set[tuple[object, ...]]) -> bool:
-    """Return whether the object of a finding about no statement is still there, and no later audit names it.
-
-    Listings are read by shares too: such an object is not named again each night.
+    Args:
+        store: the archive.
+        each: the finding.
+        statement: of its audit.
+        later: what later audits have read of each log.
     """
-    key = fields.get("key")
-    if not isinstance(key, str) or "sequence" in fields or _subject(fields) in seen:
+    if each.log is not None and each.sequence is not None:
+        # A rollback is about the statements after the end of the log: an audit must get there.
+        end = max(each.sequence, each.through or 0) + 1
+        return bool(subtract((each.sequence, end), later.get(each.log, ())))
+    if each.key is None:
         return False
-    try:
-        return store.exists(key)
-    except FormatError:
-        return False
+    if each.finding in _STRAYS or not each.key.startswith(layout.EVIDENCE):
+        # Listings are read by shares too: such an object is not named again each night.
+        try:
+            return store.exists(each.key)
+        except FormatError:
+            return False
+    log = layout.log_of(each.key)
+    span = _span_of(each.key, str(log), statement)
+    return span is None or bool(subtract(span, later.get(str(log), ())))
 
 
-def _is_accepted(fields: Fields, trust: Trust) -> bool:
-    """Return whether `trust.json` accepts a finding by now: tampering by its digest alone."""
-    return any(
-        accepted.finding == fields.get("finding")
-        and (accepted.key, accepted.log, accepted.sequence)
-        in {(fields.get("key"), accepted.log, None), (None, fields.get("log"), fields.get("sequence"))}
-        and (
-            accepted.sha256 == fields.get("sha256") if accepted.sha256 else severity_of(fields) is not Severity.TAMPERED
-        )
-        for accepted in trust.accepted
-    )
+def _span_of(key: str, log: str, statement: Audit) -> Span | None:
+    """Return the statements that an audit must have read to have seen an object of evidence; None if none show it.
+
+    The key of records names no statement: it may be any of its log.
+    """
+    if (manifest := layout.parse_manifest_key(key)) is not None:
+        return manifest[1], manifest[1] + 1
+    if (checkpoint := layout.parse_checkpoint_key(key)) is not None:
+        return max(checkpoint[1] - 1, 0), max(checkpoint[1], 1)
+    head = statement.heads.get(log)
+    return (0, head.size) if head and head.size else None
 
 
 def valid_audits(
@@ -227,23 +225,6 @@ def _stored(store: Store, judge: Judge, sequence: int, *, checked: bool) -> tupl
         return None, verdict.reason
     by = tuple((signature.key, signature.algorithm) for signature, _ in signed.signatures)
     return Stored(signed.statement, sha256(data).hexdigest(), by), ""
-
-
-def findings_of(store: Store, statement: Audit, problems: list[Problem]) -> tuple[list[Fields], ObjectRef | None]:
-    """Return an audit's findings, and the object that holds them if they are not in the audit itself."""
-    ref = statement.findings
-    if not isinstance(ref, ObjectRef):
-        return list(ref), None
-    try:
-        data = store.read(ref.key, limit=_FINDINGS_LIMIT)
-        if sha256(data).hexdigest() == ref.sha256:
-            return [line for line in map(json.loads, data.splitlines()) if isinstance(line, dict)], ref
-        reason = "its bytes differ from the signed digest"
-    except (ObjectMissing, FormatError, ValueError, RecursionError) as error:
-        reason = str(error)
-    message = f"the findings of audit {statement.sequence} are not shown: {ref.key}: {reason}"
-    problems.append(Problem(Severity.TAMPERED, message, str(layout.AUDIT_LOG)))
-    return [], ref
 
 
 def stating_audit(store: Store, archive: str | None, trust: Trust, digest: str) -> Stored | None:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from custody.archive import reader
+from custody.archive.audit_findings import StatedFinding
 from custody.archive.forms import form_of, statements_of
 from custody.archive.trusted import Judge, beyond_end, check_archive, check_keys, empty_slots, known_heads, unverified
 from custody.archive.writer import writer_name
@@ -28,7 +29,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.format.times import parse_time
 from custody.keys.trust import Trust, TrustedKey
-from custody.report.audits import Audits, Fields, Problem, Stored, severity_of, walk
+from custody.report.audits import Audits, Problem, Stored, walk
 from custody.report.figures import Figures, State, Tally, tally_of
 from custody.report.spans import LastRead, common, contains, length, merge, subtract
 from custody.store.protocol import Store
@@ -138,8 +139,8 @@ class Facts:
     @property
     def severity(self) -> Severity | None:
         """The worst of all: the audit's verdict, findings that are open, problems. None if nothing is wrong."""
-        found = [severity_of(each) for each in self.audits.findings]
-        found += [severity_of(each) for _, each in self.audits.open]
+        found = [each.severity for each in self.audits.findings]
+        found += [each.severity for _, each in self.audits.open]
         found += [problem.severity for problem in self.problems]
         verdict = _VERDICTS.get(self.statement.verdict)
         return max([*found, *([verdict] if verdict else [])], default=None)
@@ -203,9 +204,9 @@ def gather(
         )
     statement = audits.newest.statement
     figures = Figures()
-    gathering = _Gathering(store, archive, trust, audits, figures, problems, since, until)
+    gathering = _Gathering(store, archive, trust, made_at, audits, figures, problems, since, until)
     for each in (*audits.findings, *(each for _, each in audits.open)):
-        gathering.about.setdefault(str(each.get("log") or ""), []).append(each)
+        gathering.about.setdefault(each.log or "", []).append(each)
     names = {str(log) for log in reader.named_logs(store, {*statement.heads, *trust.heads})}
     names |= gathering.about.keys() - {"", str(layout.AUDIT_LOG)}
     logs = [gathering.log(name) for name in sorted(names)]
@@ -241,12 +242,13 @@ class _Gathering:
     store: Store
     archive: str | None
     trust: Trust
+    made_at: datetime
     audits: Audits
     figures: Figures
     problems: list[Problem]
     since: datetime | None
     until: datetime | None
-    about: dict[str, list[Fields]] = field(default_factory=dict)
+    about: dict[str, list[StatedFinding]] = field(default_factory=dict)
     """Findings by log."""
     unchecked: dict[Log, int] = field(default_factory=dict)
 
@@ -256,7 +258,7 @@ class _Gathering:
         head = newest.statement.heads.get(name) if newest else None
         made = LogFact(name, head.size if head else 0, head.root if head else None)
         about = self.about.get(name, [])
-        made.severity = max(map(severity_of, about), default=None)
+        made.severity = max((each.severity for each in about), default=None)
         log = layout.parse_log_text(name)
         if log is None:
             return made
@@ -282,13 +284,13 @@ class _Gathering:
         self._find_checkpoint(log, made, judge)
         return made
 
-    def _states(self, name: str, about: Sequence[Fields]) -> "_States":
+    def _states(self, name: str, about: Sequence[StatedFinding]) -> "_States":
         newest = self.audits.newest
         marks = newest.statement.marks.get(name) if newest else None
         damaged = [
-            (first, (each["through"] if isinstance(each.get("through"), int) else first) + 1)
+            (each.sequence, max(each.sequence, each.through or 0) + 1)
             for each in about
-            if isinstance(first := each.get("sequence"), int) and severity_of(each) >= Severity.INCOMPLETE
+            if each.sequence is not None and each.severity >= Severity.INCOMPLETE
         ]
         return _States(self.audits.read.get(name, LastRead()), merge(damaged), marks.expired if marks else 0)
 
@@ -367,9 +369,15 @@ class _Gathering:
             return
         for note, parsed in reader.read_checkpoints(self.store, log, sizes[: -_CHECKPOINTS_TRIED - 1 : -1]):
             if judge.refusal(note, parsed) is None:
-                keys, witnesses = self.trust.keys, self.trust.witnesses
                 verdict = check_checkpoint(
-                    note, parsed, str(log), keys, within=lambda _: True, witnesses=witnesses, quorum=self.trust.quorum
+                    note,
+                    parsed,
+                    str(log),
+                    self.trust.keys,
+                    within=lambda _: True,
+                    witnesses=self.trust.witnesses,
+                    quorum=self.trust.quorum,
+                    now=self.made_at,
                 )
                 made.checkpoint = CheckpointFact(parsed.size, parsed.root.hex(), verdict.signers, verdict.witnessed)
                 return

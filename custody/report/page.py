@@ -10,11 +10,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from custody.archive.audit_findings import StatedFinding
 from custody.errors import escape
 from custody.findings import Severity
 from custody.format.times import duration_text, parse_time
 from custody.report import charts
-from custody.report.audits import Fields, severity_of
 from custody.report.facts import Facts, LogFact
 
 FINDINGS_SHOWN = 5_000
@@ -132,29 +132,35 @@ def _verdict_of_log(facts: Facts, log: LogFact) -> tuple[str, str, str]:
     return colour, sign, words.lower()
 
 
-def _card(each: Fields) -> dict[str, Any]:
-    colour, sign, words, _ = VERDICTS[severity_of(each)]
-    where = [str(each["log"])] if each.get("log") else []
-    if isinstance(each.get("sequence"), int):
-        first, through = each["sequence"], each.get("through")
+def _card(each: StatedFinding) -> dict[str, Any]:
+    colour, sign, words, _ = VERDICTS[each.severity]
+    where = [each.log] if each.log else []
+    if each.sequence is not None:
+        first, through = each.sequence, each.through
         where.append(f"sequence {first}" if through in {None, first} else f"sequences {first} to {through}")
-    where += [f"{name} {each[name]}" for name in ("batch", "offset", "byte") if each.get(name) is not None]
-    evidence = [str(text) for text in each.get("evidence") or ()]
+    places = ("batch", each.batch), ("offset", each.offset), ("byte", each.byte)
+    where += [f"{name} {value}" for name, value in places if value is not None]
     return {
-        "name": str(each.get("finding", "?")),
+        "name": each.finding,
         "colour": colour,
         "sign": sign,
-        "severity": words.lower() if each.get("severity") != "notice" else "notice",
+        "severity": words.lower() if each.severity is not Severity.NOTICE else "notice",
         "where": ", ".join(where) or "the archive as a whole",
-        "evidence": [(text[:_EVIDENCE_SHOWN].splitlines(), len(text) > _EVIDENCE_SHOWN) for text in evidence],
-        **{name: each.get(name) for name in ("key", "message", "action", "expected", "found", "sha256", "accepted")},
-        "count": each.get("count", 1),
+        "evidence": [(text[:_EVIDENCE_SHOWN].splitlines(), len(text) > _EVIDENCE_SHOWN) for text in each.evidence],
+        "key": each.key,
+        "message": each.message,
+        "action": each.action,
+        "expected": each.expected,
+        "found": each.found,
+        "sha256": each.sha256,
+        "accepted": each.accepted,
+        "count": each.count,
     }
 
 
 def _counts(facts: Facts) -> list[tuple[str, int]]:
     """Return how many findings there are of each severity, the worst first."""
-    by = [severity_of(each) for each in facts.audits.findings]
+    by = [each.severity for each in facts.audits.findings]
     return [(name.name.lower(), by.count(name)) for name in sorted(Severity, reverse=True) if name in by]
 
 

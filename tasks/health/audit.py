@@ -1,27 +1,24 @@
 """Reads the newest audit: its verdict, and how old it is."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from hashlib import sha256
-from typing import Any
+from operator import attrgetter
 
-import msgspec
-
+from custody.archive.audit_findings import read_findings
 from custody.archive.forms import AUDITS
 from custody.archive.reader import Tip, find_audit_tip, read_audit
 from custody.archive.trusted import Judge
 from custody.errors import CustodyError, FormatError, ObjectMissing, StoreError
 from custody.findings import Severity
-from custody.format import layout, limits
-from custody.format.audit import Audit, ObjectRef, SignedAudit
+from custody.format import layout
+from custody.format.audit import Audit, SignedAudit
 from custody.format.times import duration_text
 from tasks.audit.signed import GOOD, find_audits, is_of_roll
 from tasks.health.archive import Opened
 from tasks.health.model import AuditHealth, Problem, age_seconds, of_future
 from tasks.settings import Settings
 
-_FINDINGS_LIMIT = 64 * limits.MIB
 _ROLLS = 50
 """How many records of the roll are passed over to find an audit. There is at most one a day."""
 _SCHEDULE = "check that audit-nightly runs, or run 'custody audit'"
@@ -88,39 +85,27 @@ def _failed(opened: Opened, audit: Audit, count: int) -> tuple[Problem, dict[str
     message = f"audit {audit.sequence} ended with the verdict {audit.verdict}; findings: {count:,}"
     remedy = f"keep everything as it is; 'custody show {layout.audit_key(audit.sequence)}' lists the findings"
     worst, of_logs = None, dict[str, Problem]()
-    for finding in sorted(_findings(opened, audit), key=_severity, reverse=True):
-        if _severity(finding) <= Severity.NOTICE:
+    try:
+        read = read_findings(opened.store, audit)
+    except StoreError as error:
+        return Problem(
+            "failed", "audit-failed", "audit", f"{message}; they cannot be read now: {error}", remedy
+        ), of_logs
+    message = "; ".join([message, *(problem for _, problem in read.problems)])
+    for finding in sorted(read.findings, key=attrgetter("severity"), reverse=True):
+        if finding.severity <= Severity.NOTICE:
             break
-        name, log = str(finding.get("finding", "")), str(finding.get("log", ""))
+        name, log = finding.finding, finding.log
         explained = f"keep everything as it is; run 'custody verify', and 'custody explain {name}'"
         if worst is None:
-            places = [str(finding[part]) for part in ("log", "key") if finding.get(part)]
-            worst = ": ".join([", ".join([name, *places]), str(finding.get("message", ""))])
+            places = [part for part in (log, finding.key) if part]
+            worst = ": ".join([", ".join([name, *places]), finding.message])
             message, remedy = f"{message}; the worst: {worst}", explained
         if log and log not in of_logs:
-            where = f" ({finding['key']})" if finding.get("key") else ""
-            text = f"audit {audit.sequence} found {name}: {finding.get('message', '')}{where}"
+            where = f" ({finding.key})" if finding.key else ""
+            text = f"audit {audit.sequence} found {name}: {finding.message}{where}"
             of_logs[log] = Problem("failed", "audit-failed", log, text, explained)
     return Problem("failed", "audit-failed", "audit", message, remedy), of_logs
-
-
-def _severity(finding: Mapping[str, Any]) -> int:
-    name = str(finding.get("severity", "")).upper()
-    return Severity[name] if name in Severity.__members__ else 0
-
-
-def _findings(opened: Opened, audit: Audit) -> Sequence[Mapping[str, Any]]:
-    """Return the findings of an audit; none if they are in an object that is not the signed one."""
-    ref = audit.findings
-    if not isinstance(ref, ObjectRef):
-        return ref
-    try:
-        data = opened.store.read(ref.key, limit=min(ref.size, _FINDINGS_LIMIT))
-        if sha256(data).hexdigest() != ref.sha256:
-            return ()
-        return [finding for line in data.splitlines() if isinstance(finding := msgspec.json.decode(line), dict)]
-    except (StoreError, msgspec.DecodeError):
-        return ()
 
 
 def _find_tip(opened: Opened) -> Tip[SignedAudit]:

@@ -18,6 +18,7 @@ import custody
 from custody.archive.writer import Entry
 from custody.cli.main import app
 from custody.errors import CustodyError, NoArchive
+from custody.findings import finding
 from custody.format.layout import Log
 from custody.format.limits import INT_MAX
 from custody.format.manifest import KafkaTime, Unreadable
@@ -198,6 +199,22 @@ def test_findings_of_audits(sample: Sample) -> None:
     path.write_bytes(bytes(data))
     audit(sample.folder, sample.keyring)
     assert ask(sample.folder, "SELECT audit, finding, severity FROM findings") == [(0, "segment-hash", "tampered")]
+
+
+def test_findings_that_are_none(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an audit calls a finding, and is none, is a warning. The others are rows."""
+    odd: list[dict[str, Any]] = [
+        {"finding": ["x"]},
+        {"finding": "foreign", "sequence": -1},
+        finding("foreign", "a fault", key="x").to_dict(),
+    ]
+    monkeypatch.setattr("tasks.audit.conclude._merged", lambda *_: odd)
+    for each in odd:
+        each.setdefault("severity", "policy")
+    audit(sample.folder, sample.keyring)
+    assert ask(sample.folder, "SELECT audit, finding, severity, key FROM findings") == [(0, "foreign", "policy", "x")]
+    warnings = ask(sample.folder, "SELECT message FROM warnings WHERE kind = 'damaged'")
+    assert warnings == [("2 of 3 findings of audit 0 are not well formed, and are not shown",)]
 
 
 def test_empty_archive(tmp_path: Path) -> None:

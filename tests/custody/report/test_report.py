@@ -12,14 +12,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from custody.archive import reader
+from custody.archive.audit_findings import StatedFinding
 from custody.archive.reader import Tip
 from custody.archive.trusted import find_trusted_audits, read_trusted_archive
 from custody.archive.writer import append_audit
 from custody.errors import CustodyError
-from custody.findings import CATALOGUE, Accepted, Severity, finding
+from custody.findings import CATALOGUE, Accepted, Findings, Severity, finding
+from custody.format import layout
 from custody.format.audit import Covered, SignedAudit
 from custody.format.envelope import HeadRef
 from custody.format.layout import Log
@@ -34,6 +38,7 @@ from custody.report.page import VERDICTS, render
 from custody.report.spans import LastRead, contains, merge, subtract
 from custody.store.open import open_store
 from custody.store.protocol import Store
+from custody.tlog.checkpoint import COSIGNATURE, NoteKey, NoteSignature, cosigned, parse_note, with_signature
 from tasks.audit.conclude import Outcome, conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
@@ -266,6 +271,110 @@ def test_a_foreign_object_stays_open_while_it_is_there(settings: Settings, sampl
     assert Elements(render(gathered(settings))).banner == "good"
 
 
+@pytest.mark.parametrize(("accepted", "left"), [((1,), 1), ((1, 2, 3), 0)])
+def test_a_range_is_accepted_by_all_of_its_statements(
+    settings: Settings, sample: Sample, accepted: tuple[int, ...], left: int
+) -> None:
+    """The report accepts what the verifier accepts: whoever accepts the first statement accepts no others."""
+    name = str(sample.log)
+    gone = finding("segment-missing", "gone", log=name, sequence=1, through=3, count=3)
+    signed(settings, covered={name: [Covered(0, 4, "new")]}, findings=[gone.to_dict()], verdict="incomplete")
+    signed(settings)
+    by = tuple(
+        Accepted(finding="segment-missing", reason="known", by="me", at="now", log=name, sequence=sequence)
+        for sequence in accepted
+    )
+    facts = gathered(settings, replace(settings.own_trust(), accepted=by))
+    assert len(facts.audits.open) == left
+    assert (Findings(by).add(gone), facts.severity is None) == (not left, not left)
+
+
+@pytest.mark.parametrize("of", ["a segment", "a manifest", "a checkpoint", "archive.json"])
+def test_evidence_that_is_gone_closes_nothing(settings: Settings, sample: Sample, of: str) -> None:
+    """Who deletes the rest of an object does not turn the page green. An audit that reads its statements again does."""
+    name = str(sample.log)
+    size = sample.tip.head.size
+    segment = next(path for path in (sample.folder / "events").rglob("*.gz"))
+    key = {
+        "a segment": str(segment.relative_to(sample.folder)),
+        "a manifest": layout.manifest_key(sample.log, 2),
+        "a checkpoint": layout.checkpoint_key(sample.log, 3),
+        "archive.json": "archive.json",
+    }[of]
+    heads = {name: HeadRef(size, sample.tip.head.root.hex())}
+    bad = finding("delete-marker", "a delete marker hides the object", key=key, sha256="a" * 64).to_dict()
+    signed(settings, heads=heads, covered={name: [Covered(0, size, "new")]}, findings=[bad], verdict="tampered")
+    signed(settings, heads=heads)
+    if of == "a segment":
+        segment.unlink()
+    facts = gathered(settings)
+    assert [audit for audit, _ in facts.audits.open] == [0]
+    assert Elements(render(facts)).banner == "bad"
+    signed(settings, heads=heads, covered={name: [Covered(0 if of == "a segment" else 2, size, "again")]})
+    assert len(gathered(settings).audits.open) == (of == "archive.json")
+
+
+def test_a_rollback_is_open_until_an_audit_gets_beyond_it(settings: Settings, sample: Sample) -> None:
+    """Its statement is the one after the log's end: what an audit covers ends before it."""
+    name, size = str(sample.log), sample.tip.head.size
+    heads = {name: HeadRef(size, sample.tip.head.root.hex())}
+    bad = finding("head-rollback", "statements are gone", log=name, sequence=size, sha256="a" * 64).to_dict()
+    signed(settings, heads=heads, covered={name: [Covered(0, size, "new")]}, findings=[bad], verdict="tampered")
+    signed(settings, heads=heads, covered={name: [Covered(0, size, "again")]})
+    assert [audit for audit, _ in gathered(settings).audits.open] == [0]
+    signed(settings, heads=heads, covered={name: [Covered(size, size + 1, "new")]})
+    assert gathered(settings).audits.open == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"key": ["a"]},
+        {"finding": ["x"]},
+        {"through": [2]},
+        {"evidence": 5},
+        {"evidence": [5]},
+        {"sequence": -1},
+        {"sequence": True},
+        {"count": "many"},
+        {"severity": {}},
+        {"log": 7},
+    ],
+    ids=str,
+)
+def test_what_is_no_finding_is_a_problem(settings: Settings, sample: Sample, odd: dict[str, Any]) -> None:
+    """An audit may say anything where no key checks it. What is no finding is counted, and the others are shown."""
+    name = str(sample.log)
+    good = finding("segment-hash", "one bit is wrong", log=name, sequence=2, key="events/x").to_dict()
+    spans = {name: [Covered(0, 4, "new")]}
+    for _ in range(2):
+        signed(settings, covered=spans, findings=[{**good, **odd}, good], verdict="tampered")
+    for trust in (None, Trust()):
+        facts = gathered(settings, trust)
+        assert [each.key for each in facts.audits.findings] == ["events/x"]
+        assert "1 of 2 findings of audit 1 are not well formed" in Elements(render(facts)).text
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(-60, True), (86_400, False), (10**12, False), (2**63, False)])
+def test_a_cosignature_of_the_future_does_not_count(
+    settings: Settings, sample: Sample, seconds: int, shown: bool
+) -> None:
+    """A time that has not come, or that is in milliseconds, is nobody's cosignature: the page is made without it."""
+    audited(settings)
+    private = Ed25519PrivateKey.generate()
+    witness = NoteKey("a-witness", private.public_key().public_bytes_raw(), COSIGNATURE)
+    path = max((sample.folder / layout.checkpoint_prefix(sample.log)).iterdir())
+    note = parse_note(path.read_bytes())
+    time = int(NOW.timestamp()) + seconds
+    value = time.to_bytes(8, "big") + private.sign(cosigned(note.text, time))
+    path.chmod(0o644)
+    path.write_bytes(with_signature(note, NoteSignature(witness.name, witness.key_hash, value)).encode())
+    facts = gathered(settings, replace(settings.own_trust(), witnesses=(witness,)))
+    assert facts.logs[0].checkpoint is not None
+    assert facts.logs[0].checkpoint.witnessed == (((witness.name, time),) if shown else ())
+    assert ("2026-11-28 11:59:00 UTC" in Elements(render(facts)).text) == shown
+
+
 def test_an_audit_of_a_part_says_so(tmp_path: Path) -> None:
     """The page names how many logs the audit read nothing of."""
     for partition in range(2):
@@ -493,9 +602,8 @@ def gathered_with(settings: Settings, count: int) -> Facts:
         audited(settings)
     facts = gathered(settings)
     names = sorted(CATALOGUE)
-    facts.audits.findings = [
-        finding(names[number % len(names)], "a fault", key=f"events/{number}").to_dict() for number in range(count)
-    ]
+    many = [finding(names[number % len(names)], "a fault", key=f"events/{number}").to_dict() for number in range(count)]
+    facts.audits.findings = msgspec.convert(many, list[StatedFinding])
     return facts
 
 

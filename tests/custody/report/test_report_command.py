@@ -1,6 +1,8 @@
 """`custody report`, the nightly report, and how the next signed audit states its digest."""
 
+import errno
 import json
+import os
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -100,6 +102,49 @@ def test_a_page_that_cannot_be_written_is_one_line(
     code, _, err = run("--output none/page.html", sample, capsys)
     assert (code, err.count("\n")) == (2, 1)
     assert "none/page.html" in err
+
+
+@pytest.mark.parametrize("mode", [None, 0o640])
+def test_a_page_is_written_in_one_step(
+    settings: Settings,
+    sample: Sample,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: int | None,
+) -> None:
+    """A full disk leaves the page that was there. It keeps its mode; a new one is its owner's alone."""
+    audited(settings)
+    path = Path("page.html")
+    if mode is not None:
+        path.write_text("the page of before")
+        path.chmod(mode)
+    before = sorted(Path().iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full_disk)
+        code, out, err = run("--output page.html", sample, capsys)
+    assert (code, out, sorted(Path().iterdir())) == (1, "", before)
+    assert "page.html could not be written: No space left on device" in err
+    assert mode is None or path.read_text() == "the page of before"
+    assert run("--output page.html", sample, capsys)[0] == 0
+    assert path.read_bytes().startswith(b"<!doctype html>")
+    assert path.stat().st_mode & 0o777 == (mode or 0o600)
+
+
+def full_disk(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_large_file_is_checked_whole(settings: Settings, sample: Sample, capsys: pytest.CaptureFixture[str]) -> None:
+    """The digest is that of the file, whatever its size."""
+    audited(settings)
+    size = 256 * 1_048_576 + 5
+    with Path("large.html").open("wb") as file:
+        file.truncate(size)
+    digest = sha256()
+    for start in range(0, size, 1_048_576):
+        digest.update(bytes(min(1_048_576, size - start)))
+    code, out, _ = run("--check large.html --json", sample, capsys)
+    assert (code, json.loads(out)["sha256"]) == (NOT_STATED, digest.hexdigest())
 
 
 def check(page: bytes, sample: Sample, capsys: pytest.CaptureFixture[str]) -> tuple[int, int | None]:

@@ -658,6 +658,23 @@ def test_audits(growing: Growing) -> None:
     assert [problem.level for problem in of(health_of(settings), "audit-unreadable")] == ["failed"]
 
 
+@pytest.mark.parametrize("more", [b"{}", b""], ids=["longer", "changed"])
+def test_findings_that_are_not_the_signed_ones(growing: Growing, monkeypatch: pytest.MonkeyPatch, more: bytes) -> None:
+    """Whoever changes the object of an audit's findings, or adds a byte, does not end the command: it says so."""
+    monkeypatch.setattr("custody.format.audit.FINDINGS_INLINE", 0)
+    segment = min((growing.folder / "events").rglob("*.gz"))
+    segment.chmod(0o644)
+    segment.write_bytes(b"something else")
+    audit(alone(growing))
+    stored = next(path for path in (growing.folder / "audits/objects").iterdir() if b"segment-" in path.read_bytes())
+    stored.chmod(0o644)
+    stored.write_bytes(stored.read_bytes().replace(b"segment-", b"segment_") + more)
+    health = health_of(alone(growing))
+    assert health.audit is not None
+    (problem,) = of(health, "audit-failed")
+    assert "the findings of audit 0 are not those that were signed: audits/objects/" in problem.message
+
+
 def test_a_damaged_statement_among_the_newest(growing: Growing) -> None:
     """A log is damaged if one of its newest statements is; bytes that the writer passed over are no damage."""
     (growing.folder / layout.manifest_key(LOG, 3)).write_bytes(b"garbage")
