@@ -169,11 +169,13 @@ class Finding:
     accepted: str | None = None
     """Who accepted it, when and why. An accepted finding counts as a notice."""
     count: int = 1
+    advice: str | None = None
+    """What an operator does next, where that is not what it usually is."""
 
     @property
     def action(self) -> str:
         """What an operator does next."""
-        return CATALOGUE[self.finding][1]
+        return self.advice or CATALOGUE[self.finding][1]
 
     @property
     def help(self) -> str:
