@@ -158,6 +158,13 @@ def test_the_same_for_many_logs_is_said_once() -> None:
     many = [finding("key-unknown", "the key 'x' is not trusted", log=f"a/{n}", sequence=0, count=2) for n in range(200)]
     (one,) = joined(many)
     assert (one.count, one.where) == (400, "a/0, a/1, a/2 and 197 more logs")
+    for count, named in ((4, "a/0, a/1, a/2 and a/3"), (2, "a/0 and a/1"), (5, "a/0, a/1, a/2 and 2 more logs")):
+        (few,) = joined(many[:count])
+        assert few.where == named
+    unchecked = [finding("unchecked-signature", "no secret", log=f"a/{n}", sequence=0) for n in range(3)]
+    audits = finding("unchecked-signature", "no secret", log="audits/0", sequence=0, key="audits/000000000000.json")
+    (all_logs,) = joined([*unchecked, audits])
+    assert (all_logs.where, all_logs.key, all_logs.count) == ("a/0, a/1, a/2 and audits/0", None, 4)
     apart = [finding("segment-hash", "it differs", log=f"a/{n}", sequence=1, key=f"events/{n}") for n in range(3)]
     assert joined(apart) == apart
     same_log = [finding("event", "wrong", log="a/0", sequence=n) for n in range(3)]
