@@ -53,7 +53,7 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "event": (Severity.TAMPERED, f"{_SUSPECT}they signed a statement about lines that are wrong"),
     "quarantine": (Severity.TAMPERED, f"{_SUSPECT}they signed a statement that does not match the quarantine"),
     "sequence-gap": (Severity.INCOMPLETE, "restore the manifests from a replica or backup; find out who deleted them"),
-    "head-rollback": (Severity.TAMPERED, "stop the writer; restore the missing statements from a replica or backup"),
+    "head-rollback": (Severity.TAMPERED, "stop the drain; restore the missing statements from a replica or backup"),
     "head-fork": (Severity.TAMPERED, "keep both heads as evidence: a key holder signed two histories"),
     "tree": (Severity.TAMPERED, "compare the statements with a replica: one was changed after later ones were signed"),
     "batch-order": (Severity.TAMPERED, "compare the statement with a replica"),
@@ -169,11 +169,13 @@ class Finding:
     accepted: str | None = None
     """Who accepted it, when and why. An accepted finding counts as a notice."""
     count: int = 1
+    advice: str | None = None
+    """What an operator does next, where that is not what it usually is."""
 
     @property
     def action(self) -> str:
         """What an operator does next."""
-        return CATALOGUE[self.finding][1]
+        return self.advice or CATALOGUE[self.finding][1]
 
     @property
     def help(self) -> str:
@@ -235,7 +237,7 @@ def finding(
 
 
 _LOGS_NAMED = 3
-"""How many logs a joined finding names. `--json` has each log's own."""
+"""How many logs a joined finding names; one more, if that is the last. `--json` has each log's own."""
 _CAUSE = re.compile(r"^.*?\b[a-z0-9]+://\S*: ", re.DOTALL)
 """What comes before the cause in a store's error: what could not be done, and to which object."""
 
@@ -260,7 +262,8 @@ def _sameness(kept: Finding) -> tuple[object, ...]:
     common = (kept.finding, kept.severity, kept.accepted)
     if kept.finding == "unreadable" and kept.log is None and (cause := _CAUSE.match(kept.message)):
         return *common, kept.message[cause.end() :]
-    if kept.log is None or kept.key is not None or kept.evidence or kept.offset is not None:
+    about_object = kept.key is not None and kept.finding != "unchecked-signature"
+    if kept.log is None or about_object or kept.evidence or kept.offset is not None:
         return (kept,)
     return *common, kept.message, kept.expected, kept.found
 
@@ -271,9 +274,13 @@ def _join(group: Sequence[Finding]) -> Finding:
         return replace(first, message=f"{first.message} (and {len(group) - 1} more requests, for this reason)")
     logs = list(dict.fromkeys(kept.log for kept in group if kept.log))
     rest = len(logs) - _LOGS_NAMED
-    more = f" and {rest:,} more {'log' if rest == 1 else 'logs'}" if rest > 0 else ""
-    names = ", ".join(logs[:_LOGS_NAMED]) + more
-    return replace(first, log=names, sequence=None, through=None, batch=None, byte=None, sha256=None, count=count)
+    if rest <= 1:
+        names = " and ".join(filter(None, (", ".join(logs[:-1]), logs[-1])))
+    else:
+        names = f"{', '.join(logs[:_LOGS_NAMED])} and {rest:,} more logs"
+    return replace(
+        first, log=names, sequence=None, through=None, batch=None, byte=None, key=None, sha256=None, count=count
+    )
 
 
 def loss_digest(*facts: object) -> str:

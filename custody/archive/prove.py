@@ -144,8 +144,9 @@ def make_evidence(
     if batch.leaves is not None and batch.leaves.key not in trust.leaves and batch.events > 1 and not whole_batch:
         raise ConfigurationError(
             f"the leaf secret {batch.leaves.key!r} is not available, and without it the evidence would disclose"
-            f" {batch.events - 1:,} other events, the whole batch. Name the keyring that has it, with --keys"
-            " file:KEYRING or in the setting `keys` or `checkpoint_keys`. To disclose the batch, add --whole-batch"
+            f" {batch.events - 1:,} other events, the whole batch. Only the operator's keyring has it: as the operator,"
+            " name it with --keys file:KEYRING, or in the setting `keys` or `checkpoint_keys`. As an auditor, ask the"
+            " operator for the evidence, or disclose the batch with --whole-batch"
         )
     signed, head = _given(note, sequence, log, judge) if note is not None else _covering(store, log, sequence, judge)
     heads = [*known_heads(trust, log), *(known_heads(auditor, log) if auditor else [])]

@@ -6,6 +6,7 @@ in its slot: see `custody.archive.trusted.Judge`. `search` finds the statement t
 """
 
 import difflib
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -100,6 +101,9 @@ Holds = Callable[[E, int], bool]
 def unknown_log(name: str, logs: Collection[Log]) -> ConfigurationError:
     """Return the error for a log that is not there, with the names that are near, else the first ones."""
     known = [str(log) for log in sorted(logs)]
+    within = [log for log in known if re.match(rf"{re.escape(log)}[,:@/ ]", name)]
+    if within:
+        return ConfigurationError(f"{name[:300]!r} names a part of a log, and a log is wanted: give {within[0]}")
     topics = sorted({log.name for log in logs})
     near = difflib.get_close_matches(name[:300], known, _NAMES) or difflib.get_close_matches(name[:300], topics, _NAMES)
     if not known:

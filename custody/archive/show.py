@@ -9,7 +9,8 @@ over it.
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import Holds, find_tip, list_logs, read_manifest, sequence_of, unknown_log
+from custody.archive.reader import Holds, find_tip, list_logs, read_batch, read_manifest, sequence_of, unknown_log
 from custody.archive.search import find_statement, no_event, unknown_offset
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
@@ -26,7 +27,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, QuarantineRef, Statement
 from custody.format.members import inflate_stream, inflate_unchecked
 from custody.format.offsets import kind_of, line_of
-from custody.format.quarantine import quarantine_lines
+from custody.format.quarantine import parse_quarantined, quarantine_lines
 from custody.keys.trust import Trust
 from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
@@ -116,14 +117,32 @@ def _at(store: Store, log: Log, offset: str | None, sequence: str | None, holds:
 
 
 def events(store: Store, statement: Statement) -> Iterator[bytes]:
-    """Return the events of a statement as lines, in pieces.
+    """Return the events of a statement as lines, batch by batch. Bytes that were not signed are never returned.
 
     Raises:
-        FormatError: the segment does not match the statement. Raised after the last readable piece.
+        FormatError: a batch is damaged. Raised after the last batch before it, with what is left out.
         StoreError: the store does not give it.
     """
-    if statement.segment:
-        yield from _inflated(store, statement.segment.key, statement.segment.sha256)
+    ref, batches = statement.segment, sorted(statement.batches, key=lambda batch: batch.start)
+    if ref is None:
+        return
+    stored = sha256()
+    for index, batch in enumerate(batches):
+        try:
+            lines, member = read_batch(store, ref.key, batch)
+        except FormatError as error:
+            reason = f"batch {batch.number} in {ref.key} is damaged: {error}"
+            raise FormatError(f"{reason}; {_left_out(batches[index:])}; run custody verify") from None
+        stored.update(member)
+        yield lines
+    if stored.hexdigest() != ref.sha256 or store.read(ref.key, limit=1, start=ref.size, size=1):
+        raise FormatError(f"{ref.key} is not what was signed, although its events are: run custody verify")
+
+
+def _left_out(batches: Sequence[Batch]) -> str:
+    first, last = batches[0], batches[-1]
+    numbers = f"batch {first.number} is" if first is last else f"batches {first.number} to {last.number} are"
+    return f"{numbers} left out, from offset {first.first_offset} to {last.next_offset - 1}"
 
 
 def _holds(store: Store, log: Log, trust: Trust) -> Holds[Manifest]:
@@ -205,14 +224,29 @@ def _event(store: Store, key: str, batch: Batch, line: int) -> Iterator[bytes]:
 
 
 def _quarantined(store: Store, ref: QuarantineRef, offset: int) -> Iterator[bytes]:
-    """Return the line of a quarantine object for an offset."""
+    """Return the line of a quarantine object for an offset, with its key and value as `text` where they are UTF-8."""
     wanted = f'{{"offset":{offset},'.encode()
     try:
         for line in quarantine_lines(_stored(store, ref.key, ref.sha256), ref.size, ref.inflated):
             if line.startswith(wanted):
-                yield line + b"\n"
+                yield _legible(line) + b"\n"
     except FormatError as error:
         raise FormatError(f"{ref.key} is damaged: {error}; run custody verify") from None
+
+
+def _legible(line: bytes) -> bytes:
+    """Return a line of the quarantine with one more field, `text`: what a person can read of its base64."""
+    text: dict[str, str] = {}
+    try:
+        record = parse_quarantined(line)
+    except FormatError:
+        # The digest of the object will say that it is damaged.
+        return line
+    for name in ("key", "value"):
+        with suppress(UnicodeDecodeError):
+            if (data := getattr(record, name)) is not None:
+                text[name] = data.decode()
+    return line[:-1] + b',"text":' + json.dumps(text, ensure_ascii=False).encode() + b"}" if text else line
 
 
 def _inflated(store: Store, key: str, digest: str | None) -> Iterator[bytes]:

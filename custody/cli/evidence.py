@@ -57,6 +57,13 @@ def chosen_trust(
     refuse_inside(archive, [path for path in named if path])
     if alone:
         return open_trust(keys or (), settings.trust, settings.passphrase())
+    keyring = keyring_path(settings.keys)
+    if keyring and not keyring.exists():
+        # A new key would be of no use: others signed this archive.
+        raise ConfigurationError(
+            f"there is no keyring {keyring} here: give the archive's trust.json with --trust, or name its keyring with"
+            " --keys file:KEYRING"
+        )
     return settings.own_trust()
 
 

@@ -2,6 +2,7 @@
 
 The texts of findings are data, `custody/findings.toml`. `custody explain --markdown` makes docs/findings.md of them.
 Those of alerts are the sections of docs/alerts.md, for operators alone: they have a checkout.
+Of a problem that `custody status` prints, it says where to look.
 """
 
 import difflib
@@ -33,6 +34,37 @@ _SECTIONS: Mapping[str, str] = {
     "steps": "What to do",
 }
 """By field, the heading of a list."""
+_PROBLEMS: Mapping[str, str] = {
+    "archive-untrusted": "archive.json is not the one that is trusted or pinned: `custody explain archive`",
+    "audit-failed": "the newest audit found something: `custody explain custody-audit-failed`",
+    "audit-late": "no audit for too long: `custody explain custody-audit-silent`",
+    "audit-missing": "there is no audit yet: `custody explain custody-audit-silent`",
+    "audit-unreadable": "the signed audits cannot be read: `custody explain audit`",
+    "alerts-nobody": "no alert reaches anybody: set `alert.urls`, then `custody alert --test`",
+    "alerts-unreadable": "a URL of `alert.urls` cannot be read: correct it, then `custody alert --test`",
+    "archive-unreachable": "the archive's storage does not answer: `custody check`",
+    "clock": "statements have a time of the future: `custody explain custody-clock-wrong`",
+    "heads-unchecked": "no usable key is here to check the heads with: `custody check`",
+    "headroom": "Kafka deletes unarchived records soon: `custody explain custody-drain-headroom`",
+    "index-cursor": "the search's position cannot be true: `custody explain custody-search-behind`",
+    "index-late": "archived events cannot be searched yet: `custody explain custody-search-behind`",
+    "index-unknown": "how far the search is cannot be said: `custody explain custody-search-behind`",
+    "kafka-unreachable": "no broker answers, or it refuses this client: `custody check`",
+    "lag": "records wait in Kafka for too long: `custody explain custody-drain-silent`, and docs/lag.md",
+    "lag-unknown": "how long records wait cannot be said: docs/lag.md",
+    "log-damaged": "statements are missing, or contradict a known head: `custody verify`, and docs/tampered.md",
+    "log-unknown": "a log's head cannot be read: `custody check`, then `custody verify`",
+    "lost": "Kafka deleted records before they were archived: `custody explain offset-lost`",
+    "not-drained": "`kafka.topics` does not name the topic of a log: docs/settings.md",
+    "quarantined": "too many records are no valid events: `custody explain custody-records-quarantined`",
+    "silent": "a log has no statement for too long: `custody explain custody-drain-silent`",
+    "topic-changed": "a topic does not continue its log: docs/topic-recreated.md",
+    "topic-missing": "Kafka has no such topic: `custody explain custody-log-vanished`",
+    "topic-refused": "the broker refuses this client a topic: docs/kafka.md",
+    "topic-without-log": "records wait in a topic that has no log yet: `custody drain --once`, and docs/lag.md",
+    "unreadable": "no client could decode records of Kafka: `custody explain custody-records-unreadable`",
+}
+"""By the kind of a problem that `custody status` prints, what it is and where to look."""
 _PAGE = """\
 # Findings
 
@@ -41,7 +73,8 @@ A reference: what each finding of `custody verify` and of the audits means.
 This page is made from `custody/findings.toml`.
 Change that file, then run `custody explain --markdown > docs/findings.md`.
 
-**Before anything else, if a finding is `tampered`:** change nothing, and stop nothing but the writer.
+**Before anything else, if a finding is `tampered`:** change nothing. Drains may go on: they only add.
+Stop only what deletes: the roll, and lifecycle rules of the bucket. Only for `head-rollback` stop the drain too.
 Save the output of `custody verify ARCHIVE --trust trust.json --json > report.jsonl`, the time, and the logs of the
 machines and of the store. What is overwritten now cannot be shown later.
 
@@ -134,34 +167,62 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def _problem_lines(name: str) -> Iterator[str]:
+    """Yield what a kind of problem is and where to look, for a terminal."""
+    yield f"{name} (a problem of `custody status`)"
+    yield ""
+    yield from _wrap(f"{_PROBLEMS[name][:1].upper()}{_PROBLEMS[name][1:]}.")
+    yield from _wrap("`custody status` prints beside it what to do. docs/commands.md lists all problems.")
+
+
+def _list_lines(chosen: Sequence[Explanation]) -> Iterator[str]:
+    """Yield a line for each of these findings."""
+    names, severities = (max(len(getattr(each, field)) for each in chosen) for field in ("name", "severity"))
+    for each in chosen:
+        yield f"{each.name:<{names}}  {each.severity:<{severities}}  {each.title}"
+
+
 @app.command(rich_help_panel=common.VERIFY, epilog="custody explain segment-hash")
 def explain(
     name: Annotated[
         str | None,
-        typer.Argument(help="The name of a finding, such as segment-hash, or of an alert. Default: list all findings."),
+        typer.Argument(
+            help="The name of a finding, such as segment-hash, of an alert, or of a problem of `custody status`; or a"
+            " severity, to list its findings. Default: list all findings and alerts."
+        ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print all of them, as docs/findings.md.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines: a finding each.")] = False,
 ) -> None:
     """Explain a finding or an alert: what it means, how it comes about, when nobody meant harm, and what to do."""
-    known = explanations()
-    if name is not None and name in (sections := _alerts()):
+    known, sections = explanations(), _alerts()
+    if name is not None and name in sections:
         if as_json:
             common.print_json({"name": name, "text": "\n".join(sections[name])})
         else:
             echo("\n".join([f"{name} (an alert)", *_wrapped(sections[name])]))
         return
-    chosen = list(known.values()) if name is None else [_explanation(name)]
+    if name is not None and name in _PROBLEMS and name not in known:
+        if as_json:
+            common.print_json({"name": name, "text": _PROBLEMS[name]})
+        else:
+            echo("\n".join(_problem_lines(name)))
+        return
+    several = [each for each in known.values() if name in {None, each.severity}]
+    chosen = several or [_explanation(name or "")]
     if as_json:
         common.print_json(*map(asdict, chosen))
     elif markdown:
         echo(page().removesuffix("\n"))
-    elif name is None:
-        names, severities = (max(len(getattr(each, field)) for each in chosen) for field in ("name", "severity"))
-        echo("\n".join(f"{each.name:<{names}}  {each.severity:<{severities}}  {each.title}" for each in chosen))
+    elif several:
+        echo("\n".join(_list_lines(several)))
+        if name is None and sections:
+            echo("\n".join(["", "Alerts", *(f"  {alert}" for alert in sections)]))
         echo("\n`custody explain NAME` says more about one.")
     else:
         echo("\n".join(chosen[0].lines()))
+        if chosen[0].name in _PROBLEMS:
+            echo("\n".join(["", *_problem_lines(chosen[0].name)]))
 
 
 def _explanation(name: str) -> Explanation:
@@ -173,7 +234,7 @@ def _explanation(name: str) -> Explanation:
     known = explanations()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name[:100], [*known, *_alerts()], 3, 0.5)
+    near = difflib.get_close_matches(name[:100], [*known, *_alerts(), *_PROBLEMS], 3, 0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "'custody explain' lists all of them"
     raise ConfigurationError(f"there is no finding {name[:100]!r}; {hint}")
 

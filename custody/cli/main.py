@@ -254,7 +254,8 @@ def show(
         list[str],
         typer.Argument(
             help="An object's key, LOG/PARTITION (its head), LOG/PARTITION/SEQUENCE (a manifest),"
-            " LOG/PARTITION@OFFSET or LOG/PARTITION OFFSET (a record); or any of these as custody prints it."
+            " LOG/PARTITION@OFFSET or LOG/PARTITION OFFSET (a record); any of these as custody prints it; or"
+            " an object's path in a folder."
         ),
     ],
     events: Annotated[bool, typer.Option("--events", help="Print a manifest's events, as JSON lines.")] = False,
@@ -269,7 +270,7 @@ def show(
 
     settings = open_settings()
     store = open_store(settings.archive, settings.s3)
-    name = names.canonical(what)
+    name = names.below(store.url, names.canonical(what))
     try:
         shown = showing.show(store, name, settings.trust_at_hand())
     except (ObjectMissing, ConfigurationError):

@@ -7,13 +7,17 @@ A log is `topic/partition` everywhere; from its second epoch on, `topic@epoch/pa
 | `audit.events/0 1234`, `audit.events/0@1234`, `audit.events/0, offset 1234`, `offset 1234 of …` | a record |
 | `audit.events/0, sequence 7`, `sequence 7 of …`, `statement 7 of …`, `audit.events/0/7` | a statement |
 | `audit.events-0-1234`, the `_id` of a document in Elasticsearch | a record |
+| `audit.events/0 8 36a520de4ef1`, a head | its newest statement, here 7 |
 | `audit 7` | a signed audit |
 
 Where a finding names a statement and an offset, it is about the record.
 """
 
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from custody.errors import ConfigurationError
 from custody.format import layout
@@ -26,6 +30,7 @@ _AFTER = re.compile(
     rf"(?:{_NEXT}(?:offset )?{_OFFSET})?(?:{_NEXT}byte [0-9]+)?"
 )
 _BEFORE = re.compile(rf"(?:(?:sequence|statement) {_SEQUENCE}|(?:record )?(?:at )?offset {_OFFSET}) of {_LOG}")
+_HEAD = re.compile(rf"(?:Head )?{_LOG} (?P<size>[0-9,]{{1,15}}) [0-9a-f]{{12,64}}")
 _AUDIT = re.compile(r"audit (?P<sequence>[0-9]{1,12})")
 _DOCUMENT = re.compile(r"(?P<name>[^\s/]+)-(?P<partition>[0-9]{1,10})-(?P<offset>[0-9]{1,19})")
 _SHORT = re.compile(rf"{_LOG}(?:/(?P<sequence>[0-9]{{1,12}})|@(?P<offset>[0-9]{{1,19}}))")
@@ -40,7 +45,7 @@ def canonical(words: Sequence[str]) -> str:
     text = _joined(words)
     if audit := _AUDIT.fullmatch(text):
         return layout.audit_key(int(audit["sequence"]))
-    match = _match(text)
+    match = _head(text) or _match(text)
     if match is None:
         return text
     log, sequence, offset = match
@@ -71,6 +76,32 @@ def record(words: Sequence[str]) -> tuple[str, int]:
 def _joined(words: Sequence[str]) -> str:
     """Return the words as one text, without the punctuation of the sentence from which they were copied."""
     return " ".join(" ".join(words).split()).rstrip(",;:.")
+
+
+def below(root: str, name: str) -> str:
+    """Return the key of an object that was named by its path in a folder; other names as they are.
+
+    Args:
+        root: URL of the archive.
+        name: a name, or a path as `find` prints it.
+    """
+    if not root.startswith("file:"):
+        return name
+    try:
+        key = Path(os.path.realpath(name)).relative_to(unquote(urlsplit(root).path)).as_posix()
+        # In a folder of the archive, a log's name would be a path too.
+        taken = Path(name).is_absolute() or Path(name).is_file()
+    except (OSError, ValueError):
+        return name
+    ours = layout.parse_records_key(key) or layout.parse_manifest_key(key) or layout.parse_checkpoint_key(key)
+    return key if ours or taken else name
+
+
+def _head(text: str) -> tuple[str, str | None, str | None] | None:
+    """Return log and sequence of the newest statement of a head as `verify` prints it, None if it is none."""
+    head = _HEAD.fullmatch(text)
+    size = int(head["size"].replace(",", "") or 0) if head else 0
+    return (head["log"], str(size - 1), None) if head and size else None
 
 
 def _match(text: str) -> tuple[str, str | None, str | None] | None:

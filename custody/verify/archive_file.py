@@ -1,9 +1,12 @@
 """Check `archive.json`: that it is the pinned one, that trusted keys signed it, and what it promises."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import sha256
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
 
 from custody.archive.trusted import check_archive_signatures
 from custody.errors import CustodyError, FormatError, ObjectMissing
@@ -11,9 +14,10 @@ from custody.findings import Findings
 from custody.format import archive_file, layout, limits
 from custody.format.archive_file import ArchiveFile, Pin
 from custody.keys.trust import Trust
-from custody.store.protocol import Store
+from custody.store.protocol import Store, is_local
 
 _KEY = layout.ARCHIVE
+_NEAR_TRIED, _NEAR_SHOWN = 100, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +28,17 @@ class Identity:
         id: its id, None if not known.
         file: its `archive.json`, None if it does not count.
         pin: the pin to save in the state file.
+        missing: whether there is no `archive.json`. That is not reported yet.
     """
 
     id: str | None
     file: ArchiveFile | None
     pin: Pin | None
+    missing: bool = False
 
 
 def check_archive_file(store: Store, trust: Trust, remembered: Pin | None, findings: Findings) -> Identity:
-    """Read `archive.json`, and compare it with what is pinned.
+    """Read `archive.json`, and compare it with what is pinned. That it is missing is reported later.
 
     Args:
         store: the archive.
@@ -50,8 +56,7 @@ def check_archive_file(store: Store, trust: Trust, remembered: Pin | None, findi
         digest = sha256(data).hexdigest()
         file = archive_file.parse(data)
     except ObjectMissing:
-        findings.report("archive", "there is no archive.json here: is this the right place?", key=_KEY)
-        return known
+        return replace(known, missing=True)
     except FormatError as error:
         message = f"archive.json does not follow FORMAT.md: {error}"
         findings.report("archive", message, tampered=True, key=_KEY, sha256=digest)
@@ -64,6 +69,37 @@ def check_archive_file(store: Store, trust: Trust, remembered: Pin | None, findi
     if _is_signed(file, trust, digest, findings, pinned=known.pin == file.pin) or pinned:
         return Identity(file.id, file, file.pin)
     return Identity(file.id, None, known.pin)
+
+
+def report_missing(store: Store, findings: Findings, *, nowhere: bool) -> None:
+    """Report that there is no `archive.json`.
+
+    Args:
+        store: the archive.
+        findings: gets the finding.
+        nowhere: whether nothing of an archive is here: the path is wrong, or all was deleted.
+    """
+    if not nowhere:
+        findings.report("archive", "there is no archive.json here: is this the right place?", key=_KEY)
+        return
+    near = " or ".join(_archives_near(store))
+    meant = f" Did you mean {near}?" if near else ""
+    advice = "give the path of the archive's root: the folder or prefix that has archive.json"
+    message = f"there is no archive here: is this the right place?{meant}"
+    findings.report("archive", message, key=_KEY, advice=advice)
+
+
+def _archives_near(store: Store) -> list[str]:
+    """Return the URLs of archives directly below this path, or of the nearest one above a folder."""
+    with suppress(CustodyError):
+        inner = [name for name in store.level("")[0][:_NEAR_TRIED] if store.exists(f"{name}/{_KEY}")]
+        if inner:
+            return [f"{store.url.rstrip('/')}/{quote(name)}" for name in inner[:_NEAR_SHOWN]]
+    if is_local(store):
+        folder = Path(unquote(urlsplit(store.url).path))
+        with suppress(OSError):
+            return [above.as_uri() for above in folder.parents if (above / _KEY).is_file()][:1]
+    return []
 
 
 def _is_pinned(file: ArchiveFile, pinned: Sequence[tuple[str, Pin]], digest: str, findings: Findings) -> bool:

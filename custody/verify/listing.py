@@ -154,6 +154,11 @@ class Listing:
             return key == layout.ARCHIVE or key.startswith(layout.REBUILDABLE)
         return True
 
+    @property
+    def nowhere(self) -> bool:
+        """Whether nothing of an archive was listed: no statement, no segment and no quarantine object."""
+        return not (self.manifests or self.checkpoints or self.audits.count or self.stored)
+
     def with_checkpoints(self) -> Iterator[layout.Log]:
         """Return the logs that have checkpoints."""
         return (log for log, sizes in self.checkpoints.items() if sizes.next(0) is not None)

@@ -170,8 +170,11 @@ class Report:
         logs = f"{len(self.logs)} log{'s' if len(self.logs) != 1 else ''}"
         scope = f"{events:,} events in {logs}{self._gone}"
         scope += f"; {pending:,} statement{'s wait' if pending != 1 else ' waits'} for a checkpoint" if pending else ""
-        count = len(self.findings) + sum(self.beyond.values())
-        counted = f"{count} finding{'s' if count != 1 else ''}"
+        notices = sum(kept.severity is Severity.NOTICE for kept in self.findings) + self.beyond.get(Severity.NOTICE, 0)
+        worse = len(self.findings) + sum(self.beyond.values()) - notices
+        noticed = f"{notices:,} notice{'s' if notices != 1 else ''}"
+        counted = f"{worse:,} finding{'s' if worse != 1 else ''}{f', {noticed}' if notices else ''}"
+        empty = any(kept.finding == "empty" for kept in self.findings)
         match self.exit_code:
             case 0 if not self.scope.contents:
                 declared = f"; {expired:,} statements were declared expired: their objects may be gone"
@@ -183,7 +186,7 @@ class Report:
             case 0:
                 return f"verified: {scope}; every hash recomputed, every line read"
             case Severity.NOTICE:
-                return f"verified, with {count} notice{'s' if count != 1 else ''}: {scope}"
+                return f"{'nothing to verify' if empty else 'verified'}, with {noticed}: {scope}"
             case Severity.POLICY:
                 return f"against policy: {counted}; {scope}"
             case Severity.INCOMPLETE:

@@ -27,7 +27,7 @@ from custody.tlog.head import KnownHead
 from custody.tlog.signatures import NOWHERE
 from custody.verify.accounting import RETENTION_GRACE, LogAccount
 from custody.verify.accounts import Accounts, Logs
-from custody.verify.archive_file import Identity, check_archive_file, promises_of
+from custody.verify.archive_file import Identity, check_archive_file, promises_of, report_missing
 from custody.verify.audits import AuditLog, check_referred, referred
 from custody.verify.checkpoints import Checkpoints, audited_heads, known_heads
 from custody.verify.expiry import Missing, grant_expiries, report_history
@@ -96,7 +96,6 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
             # Objects are listed before the statements that name them. Their size decides how many workers read them.
             wait([records])
         statements = lister.statements()
-        run.take_listed(statements)
         locks = Locks(store, protection, findings)
         pool = Pool(store, run.processes(0 if sink is not None else workers), run.take_outcome, sink, trust.leaves)
         with pool, Reader(store) as reader, locks:
@@ -114,13 +113,19 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
             for log in run.choose(logs, complete=statements.complete):
                 heads = [*known.get(log, ()), *run.signed_heads(log, checkpoints, hands)]
                 run.read_log(log, heads, hands, complete=scope.listing and statements.complete)
-            run.take_listed(records.result())
         complete = scope.listing and statements.complete and records.result().complete
+        run.take_listed(statements, records.result(), complete=complete)
         run.conclude(names if complete else None, audits)
     for other in others:
         run.take_other(other)
     nothing = scope.spans is None or not run.listing.manifests
-    if complete and nothing and not any(known.values()) and not any(account.size for account in run.accounts):
+    if (
+        complete
+        and nothing
+        and not run.nowhere
+        and not any(known.values())
+        and not any(account.size for account in run.accounts)
+    ):
         findings.add(finding("empty", "the archive has no statement yet", key=layout.ARCHIVE))
     elif scope.part.timed and all(account.totals.outside == account.totals.statements for account in run.accounts):
         findings.add(finding("empty", f"no object was read: nothing was {scope.part}", key=layout.ARCHIVE))
@@ -150,6 +155,8 @@ class _Run:
     missing: Missing = field(default_factory=Missing)
     left_out: frozenset[layout.Log] = frozenset()
     """Logs that are not in the part that was asked for."""
+    nowhere: bool = False
+    """Whether nothing of an archive is here."""
     _events: int = 0
     _stored: int = 0
 
@@ -157,12 +164,24 @@ class _Run:
         self.archive = self.identity.id
         self.logs = Logs(self.beneath.store, self.trust, self.identity.id)
 
-    def take_listed(self, listed: Listed) -> None:
-        """Report the findings of a listing."""
-        for kept in listed.findings.kept:
-            # Folders that cannot be listed are one finding.
-            self.findings.add(kept, group="listing" if kept.finding == "unreadable" else None)
-        self.findings.dropped.update(listed.findings.dropped)
+    def take_listed(self, *listings: Listed, complete: bool) -> None:
+        """Report the findings of the listings, and whether there is an archive at all.
+
+        Args:
+            listings: of the statements, and of all else.
+            complete: whether everything was listed.
+        """
+        self.nowhere = complete and self.identity.missing and self.listing.nowhere
+        if self.identity.missing:
+            report_missing(self.beneath.store, self.findings, nowhere=self.nowhere)
+        if self.nowhere:
+            # Nothing here is foreign to an archive: there is none. Nobody should be told to move it away.
+            return
+        for listed in listings:
+            for kept in listed.findings.kept:
+                # Folders that cannot be listed are one finding.
+                self.findings.add(kept, group="listing" if kept.finding == "unreadable" else None)
+            self.findings.dropped.update(listed.findings.dropped)
 
     def choose(self, logs: Collection[layout.Log], *, complete: bool) -> Sequence[layout.Log]:
         """Return the logs that are verified, in order.

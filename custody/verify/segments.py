@@ -217,7 +217,9 @@ def _diagnose(store: Store, work: Work, ref: SegmentRef, broken: Sequence[int]) 
     else:
         numbers = ", ".join(map(str, broken[:10])) + (", …" if len(broken) > 10 else "")
         damaged = next((batch for batch in work.batches if batch.number in broken), None)
-        message += f"; damaged: {len(broken)} of {len(work.batches)} batches (number {numbers}); the others are intact"
+        whole = len(work.batches)
+        message += f"; damaged: {len(broken)} of {whole} batch{'es' if whole != 1 else ''} (number {numbers})"
+        message += "; the others are intact" if len(broken) < whole else ""
     return _finding(
         work, "segment-hash", message, damaged,
         expected=f"SHA-256 {ref.sha256}", found=digest.hexdigest(), sha256=digest.hexdigest(),

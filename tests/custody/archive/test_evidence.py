@@ -147,7 +147,7 @@ def windows(data: bytes) -> set[bytes]:
 def test_without_leaves(leafy: Leafy) -> None:
     """Evidence of a batch without leaves holds all of it, and says why; without their secret only if asked to."""
     keyless = replace(leafy.own, leaves={})
-    with pytest.raises(ConfigurationError, match=r"3 other events.*--keys.*--whole-batch"):
+    with pytest.raises(ConfigurationError, match=r"3 other events.*--keys.*ask the operator.*--whole-batch"):
         make_evidence(leafy.store, LOG, 5, keyless, NOW)
     made = make_evidence(leafy.store, LOG, 5, keyless, NOW, whole_batch=True)
     assert made.others == 3

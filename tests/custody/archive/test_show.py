@@ -1,6 +1,7 @@
 """`custody show` finds one thing in an archive, says where it stands, and shows no damaged bytes without a word."""
 
 import json
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from custody.archive.show import events, show
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format.layout import checkpoint_key, manifest_key
 from custody.format.manifest import Unreadable
-from custody.keys.trust import Trust
+from custody.keys.trust import Trust, open_trust
+from custody.store.open import open_store
 from custody.tlog import merkle
 from tests.helpers.leafy import Leafy, event, forged, plant
 from tests.helpers.reading import anything
+from tests.helpers.sample import make_archive
 
 
 @pytest.fixture
@@ -108,6 +111,36 @@ def test_what_was_damaged(leafy: Leafy, place: int) -> None:
     path.unlink()
     with pytest.raises(ObjectMissing):
         content(leafy, segment.key)
+
+
+def test_events_end_before_a_damaged_batch(leafy: Leafy) -> None:
+    """The events before a damaged batch are shown, no byte of it, and the error names what is left out."""
+    statement = read_manifest(leafy.store, leafy.log, 0, anything).statement
+    assert statement.segment is not None
+    path, second = leafy.folder / statement.segment.key, statement.batches[1]
+    data = path.read_bytes()
+    path.chmod(0o600)
+    # In the first and the second half of a batch, and its last byte.
+    for place in (second.size // 3, second.size // 2, second.size - 1):
+        damaged = bytearray(data)
+        damaged[second.start + place] ^= 1
+        path.write_bytes(damaged)
+        shown: list[bytes] = []
+        with pytest.raises(FormatError, match="batches 1 to 2 are left out, from offset 4 to 9; run custody verify"):
+            shown.extend(events(leafy.store, statement))
+        assert b"".join(shown) == b"".join(event(offset) + b"\n" for offset in range(4))
+    path.write_bytes(data + b"more")
+    with pytest.raises(FormatError, match="is not what was signed, although its events are"):
+        list(events(leafy.store, statement))
+
+
+def test_a_quarantined_record_can_be_read(tmp_path: Path) -> None:
+    """Key and value are base64, as stored, and text beside it where they are UTF-8."""
+    sample = make_archive(tmp_path)
+    trust = open_trust([f"file:{sample.keyring}"])
+    shown = show(open_store(str(sample.folder)), f"{sample.log}@{sample.quarantined}", trust)
+    record = json.loads(b"".join(shown.content))
+    assert (b64decode(record["value"]), record["text"]) == (b"no event", {"key": "key", "value": "no event"})
 
 
 def test_an_object_that_no_manifest_names(leafy: Leafy) -> None:

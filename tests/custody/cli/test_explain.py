@@ -3,11 +3,13 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from custody.cli import explain
-from custody.findings import CATALOGUE, finding
+from custody.findings import CATALOGUE, Severity, finding
+from tasks.health.model import Kind
 from tests.helpers.commands import Command
 from tests.helpers.sample import Sample
 
@@ -96,3 +98,36 @@ def test_each_alert_is_explained(custody: Command) -> None:
     assert "did you mean custody-drain-silent" in custody("explain", "custody-drain-silnt").err
     document = json.loads(custody("explain", "custody-audit-silent", "--json").out)
     assert document["name"] == "custody-audit-silent"
+
+
+def test_the_list_has_the_alerts(custody: Command) -> None:
+    """What an alert is called is in the list, below the findings."""
+    names = re.findall(r"^#+ (custody-\S+)$", (ROOT / "docs" / "alerts.md").read_text(), re.MULTILINE)
+    below = custody("explain").out.partition("\nAlerts\n")[2].split()
+    assert below[: len(names)] == names
+
+
+@pytest.mark.parametrize("severity", [severity.name.lower() for severity in Severity])
+def test_a_severity_lists_its_findings(custody: Command, severity: str) -> None:
+    """A word of the verdict leads to the findings that have it."""
+    wanted = [each.name for each in KNOWN.values() if each.severity == severity]
+    documents = [json.loads(line) for line in custody("explain", severity, "--json").out.splitlines()]
+    assert [document["name"] for document in documents] == wanted
+    assert [line.split()[0] for line in custody("explain", severity).out.splitlines()[: len(wanted)]] == wanted
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_each_problem_of_status_is_explained(custody: Command, kind: str) -> None:
+    """A problem that `custody status` prints leads to a command that exists, or to a page that does."""
+    shown = custody("explain", kind)
+    assert (shown.code, shown.err, "(a problem of `custody status`)" in shown.out) == (0, "", True)
+    assert max(map(len, shown.out.splitlines())) <= 80
+    said = shown.out.partition("(a problem of")[2]
+    for name in re.findall(r"custody explain ([a-z-]+)", said):
+        assert custody("explain", name).code == 0
+    assert all((ROOT / page).exists() for page in re.findall(r"docs/[a-z-]+\.md", said))
+
+
+def test_problems_are_those_of_status() -> None:
+    """No problem is explained that `custody status` does not know."""
+    assert set(explain._PROBLEMS) == set(get_args(Kind))

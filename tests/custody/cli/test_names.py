@@ -11,6 +11,7 @@ import pytest
 from custody.cli import names
 from custody.errors import ConfigurationError
 from custody.findings import finding
+from custody.format import layout
 from tests.helpers.commands import Command
 from tests.helpers.sample import Growing
 
@@ -31,6 +32,9 @@ PRINTED = {
     "audit.x@2/3, sequence 7-9": STATEMENT,
     "sequence 7 of audit.x@2/3:": STATEMENT,
     "statement 7 of audit.x@2/3": STATEMENT,
+    "audit.x@2/3 8 36a520de4ef1": STATEMENT,
+    "Head     audit.x@2/3 8 36a520de4ef1aa": STATEMENT,
+    "audits/0 4 36a520de4ef1": "audits/000000000003.json",
     "audit 3": "audits/000000000003.json",
     "audits/0, sequence 3": "audits/000000000003.json",
     "audits/0": "audits/0",
@@ -60,6 +64,24 @@ def test_the_place_of_each_finding_is_read() -> None:
         )
         wanted = RECORD if offset else STATEMENT if sequence else "audit.x@2/3"
         assert names.canonical(made.where.split()) == wanted, made.where
+
+
+def test_a_path_is_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path as `find` prints it, from any folder, leads to its key; other names stay as they are."""
+    root = tmp_path / "a b" / "archive"
+    path = root / "checkpoints" / "stray.txt"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    key, url = path.relative_to(root).as_posix(), root.as_uri()
+    monkeypatch.chdir(tmp_path)
+    assert names.below(url, "a b/archive/checkpoints/stray.txt") == key
+    assert names.below(url, str(path)) == names.below(url, str(root / "gone" / ".." / key)) == key
+    segment = layout.manifest_key(layout.Log("audit.x", 0), 7)
+    assert names.below(url, f"a b/archive/{segment}") == segment
+    assert names.below("s3://bucket/x", str(path)) == str(path)
+    monkeypatch.chdir(path.parent)
+    for name in ("audit.x/0", "audit.x/0/7", str(tmp_path / "other"), "\0", "x" * 5000):
+        assert names.below(url, name) == name
 
 
 @pytest.mark.parametrize(
@@ -120,7 +142,15 @@ def test_what_commands_print_can_be_pasted(custody: Command, tmp_path: Path, mon
             assert place(key)["sequence"] == 1
         if (log := line.get("log")) and (sequence := line.get("sequence")) is not None:
             assert place(f"{log}/{sequence}")["sequence"] == sequence
+    # The head of a log, and the path of an object.
+    head = re.search(r"^Head     (.*)$", custody("verify", "--workers", 0).out, re.MULTILINE)
+    assert head
+    assert place(head[1])["sequence"] == 4
+    assert place(path)["sequence"] == 1
     # The log's name, where a log is wanted.
+    wrong = ("backfill", "--since", "2d", "--until", "now", "--log", f"{row['log']}, sequence 1", "--to", "tables")
+    refused = custody(*wrong, "--dry-run")
+    assert (refused.code, f"a log is wanted: give {row['log']}" in refused.err) == (2, True)
     assert custody("checkpoint", row["log"]).code == 0
     assert (
         custody("backfill", "--since", "2d", "--until", "now", "--log", row["log"], "--to", "tables", "--dry-run").code

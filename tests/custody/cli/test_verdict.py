@@ -82,6 +82,55 @@ def test_a_wrong_path_is_asked_about_first(custody: Command, sample: Sample) -> 
     assert "is this the archive's path" not in right.out
 
 
+@pytest.mark.parametrize("path", [".", "events", "manifests", "events/2099"])
+def test_a_wrong_path_gives_one_finding(custody: Command, altered: Sample, path: str) -> None:
+    """Above an archive, in it, or nowhere: one finding says where it is. Nobody is told to move its files away."""
+    Path("of").mkdir()
+    shutil.move(altered.folder, "of/archive")
+    shutil.copy(altered.keyring, "mine.json")
+    wrong = Path("of") if path == "." else Path("of/archive", path)
+    shown = custody("verify", wrong, "--keys", "mine.json", "--json")
+    findings = [line for line in map(json.loads, shown.out.splitlines()) if line["kind"] == "finding"]
+    assert (shown.code, [line["finding"] for line in findings]) == (12, ["archive"])
+    assert f"Did you mean {Path('of/archive').absolute().as_uri()}?" in findings[0]["message"]
+    assert "restore" not in findings[0]["action"]
+
+
+def test_a_lost_archive_file_hides_no_foreign_object(custody: Command, altered: Sample) -> None:
+    """Where statements are, the archive is here: what is missing and what is foreign are findings as ever."""
+    (altered.folder / "archive.json").unlink()
+    (altered.folder / "stray").touch()
+    shown = custody("verify", altered.folder, "--keys", altered.keyring, "--json")
+    findings = {line["finding"]: line for line in map(json.loads, shown.out.splitlines()) if line["kind"] == "finding"}
+    assert (shown.code, set(findings)) == (12, {"archive", "foreign"})
+    assert "restore archive.json" in findings["archive"]["action"]
+
+
+def test_nothing_is_never_called_verified(custody: Command, sample: Sample) -> None:
+    """A new archive, and a part without a statement, have nothing to verify. Both stay notices."""
+    assert custody("init", "--archive", "new", "--keys", "new.json").code == 0
+    shown = custody("verify", "new", "--keys", "new.json")
+    assert shown.code == 3
+    assert shown.out.splitlines()[-1].endswith(": nothing to verify, with 1 notice: 0 events in 0 logs")
+    part = custody("verify", sample.folder, "--keys", sample.keyring, "--until", "2000-01-01")
+    assert (part.code, "nothing to verify, with 1 notice" in part.out.splitlines()[-1]) == (3, True)
+
+
+def test_notices_are_no_findings_of_the_verdict(custody: Command, altered: Sample) -> None:
+    """A verdict counts notices apart from what is wrong. Where all batches are damaged, none is called intact."""
+    assert (
+        custody("keys", "export", "-o", "trust.json", "--archive", altered.folder, "--keys", altered.keyring).code == 0
+    )
+    for damaged in (altered.folder / "events").rglob("*.gz"):
+        damaged.chmod(0o600)
+        damaged.write_bytes(bytes(damaged.stat().st_size))
+    shown = custody("verify", altered.folder, "--trust", "trust.json")
+    assert shown.code == 13
+    assert re.search(r": TAMPERED: 3 findings, 2 notices; ", shown.out.splitlines()[-1])
+    assert re.search(r"damaged: (\d+) of \1 batches \(number", shown.out)
+    assert "others are intact" not in shown.out
+
+
 def test_no_credentials_are_said_once(custody: Command, sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each request fails for one reason: it is one line, the first one, with what to do."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
@@ -109,6 +158,13 @@ def test_the_same_for_many_logs_is_said_once() -> None:
     many = [finding("key-unknown", "the key 'x' is not trusted", log=f"a/{n}", sequence=0, count=2) for n in range(200)]
     (one,) = joined(many)
     assert (one.count, one.where) == (400, "a/0, a/1, a/2 and 197 more logs")
+    for count, named in ((4, "a/0, a/1, a/2 and a/3"), (2, "a/0 and a/1"), (5, "a/0, a/1, a/2 and 2 more logs")):
+        (few,) = joined(many[:count])
+        assert few.where == named
+    unchecked = [finding("unchecked-signature", "no secret", log=f"a/{n}", sequence=0) for n in range(3)]
+    audits = finding("unchecked-signature", "no secret", log="audits/0", sequence=0, key="audits/000000000000.json")
+    (all_logs,) = joined([*unchecked, audits])
+    assert (all_logs.where, all_logs.key, all_logs.count) == ("a/0, a/1, a/2 and audits/0", None, 4)
     apart = [finding("segment-hash", "it differs", log=f"a/{n}", sequence=1, key=f"events/{n}") for n in range(3)]
     assert joined(apart) == apart
     same_log = [finding("event", "wrong", log="a/0", sequence=n) for n in range(3)]
