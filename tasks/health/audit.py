@@ -94,12 +94,16 @@ def _failed(opened: Opened, audit: Audit, count: int) -> tuple[Problem, dict[str
         name, log = str(finding.get("finding", "")), str(finding.get("log", ""))
         explained = f"keep everything as it is; run 'custody verify', and 'custody explain {name}'"
         if worst is None:
+            # The problem of the audit tells it whole, so that of its log does not.
+            told = "see the problem of the audit"
             places = [str(finding[part]) for part in ("log", "key") if finding.get(part)]
             worst = ": ".join([", ".join([name, *places]), str(finding.get("message", ""))])
             message, remedy = f"{message}; the worst: {worst}", explained
-        if log and log not in of_logs:
+        else:
             where = f" ({finding['key']})" if finding.get("key") else ""
-            text = f"audit {audit.sequence} found {name}: {finding.get('message', '')}{where}"
+            told = f"{finding.get('message', '')}{where}"
+        if log and log not in of_logs:
+            text = f"audit {audit.sequence} found {name}: {told}"
             of_logs[log] = Problem("failed", "audit-failed", log, text, explained)
     return Problem("failed", "audit-failed", "audit", message, remedy), of_logs
 

@@ -664,7 +664,7 @@ def test_audits(growing: Growing) -> None:
     assert f"'custody explain {name}'" in problem.remedy
     assert only(health).level == "failed"
     assert only(health).problems == (in_log,)
-    assert f"found {name}: " in in_log.message
+    assert in_log.message == f"audit 2 found {name}: see the problem of the audit"
     # Its checkpoint remembers it.
     (growing.folder / "audits/000000000002.json").unlink()
     assert [problem.level for problem in of(health_of(settings), "audit-unreadable")] == ["failed"]
