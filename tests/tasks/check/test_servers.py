@@ -292,11 +292,14 @@ def test_a_wrong_bucket_and_a_server_that_is_down(
     s3 = S3Options(endpoint_url=seaweed.endpoint_url)
     (line,) = archive.check(Settings(archive="s3://no-such-bucket/audit", keys=keys, s3=s3), now())
     assert (line.level, line.passing) == ("failed", False)
-    assert "no such bucket" in line.message
+    assert line.message == "there is no such bucket: s3://no-such-bucket"
+    assert line.remedy == "create it, or correct the archive's URL"
     (port,) = free_ports(1)
     s3 = S3Options(endpoint_url=f"http://127.0.0.1:{port}")
     (line,) = archive.check(Settings(archive="s3://bucket/audit", keys=keys, s3=s3), now())
     assert (line.level, line.passing) == ("failed", True)
+    assert f"the archive's storage at {s3.endpoint_url} does not answer" in line.message
+    assert line.remedy == "check that it runs, and s3.endpoint_url"
     assert seaweed.secret_key not in repr(line)
 
 
