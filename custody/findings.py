@@ -120,7 +120,10 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "key-span": (Severity.POLICY, "check the key's validity period in the keyring, and the writer's clock"),
     "clock": (Severity.NOTICE, "check the writer's clock"),
     "stale": (Severity.NOTICE, "the log wrote nothing for twice its heartbeat: check that the drain runs"),
-    "unreadable": (Severity.UNVERIFIABLE, "check the store and the verifier's permissions, then verify again"),
+    "unreadable": (
+        Severity.UNVERIFIABLE,
+        "check that the server which the message names runs, and the verifier's permissions there; then verify again",
+    ),
     "statement": (Severity.TAMPERED, _RESTORE_MANIFEST),
     "unchecked-signature": (
         Severity.NOTICE,

@@ -36,6 +36,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -68,6 +69,9 @@ logger = logging.getLogger(__name__)
 PREFIX = "CUSTODY_"
 CONFIG_FILE = "custody.toml"
 CONFIG_VARIABLE = "CUSTODY_CONFIG"
+
+OPTIONS: dict[str, str] = {}
+"""Variables that an option of the running command stands in, each with that option."""
 
 OPERATORS_SECTIONS = ("kafka", "drain", "audit", "search", "alert", "health", "metrics")
 """What `tasks.settings` adds to these settings."""
@@ -113,9 +117,16 @@ def web_url(value: str) -> str:
 
 
 def _key_uri(value: str) -> str:
-    # Anything else may be a secret key, given here by mistake.
+    # Anything else may be a secret key, given here by mistake: only a plain file name is shown.
     if not value.startswith(("file:", "aws-kms:")):
-        raise ValueError("want file:PATH of a keyring, or aws-kms:///alias/NAME")
+        shown = value if re.fullmatch(r"[\w./-]{1,200}\.json", value, re.ASCII) else "PATH"
+        raise ValueError(f"want file:PATH of a keyring, or aws-kms:///alias/NAME; for a path write file:{shown}")
+    return value
+
+
+def _not_empty(value: object) -> object:
+    if value == "":
+        raise ValueError("it is empty; want the path of a file, or unset it if there is no file")
     return value
 
 
@@ -138,7 +149,7 @@ def _check_s3(value: S3Options, info: ValidationInfo) -> S3Options:
 
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_without_credentials)]
-FilePath = Annotated[Path, AfterValidator(_not_here)]
+FilePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_not_here)]
 
 
 class TierSettings(BaseModel):
@@ -368,7 +379,7 @@ class Settings(BaseSettings):
             return Trust()
 
     def sources(self, names: Iterable[str]) -> dict[str, str]:
-        """Return where the value of each setting comes from: `argument`, variables, a file's path, or `default`."""
+        """Return where each setting comes from: `argument`, options, variables, a file's path, or `default`."""
         file = _read_file()
         return {name: self._source_of(name, file) for name in names}
 
@@ -509,9 +520,13 @@ def file_in_use() -> Path | None:
 
 
 def variables_in_use(model: type[BaseModel]) -> list[str]:
-    """Return the names of the variables that are settings of a model, sorted."""
+    """Return the names of the variables that are settings of a model, sorted, without those of options."""
     starts = {f"{PREFIX}{name}".upper() for name in model.model_fields}
-    return sorted(shown_name(variable) for variable in os.environ if variable.upper().partition("__")[0] in starts)
+    return sorted(
+        shown_name(variable)
+        for variable in os.environ
+        if variable.upper().partition("__")[0] in starts and variable not in OPTIONS
+    )
 
 
 def _variables_of(path: Sequence[str]) -> list[str]:
@@ -528,7 +543,12 @@ def _variables_of(path: Sequence[str]) -> list[str]:
             with suppress(ValueError, RecursionError):
                 if _is_in(json.loads(text), inner):
                     given[variable] = upper
-    return [shown_name(variable) for variable in sorted(given, key=lambda variable: (-len(given[variable]), variable))]
+    return [_origin(variable) for variable in sorted(given, key=lambda variable: (-len(given[variable]), variable))]
+
+
+def _origin(variable: str) -> str:
+    """Return a variable's name, or the option that set it."""
+    return OPTIONS.get(variable) or shown_name(variable)
 
 
 def _is_in(values: Any, path: Sequence[str]) -> bool:
@@ -600,4 +620,4 @@ def _source(path: Sequence[str], values: Mapping[str, Any]) -> str:
     variables = {f"{variable}__".upper(): variable for variable in os.environ}
     related = [variables[upper] for upper in variables if upper.startswith(name) or name.startswith(upper)]
     variable = max(related, key=len, default=None)
-    return shown_name(variable) if variable else str(_file())
+    return _origin(variable) if variable else str(_file())

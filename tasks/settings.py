@@ -93,13 +93,13 @@ def _topics(value: object) -> object:
 
 
 def _urls(value: object) -> object:
-    """Read one URL without JSON."""
-    return [value] if isinstance(value, str) and value else value
+    """Read one URL, or several with commas between them, without JSON. A URL may have commas of its own."""
+    return re.split(rf",\s*(?={_SCHEME})", value) if isinstance(value, str) and value else value
 
 
 def _check_urls(value: list[SecretStr]) -> list[SecretStr]:
     for url in value:
-        if not re.match(r"[a-z]{2,12}://.", url.get_secret_value()):
+        if not re.match(rf"{_SCHEME}.", url.get_secret_value()):
             raise ValueError("want Apprise URLs, such as slack://… or mailto://…")
     return value
 
@@ -153,6 +153,8 @@ def _flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
             yield f"{prefix}{plain}".lower(), inner
 
 
+_SCHEME = "[a-z]{2,12}://"
+"""The begin of an Apprise URL."""
 _FALSE = {"false", "f", "0", "n", "no"}
 """How librdkafka lets one write it."""
 

@@ -126,6 +126,11 @@ def one_command() -> Iterator[None]:
     try:
         yield
     finally:
+        if _given.before:
+            from custody.settings import OPTIONS
+
+            for name in _given.before:
+                OPTIONS.pop(name, None)
         for name, value in _given.before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -136,10 +141,13 @@ def one_command() -> Iterator[None]:
 
 
 def _set(name: str, value: str) -> None:
+    from custody.settings import OPTIONS
+
     if "\0" in value:
         raise ConfigurationError(f"--{name.removeprefix('CUSTODY_').lower()} has a NUL character: remove it")
     _given.before.setdefault(name, os.environ.get(name))
     os.environ[name] = value
+    OPTIONS[name] = f"--{name.removeprefix('CUSTODY_').lower()}"
 
 
 def key_uri(text: str) -> str:

@@ -27,6 +27,14 @@ class Restoring(TerminalStoreError):
     """A copy of the archived object is already being made."""
 
 
+class KeyRefused(TerminalStoreError):
+    """The server does not accept the access key, or there is none: each other call is refused, too."""
+
+
+class NoAnswer(TransientStoreError):
+    """The server cannot be reached, or sent nothing in time."""
+
+
 class BeyondEnd(TerminalStoreError):
     """The requested range begins after the object's end."""
 
@@ -70,10 +78,13 @@ _PERMISSIONS = {
 _CREDENTIALS_ADVICE = "check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS profile or role)"
 _EXPIRED_ADVICE = "the credentials have expired: renew them"
 _REGION_ADVICE = "the bucket is in another region: set `region` to the bucket's"
-_ACCESS_ADVICE = (
-    "the bucket's or the identity's policy does not allow it: allow s3:GetObject, s3:PutObject, s3:ListBucket and"
-    " s3:ListBucketVersions (without s3:ListBucket a missing object looks like this, too)"
+_ALLOW = (
+    "allow s3:GetObject, s3:PutObject, s3:ListBucket and s3:ListBucketVersions (without s3:ListBucket a missing object"
+    " looks like this, too)"
 )
+_ACCESS_ADVICE = f"the bucket's or the identity's policy does not allow it: {_ALLOW}"
+# An answer to HEAD has no body, so no code says which of the two it is.
+_BARE_ADVICE = f"the key is wrong, or a policy does not allow it: {_CREDENTIALS_ADVICE}; or {_ALLOW}"
 _CODE_ADVICE = {
     "AccessDenied": _ACCESS_ADVICE,
     "AllAccessDisabled": _ACCESS_ADVICE,
@@ -88,12 +99,14 @@ _CODE_ADVICE = {
     "SignatureDoesNotMatch": _CREDENTIALS_ADVICE,
     "301": _REGION_ADVICE,
     "400": f"set `region` to the bucket's, and {_CREDENTIALS_ADVICE}",
-    "403": _ACCESS_ADVICE,
+    "403": _BARE_ADVICE,
 }
 
 
 # Codes of an access key that is not accepted, whatever the HTTP status is.
-_KEY_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken"})
+_KEY_CODES = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
+)
 
 
 @functools.cache
@@ -161,7 +174,8 @@ def _from_answer(error: Any, doing: str, where: str, caller: Callable[[], str]) 
     if status in {401, 403} or code in _KEY_CODES:
         needed = _PERMISSIONS.get(doing)
         advice = f"allow {needed}" if code == "AccessDenied" and needed else advice
-        return TerminalStoreError(f"{message} (refused to {caller()}: {advice})")
+        kind = KeyRefused if code in _KEY_CODES else TerminalStoreError
+        return kind(f"{message} (refused to {caller()}: {advice})")
     return TerminalStoreError(f"{message} ({advice})")
 
 
@@ -171,6 +185,20 @@ def _from_library(error: Exception, doing: str, where: str) -> StoreError:
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
+    silent = (
+        exceptions.EndpointConnectionError,
+        exceptions.ConnectTimeoutError,
+        exceptions.ReadTimeoutError,
+        exceptions.ConnectionClosedError,
+    )
+    if isinstance(error, silent):
+        url = urlsplit(str(error.kwargs.get("endpoint_url", "")))
+        # Without what stands before an @: it may be a password.
+        server = legible(f"{url.scheme}://{url.netloc.rpartition('@')[2]}")
+        return NoAnswer(
+            f"cannot {doing} {where}: the archive's storage at {server} does not answer ({type(error).__name__}):"
+            " check that it runs, and s3.endpoint_url"
+        )
     message = f"cannot {doing} {where}: {error_text(error)}"
     untrusted = isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
     if untrusted:
@@ -193,7 +221,7 @@ def _from_library(error: Exception, doing: str, where: str) -> StoreError:
     if isinstance(error, passing) or beneath:
         return TransientStoreError(f"{message} (it may pass; try again)")
     if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
-        return TerminalStoreError(f"{message} ({_CREDENTIALS_ADVICE})")
+        return KeyRefused(f"{message} ({_CREDENTIALS_ADVICE})")
     return TerminalStoreError(f"{message} (check the AWS settings and credentials)")
 
 

@@ -6,12 +6,14 @@ Rules:
 - Where the screen is too narrow, columns are left out in the order of `_LEFT_OUT`; `--json` has everything.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -90,7 +92,7 @@ def show(settings: Settings, *, as_json: bool = False, every: float | None = Non
             common.print_json(health.to_dict())
         else:
             console = render.console()
-            console.print(Group(*report(health)))
+            console.print(Group(*report(health, whole=True)), crop=False)
         terminal.check_written()
         return health.level
     _watch(settings, every, as_json=as_json)
@@ -106,7 +108,7 @@ def _watch(settings: Settings, every: float, *, as_json: bool) -> None:
             if as_json:
                 common.print_json(health.to_dict())
             else:
-                console.print(Group(*report(health)))
+                console.print(Group(*report(health, whole=True)), crop=False)
             terminal.check_written()
             time.sleep(every)
     with Live(console=console, auto_refresh=False) as live:
@@ -116,13 +118,52 @@ def _watch(settings: Settings, every: float, *, as_json: bool) -> None:
             time.sleep(every)
 
 
-def report(health: Health) -> Iterator[RenderableType]:
-    """Yield the parts of the screen."""
+class _Problems:
+    """Problems below each other: the level, then the text. A word that is wider than the screen is never cut in two.
+
+    So an object's key can be copied. Print it with `crop=False`.
+    """
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self._problems = problems
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        indent = max(len(problem.level) for problem in self._problems) + 2
+        for problem in self._problems:
+            lead = Text(problem.level.ljust(indent), style=STYLES[problem.level])
+            text = _problem_text(problem)
+            for line in text.divide(_breaks(text.plain, options.max_width - indent)):
+                line.rstrip()
+                yield Text.assemble(lead, line, no_wrap=True, overflow="ignore")
+                lead = Text(" " * indent)
+
+
+def _breaks(text: str, width: int) -> list[int]:
+    """Return where lines begin, after the first, if a text is broken between its words alone."""
+    starts, column = list[int](), 0
+    for word in re.finditer(r"\S+\s*", text):
+        if column and column + cell_len(word[0].rstrip()) > width:
+            starts.append(word.start())
+            column = 0
+        column += cell_len(word[0])
+    return starts
+
+
+def report(health: Health, *, whole: bool = False) -> Iterator[RenderableType]:
+    """Yield the parts of the screen.
+
+    Args:
+        health: what is shown.
+        whole: let long words, such as keys, reach over the screen's edge. Only for what is printed without cropping.
+    """
     yield render.safe(_verdict(health.problems), style=STYLES[health.level])
     yield render.safe(f"{health.archive}, {health.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", style="dim")
     if health.problems:
         yield ""
-        yield _problems_table(health.problems)
+        shown = health.problems[:_PROBLEMS_SHOWN]
+        yield _Problems(shown) if whole else _problems_table(shown)
+        if len(health.problems) > _PROBLEMS_SHOWN:
+            yield f"and {len(health.problems) - _PROBLEMS_SHOWN:,} more problems; --json lists them all"
     if health.logs:
         yield _logs_table(health.logs)
     else:
@@ -143,14 +184,15 @@ def _problems_table(problems: Sequence[Problem]) -> Table:
     made = Table.grid(padding=(0, 2, 0, 0))
     made.add_column(no_wrap=True)
     made.add_column(overflow="fold")
-    for problem in problems[:_PROBLEMS_SHOWN]:
-        message = problem.message.removeprefix(f"{problem.subject}: ").rstrip(".")
-        text = Text.assemble(render.safe(problem.subject, style="bold"), ": ", render.safe(message), ".")
-        text.append_text(render.safe(f" → {problem.remedy}", style="italic"))
-        made.add_row(Text(problem.level, style=STYLES[problem.level]), text)
-    if len(problems) > _PROBLEMS_SHOWN:
-        made.add_row("", f"and {len(problems) - _PROBLEMS_SHOWN:,} more; --json lists them all")
+    for problem in problems:
+        made.add_row(Text(problem.level, style=STYLES[problem.level]), _problem_text(problem))
     return made
+
+
+def _problem_text(problem: Problem) -> Text:
+    message = problem.message.removeprefix(f"{problem.subject}: ").rstrip(".")
+    text = Text.assemble(render.safe(problem.subject, style="bold"), ": ", render.safe(message), ".")
+    return text.append_text(render.safe(f" → {problem.remedy}", style="italic"))
 
 
 def _logs_table(logs: Sequence[LogHealth]) -> render.Fitted:

@@ -26,6 +26,7 @@ from custody.errors import (
     ConfigurationError,
     CustodyError,
     NoArchive,
+    NoBucket,
     ObjectExists,
     StoreError,
     TerminalStoreError,
@@ -33,10 +34,11 @@ from custody.errors import (
 )
 from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
-from custody.store.bucket import NOT_LOCKED, VERSIONING, open_configuration
+from custody.store.bucket import LIFECYCLE, NOT_LOCKED, VERSIONING, open_configuration
 from custody.store.open import open_store
 from custody.store.probe import create_locked
 from custody.store.protocol import Store, is_local
+from custody.store.s3_errors import NoAnswer
 from tasks.check.model import Line, Reporter
 from tasks.settings import Settings
 
@@ -67,8 +69,8 @@ def check(settings: Settings, now: datetime) -> Iterator[Line]:
             if is_local(store) and not _root(store).is_dir():
                 return
         except StoreError as error:
-            passing = isinstance(error, TransientStoreError)
-            yield _report.failed("archive.json", str(error), _READABLE, passing=passing)
+            message, remedy = _told(error)
+            yield _report.failed("archive.json", message, remedy, passing=isinstance(error, TransientStoreError))
             return
         except CustodyError as error:
             yield _report.failed("archive.json", f"it cannot be used: {error}", "run 'custody verify'")
@@ -80,6 +82,14 @@ def check(settings: Settings, now: datetime) -> Iterator[Line]:
             yield from _space(store, now)
         else:
             yield from _configured(settings)
+
+
+def _told(error: StoreError) -> tuple[str, str]:
+    """Return what an error says, and the remedy: its own, if it ends with one."""
+    if isinstance(error, NoAnswer | NoBucket):
+        message, _, remedy = str(error).rpartition(": " if isinstance(error, NoAnswer) else "; ")
+        return message, remedy
+    return str(error), _READABLE
 
 
 def _root(store: Store) -> Path:
@@ -258,15 +268,16 @@ def _configured(settings: Settings) -> Iterator[Line]:
     moves, locked = settings.tiers.moves, settings.s3.retention_mode is not None
     with closing(open_configuration(settings.archive, settings.s3)) as configuration:
         wanted = configuration.wanted(moves, locked=locked)
-        differing = []
+        differing: list[tuple[str, str]] = []
         for name in (name for name in wanted if name != VERSIONING):
             try:
-                differing += [
-                    f"{each.configuration}: {each.why}" for each in configuration.compare(name, wanted, moves)
-                ]
+                for each in configuration.compare(name, wanted, moves):
+                    rolled = each.configuration == LIFECYCLE and each.settable and settings.tiers.manage
+                    remedy = "'custody roll' sets them" if rolled else _CONFIGURE
+                    differing.append((f"{each.configuration}: {each.why}", remedy))
             except StoreError as error:
-                differing.append(f"{name}: {error}")
-    for difference in differing:
-        yield _report.warning("configuration", difference, _CONFIGURE)
+                differing.append((f"{name}: {error}", _CONFIGURE))
+    for difference, remedy in differing:
+        yield _report.warning("configuration", difference, remedy)
     if not differing:
         yield _report.ok("configuration", "the bucket is configured as wanted")

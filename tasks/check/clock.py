@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 
-from custody.errors import StoreError
+from custody.errors import CustodyError, StoreError
 from custody.format import layout
 from custody.store.open import open_store
 from custody.store.protocol import CLOCK_SLACK
@@ -17,7 +17,12 @@ _REMEDY = "set the clock, and use NTP: statements are signed with the host's tim
 
 def check(settings: Settings) -> Iterator[Line]:
     """Yield how far the clocks of this host and of the store are apart."""
-    with closing(open_store(settings.archive, settings.s3)) as store:
+    try:
+        opened = open_store(settings.archive, settings.s3)
+    except CustodyError:
+        yield _report.warning("store", "its time is not known: the archive cannot be opened", "see the part archive")
+        return
+    with closing(opened) as store:
         if store.capabilities.clock is None:
             yield _report.ok("store", "the archive is a folder, which has no clock of its own")
             return

@@ -137,9 +137,11 @@ def _content(settings: Settings, topic: str, sample: Sample) -> Line:
 
 
 def _clock(samples: Mapping[str, Sample]) -> Iterator[Line]:
-    """Yield a line if the broker's append times show that this host's clock is behind. Old ones show nothing."""
+    """Yield a line if append times show that the host is behind, or if there are none. Old ones show nothing."""
     newest = max((sample.appended for sample in samples.values() if sample.appended is not None), default=None)
     if newest is None:
+        if any(sample.records for sample in samples.values()):
+            yield _report.ok("broker", "its time is not known: its topics have no append times")
         return
     ahead = datetime.now(UTC) - moment_of(newest)
     if ahead < timedelta(0):

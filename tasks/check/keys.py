@@ -55,9 +55,14 @@ def check(settings: Settings, now: datetime) -> Iterator[Line]:
 def _unusable(settings: Settings, error: CustodyError) -> Line:
     path = keyring_path(settings.keys)
     remedy = "correct the settings keys, checkpoint_keys, trust and keyring_passphrase"
+    message = str(error)
     if path is not None and not path.exists():
         remedy = "set keys to the keys that sign; a new archive gets its keys from 'custody init'"
-    return _report.failed("keys", str(error), remedy, passing=isinstance(error, KeyUnavailable))
+        # The error has a remedy too, which makes other keys than those of the archive.
+        message = message.partition("; ")[0]
+        if "keys" not in settings.model_fields_set:
+            remedy = "run 'custody init', or set keys to the keys that sign"
+    return _report.failed("keys", message, remedy, passing=isinstance(error, KeyUnavailable))
 
 
 def _try(signer: Signer, trust: Trust) -> Line:

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from custody.errors import CustodyError, KeyUnavailable, TransientSearchError, TransientSourceError, TransientStoreError
+from custody.store.bucket import is_bucket
 from tasks.check import alerts, archive, clock, kafka, keys, prefect, retention, settings
 from tasks.check.model import PARTS, Line, Part, Reporter
 from tasks.settings import Settings
@@ -23,6 +24,9 @@ SECONDS = 15.0
 """How long a part may take."""
 PASSING = (KeyUnavailable, TransientSearchError, TransientSourceError, TransientStoreError)
 """Errors that may go away by themselves."""
+
+_OF_STORAGE = frozenset({"archive", "retention", "clock"})
+"""Parts that ask the archive's storage first."""
 
 logger = logging.getLogger(__name__)
 
@@ -84,20 +88,34 @@ def run_checks(
     """
     runs = [_PartRun(part, checks[part], asked) for part in PARTS if part not in left_out]
     until = time.monotonic() + seconds
-    return tuple(line for run in runs for line in run.result(until))
+    results = {run.part: run.result(until) for run in runs}
+    if is_bucket(asked.settings.archive) and any(run.part == "archive" and run.is_silent for run in runs):
+        for run in runs:
+            if run.part in _OF_STORAGE and run.is_silent:
+                results[run.part] = [_frozen(asked.settings, run.part)]
+    return tuple(line for lines in results.values() for line in lines)
+
+
+def _frozen(settings: Settings, part: Part) -> Line:
+    """Return the line for a part that waited for a storage that takes connections, and says nothing."""
+    if part != "archive":
+        return Reporter(part).warning("check", "not tried: the storage does not answer", "see the part archive")
+    server = settings.s3.endpoint_url or settings.archive
+    message = f"the archive's storage at {server} accepts connections, and does not answer"
+    return Reporter(part).failed("check", message, "check that it runs, and s3.endpoint_url", passing=True)
 
 
 class _PartRun:
     """The check of one part in a thread of its own."""
 
     def __init__(self, part: Part, check: Check, asked: Asked) -> None:
-        self._part, self._check, self._asked = part, check, asked
+        self.part, self._check, self._asked = part, check, asked
         self._lines: list[Line] = []
         self._thread = threading.Thread(target=self._run, name=f"check-{part}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        report = Reporter(self._part)
+        report = Reporter(self.part)
         try:
             for line in self._check(self._asked):
                 self._lines.append(line)
@@ -107,9 +125,14 @@ class _PartRun:
             self._lines.append(report.failed("check", message, remedy, passing=isinstance(error, PASSING)))
         except Exception as error:
             # Its text may hold anything, secrets too.
-            logger.debug("the check of %s failed", self._part, exc_info=True)
+            logger.debug("the check of %s failed", self.part, exc_info=True)
             message = f"this part of the check failed ({type(error).__name__})"
             self._lines.append(report.failed("check", message, "report it: this is a bug of custody"))
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it still runs, and nothing came of it."""
+        return self._thread.is_alive() and not self._lines
 
     def result(self, until: float) -> list[Line]:
         """Return the lines once the check has ended, or what there is of them at a time."""
@@ -118,5 +141,5 @@ class _PartRun:
         if self._thread.is_alive():
             remedy = "check that the servers that the settings name answer, and try again"
             message = "it did not end in time: a server accepts connections, and does not answer"
-            lines.append(Reporter(self._part).failed("check", message, remedy, passing=True))
+            lines.append(Reporter(self.part).failed("check", message, remedy, passing=True))
         return lines

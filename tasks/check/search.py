@@ -8,7 +8,7 @@ from elasticsearch import ApiError
 
 from custody.errors import SearchError, TransientSearchError, legible
 from tasks.check.model import Line, Reporter
-from tasks.search.client import Search
+from tasks.search.client import DOWN, Search
 from tasks.search.indices import check_templates
 from tasks.settings import Settings
 
@@ -37,7 +37,7 @@ def check(settings: Settings) -> Iterator[Line]:
         except SearchError as error:
             remedy = "check search.url, search.api_key and search.ca_certs; archiving goes on without it"
             passing = isinstance(error, TransientSearchError)
-            yield _report.failed("server", str(error), remedy, passing=passing)
+            yield _report.failed("server", str(error).removesuffix(f": {DOWN}"), remedy, passing=passing)
             return
         yield _version(settings, versions)
         yield from _privileges(search)

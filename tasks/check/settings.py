@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from custody.settings import file_in_use, variables_in_use
+from custody.settings import OPTIONS, file_in_use, variables_in_use
 from custody.store.bucket import is_bucket
 from tasks.check.model import Line, Reporter, counted
 from tasks.settings import Settings
@@ -23,6 +23,8 @@ def check(settings: Settings) -> Iterator[Line]:
     more = f", and {len(variables) - _SHOWN:,} more" if len(variables) > _SHOWN else ""
     named = f": {', '.join(variables[:_SHOWN])}{more}" if variables else ""
     yield _report.ok("variables", f"{counted(len(variables), 'variable')}{named} (custody config --sources)")
+    if OPTIONS:
+        yield _report.ok("options", ", ".join(sorted(OPTIONS.values())))
     for risk in settings.insecure():
         # Each of them says which setting it is about, and most what to do.
         message, _, remedy = risk.partition("; ")

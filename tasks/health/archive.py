@@ -48,6 +48,7 @@ from custody.format.times import duration_text
 from custody.keys.open import keyring_path
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
+from custody.store.s3_errors import KeyRefused
 from custody.tlog.head import KnownHead
 from tasks.drain.context import read_audited_heads
 from tasks.drain.kafka import DIRECT, is_wanted
@@ -103,11 +104,12 @@ def open_archive(settings: Settings, store: Store) -> Opened:
     Raises:
         NoArchive: there is no archive.
         NoBucket: there is no bucket of that name.
-        TransientStoreError: the archive's storage does not answer.
+        KeyRefused: the archive's storage does not accept the credentials.
+        TransientStoreError: it does not answer.
     """
     try:
         file = read_archive(store)
-    except (TransientStoreError, NoBucket):
+    except (TransientStoreError, NoBucket, KeyRefused):
         raise
     except CustodyError as error:
         if isinstance(error, NoArchive) and _has_no_logs(store):

@@ -98,12 +98,16 @@ def _failed(opened: Opened, audit: Audit, count: int) -> tuple[Problem, dict[str
         name, log = finding.finding, finding.log
         explained = f"keep everything as it is; run 'custody verify', and 'custody explain {name}'"
         if worst is None:
+            # The problem of the audit tells it whole, so that of its log does not.
+            told = "see the problem of the audit"
             places = [part for part in (log, finding.key) if part]
             worst = ": ".join([", ".join([name, *places]), finding.message])
             message, remedy = f"{message}; the worst: {worst}", explained
-        if log and log not in of_logs:
+        else:
             where = f" ({finding.key})" if finding.key else ""
-            text = f"audit {audit.sequence} found {name}: {finding.message}{where}"
+            told = f"{finding.message}{where}"
+        if log and log not in of_logs:
+            text = f"audit {audit.sequence} found {name}: {told}"
             of_logs[log] = Problem("failed", "audit-failed", log, text, explained)
     return Problem("failed", "audit-failed", "audit", message, remedy), of_logs
 

@@ -5,8 +5,9 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 
-from custody.errors import TransientStoreError
+from custody.errors import StoreError, TransientStoreError
 from custody.store.open import open_store
+from custody.store.s3_errors import KeyRefused
 from tasks.alert import CORRECT, TRY, UNREADABLE, receivers, unreadable
 from tasks.health.archive import LogRead, Opened, open_archive, read_logs
 from tasks.health.audit import AuditRead, read_audit_health
@@ -27,7 +28,7 @@ def read_health(settings: Settings, now: datetime, deadline: Deadline | None = N
 
     Raises:
         ConfigurationError: there is no archive, or a setting cannot be used.
-        StoreError: the archive's storage does not answer, and there is no deadline.
+        StoreError: the archive's storage does not answer or accept the credentials, and there is no deadline.
     """
     waits = deadline or Deadline()
     with closing(waits.watch(open_store(settings.archive, settings.s3))) as store:
@@ -35,7 +36,7 @@ def read_health(settings: Settings, now: datetime, deadline: Deadline | None = N
         try:
             opened = waits.call(lambda: open_archive(settings, store))
             reads, unlisted = read_logs(opened, settings, now, waits)
-        except TransientStoreError as error:
+        except (KeyRefused, TransientStoreError) as error:
             if deadline is None:
                 raise
             opened, reads, unlisted = Opened(store, None, None), [], ()
@@ -67,7 +68,10 @@ def read_health(settings: Settings, now: datetime, deadline: Deadline | None = N
         )
 
 
-def _unreachable(error: TransientStoreError) -> Problem:
+def _unreachable(error: StoreError) -> Problem:
+    if isinstance(error, KeyRefused):
+        remedy = "check the credentials; run 'custody check'"
+        return Problem("failed", "archive-unreachable", "archive", str(error), remedy)
     remedy = "check that the storage answers, and the settings archive and s3; run 'custody check'"
     return Problem("failed", "archive-unreachable", "archive", str(error), remedy)
 

@@ -18,7 +18,7 @@ from custody.format.times import duration_text
 from tasks.health.archive import LogRead, Opened
 from tasks.health.deadline import Deadline
 from tasks.health.model import Problem, ServerHealth, age_seconds
-from tasks.search.client import Search
+from tasks.search.client import DOWN, Search
 from tasks.search.indices import read_cursor
 from tasks.settings import Settings
 
@@ -69,7 +69,8 @@ def read_search(
                     break
                 done.append(_compare(settings, opened, search, read, now, deadline))
         except SearchError as error:
-            message = f"how far the index is behind is not known: {error}"
+            reason = str(error).removesuffix(f": {DOWN}")
+            message = f"how far the index is behind is not known: {reason}"
             problem = Problem("warning", "index-unknown", "search", message, "check Elasticsearch; archiving goes on")
             return SearchRead(ServerHealth(url, reachable=False), (*done, *logs[len(done) :]), (problem,))
     left = logs[len(done) :]

@@ -14,6 +14,7 @@ from custody.archive.reader import read_archive
 from custody.archive.trusted import check_keys
 from custody.errors import ConfigurationError, CustodyError
 from custody.store.open import open_store
+from custody.store.s3_errors import KeyRefused, NoAnswer
 from tasks.roll.clock import AHEAD
 from tasks.roll.expire import check_confirmed, expire, read_clocks
 from tasks.roll.indices import roll_indices
@@ -46,12 +47,14 @@ def _check_settings(settings: Settings) -> None:
 
     Raises:
         ConfigurationError: there is no archive, or the keys cannot be used, or are those of another archive.
+        KeyRefused: the archive's storage accepts no call of ours, so each step would report the same.
+        NoAnswer: it cannot be reached.
     """
     try:
         with closing(open_store(settings.archive, settings.s3)) as store:
             # Before the keys: who has neither needs `custody init`, which makes both.
             check_keys(store, read_archive(store), settings.own_trust())
-    except ConfigurationError:
+    except (ConfigurationError, KeyRefused, NoAnswer):
         raise
     except CustodyError as error:
         logger.debug("the steps report it: %s", error)
@@ -71,7 +74,7 @@ def roll_all(settings: Settings, now: datetime, *, dry_run: bool = False, confir
 
     Raises:
         ConfigurationError: there is no archive, or the keys cannot be used, or are those of another archive.
-        CustodyError: the clock cannot be confirmed; see `check_confirmed`.
+        CustodyError: the archive's storage cannot be asked; or the clock cannot be confirmed, see `check_confirmed`.
     """
     _check_settings(settings)
     if confirm_clock:

@@ -24,6 +24,8 @@ from tasks.settings import SearchSettings
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+DOWN = "check that it runs, and search.url"
+"""What to do about a server that does not answer. Errors end with it, after a colon."""
 REQUEST_SECONDS = 30
 REACH_SECONDS = 3.0
 """How long a server may take for the first, smallest answer."""
@@ -182,8 +184,7 @@ class Search:
                 self.client.options(request_timeout=REACH_SECONDS).info()
             except ConnectionTimeout:
                 raise TransientSearchError(
-                    f"Elasticsearch at {self.settings.url} does not answer within {REACH_SECONDS:.0f} s: check that it"
-                    " runs, and search.url"
+                    f"Elasticsearch at {self.settings.url} does not answer within {REACH_SECONDS:.0f} s: {DOWN}"
                 ) from None
             except (NoConnection, TlsError):
                 # It is refused at once, in the words of each step.
@@ -339,7 +340,7 @@ class Search:
         except (NoConnection, ConnectionTimeout, TlsError) as error:
             missing = isinstance(error.__cause__, NewConnectionError | ConnectTimeoutError)
             raise (Unreachable if missing else TransientSearchError)(
-                f"{subject}: {server} does not answer ({type(error).__name__})"
+                f"{subject}: {server} does not answer ({type(error).__name__}): {DOWN}"
             ) from None
         except ApiError as error:
             status = f"{error.status_code} {error.error}"

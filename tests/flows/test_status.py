@@ -12,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
 
 from custody.cli.render import shorten
 from flows.operate.status import EXIT_CODES, report
@@ -82,6 +82,22 @@ def test_numbers_are_never_cut(width: int) -> None:
     assert text.index("failed ") < text.index("warning ") < text.index("state")
     for part in ("audit: 41, notices, 2 findings, 9.7 h ago", "alerts: nobody", "topics without a log: audit.new"):
         assert part in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_key_is_never_cut_in_two(width: int) -> None:
+    """What a problem names can be copied whole, however long it is; all other lines fit."""
+    key = f"events/2026/11/28/{NAME}-0-00000000000000000000-0123456789ab.jsonl.gz"
+    problem = Problem(
+        "failed", "audit-failed", "audit", f"the worst: segment-hash, {key}: it was changed", "look at it"
+    )
+    console = Console(width=width, file=StringIO(), markup=False, highlight=False)
+    console.print(Group(*report(replace(HEALTH, general=(problem, *[NOBODY] * 30)), whole=True)), crop=False)
+    assert isinstance(console.file, StringIO)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert all(len(line) <= width or line.split()[-1].startswith((key, NAME)) for line in lines)
+    assert f"{key}:" in console.file.getvalue().split()
+    assert any(line.startswith("and 12 more problems") for line in lines)
 
 
 def test_columns_are_left_out_in_order() -> None:

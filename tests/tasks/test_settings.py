@@ -452,3 +452,18 @@ def test_each_value_has_its_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     shown = render.sources_json(settings)
     assert shown["kafka.group"] == {"value": "of-a-variable", "source": "CUSTODY_KAFKA__GROUP"}
     assert CANARY not in json.dumps(shown)
+
+
+@pytest.mark.parametrize(
+    ("text", "urls"),
+    [
+        ("json://a", ["json://a"]),
+        ("json://a,json://b", ["json://a", "json://b"]),
+        ("mailto://u:p@h?to=a@h,b@h, slack://A/B/C/#x,#y", ["mailto://u:p@h?to=a@h,b@h", "slack://A/B/C/#x,#y"]),
+        ('["json://a,b", "json://c"]', ["json://a,b", "json://c"]),
+    ],
+)
+def test_several_urls_in_a_variable(monkeypatch: pytest.MonkeyPatch, text: str, urls: list[str]) -> None:
+    """A comma before a scheme ends a URL. Other commas are part of it."""
+    monkeypatch.setenv("CUSTODY_ALERT__URLS", text)
+    assert [url.get_secret_value() for url in Settings().alert.urls] == urls

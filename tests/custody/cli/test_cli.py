@@ -52,6 +52,20 @@ def test_config_shows_everything_but_secrets(
     assert shown.out.count("(hidden)") == 3
 
 
+def test_an_option_is_named_as_the_source(custody: Command) -> None:
+    """What an option sets comes from the option, also in an error, and not from a variable that nobody set."""
+    sources = custody("config", "--sources", "--archive", "elsewhere", "--keys", "other.json").out
+    assert "--archive" in sources
+    assert "--keys" in sources
+    assert not {"CUSTODY_ARCHIVE", "CUSTODY_KEYS"} & set(sources.split())
+    assert "archive in --archive: " in custody("config", "--archive", "").err
+    checked = custody("check", "--archive", "elsewhere").out
+    assert "--archive" in checked
+    assert "CUSTODY_ARCHIVE" not in checked
+    # The next command of the process has no options.
+    assert "--archive" not in custody("config", "--sources").out
+
+
 def test_wrong_setting_is_one_line_and_exit_code_2(custody: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever command meets it, a wrong setting is a line that names it, and no traceback."""
     commands = [("config",), ("init",), ("verify",), ("show", "archive.json"), ("keys", "list")]

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from custody.keys.keyring import Keyring, new_keyring, rotate_keyring
 from custody.store import folder as folder_store
 from custody.store.folder import FolderStore
 from custody.store.open import open_store
+from custody.store.protocol import S3Options
 from custody.verify.run import verify
 from tasks.check import alerts, archive, keys, prefect, retention
 from tasks.check import settings as settings_check
@@ -377,3 +379,43 @@ def test_who_is_alerted(growing: Growing) -> None:
     assert (wrong.level, wrong.message.partition(" is ")[0]) == ("failed", "2 (nonsense)")
     assert (right.level, right.message.partition(";")[0]) == ("ok", "1 (slack)")
     assert TOKEN not in json.dumps([wrong.to_dict(), right.to_dict()])
+
+
+def test_a_frozen_storage_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections and says nothing: the first part names the server, the others were not tried."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    with socket.socket() as frozen:
+        frozen.bind(("127.0.0.1", 0))
+        frozen.listen(100)
+        s3 = S3Options(endpoint_url=f"http://127.0.0.1:{frozen.getsockname()[1]}", region="eu-west-1")
+        asked = Asked(Settings(archive="s3://bucket/audit", s3=s3), datetime.now(UTC), tmp_path / "none")
+        lines = run_checks(asked, left_out={"settings", "keys", "kafka", "search", "prefect", "alerts"}, seconds=2)
+    assert [(line.part, line.level) for line in lines] == [
+        ("archive", "failed"),
+        ("retention", "warning"),
+        ("clock", "warning"),
+    ]
+    assert s3.endpoint_url
+    assert [s3.endpoint_url in line.message for line in lines] == [True, False, False]
+    assert {line.message for line in lines[1:]} == {"not tried: the storage does not answer"}
+
+
+def test_an_url_without_a_bucket_is_told_once(tmp_path: Path) -> None:
+    """The other parts that ask the storage refer to the archive's."""
+    asked = Asked(Settings(archive="s3://"), datetime.now(UTC), tmp_path / "none")
+    lines = run_checks(asked, left_out={"settings", "keys", "kafka", "search", "prefect", "alerts"})
+    assert [(line.part, line.level) for line in lines] == [
+        ("archive", "failed"),
+        ("retention", "warning"),
+        ("clock", "warning"),
+    ]
+    assert [line.remedy for line in lines[1:]] == ["see the part archive"] * 2
+
+
+def test_keys_of_nobody_have_one_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is configured, `custody init` makes the keys."""
+    monkeypatch.chdir(tmp_path)
+    (line,) = keys.check(Settings(), datetime.now(UTC))
+    assert line.message == "keyring keyring.json: there is no such file"
+    assert line.remedy.startswith("run 'custody init'")

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from custody.archive.writer import create_archive
 from custody.errors import SourceRefused, TerminalStoreError
 from custody.keys.keyring import new_keyring
-from custody.settings import EventSettings
+from custody.settings import EventSettings, TierSettings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.store.s3 import S3Store
@@ -292,11 +292,14 @@ def test_a_wrong_bucket_and_a_server_that_is_down(
     s3 = S3Options(endpoint_url=seaweed.endpoint_url)
     (line,) = archive.check(Settings(archive="s3://no-such-bucket/audit", keys=keys, s3=s3), now())
     assert (line.level, line.passing) == ("failed", False)
-    assert "no such bucket" in line.message
+    assert line.message == "there is no such bucket: s3://no-such-bucket"
+    assert line.remedy == "create it, or correct the archive's URL"
     (port,) = free_ports(1)
     s3 = S3Options(endpoint_url=f"http://127.0.0.1:{port}")
     (line,) = archive.check(Settings(archive="s3://bucket/audit", keys=keys, s3=s3), now())
     assert (line.level, line.passing) == ("failed", True)
+    assert f"the archive's storage at {s3.endpoint_url} does not answer" in line.message
+    assert line.remedy == "check that it runs, and s3.endpoint_url"
     assert seaweed.secret_key not in repr(line)
 
 
@@ -306,6 +309,18 @@ class Unconditional(FaultyProxy):
     def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         del request.headers["If-None-Match"]
         return super()._ask(request, body)
+
+
+@pytest.mark.parametrize("manage", [True, False])
+def test_lifecycle_rules_that_the_roll_sets(
+    moto: MotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manage: bool
+) -> None:
+    """Where the roll manages them, it is the remedy; else they are compared by hand."""
+    moto.use(monkeypatch)
+    settings = in_bucket(moto, tmp_path, moto.make_bucket(versioned=True))
+    settings = settings.model_copy(update={"tiers": TierSettings(manage=manage)})
+    remedies = {line.remedy for line in archive.check(settings, now()) if "lifecycle" in line.message}
+    assert ("'custody roll' sets them" in remedies) == manage
 
 
 def test_a_server_without_conditional_puts(moto: MotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -591,6 +591,23 @@ def test_a_storage_that_never_answers(growing: Growing, monkeypatch: pytest.Monk
     assert not of(health, "audit-missing")
 
 
+def test_a_wrong_secret_is_one_problem(
+    seaweed: SeaweedServer, growing: Growing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logs, the heads and the audits are not known for one cause, so it is told once, with its remedy."""
+    seaweed.use(monkeypatch)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    s3 = S3Options(endpoint_url=seaweed.endpoint_url)
+    given = alone(growing).model_copy(update={"archive": f"s3://{seaweed.make_bucket()}/audit", "s3": s3})
+    health = read_health(given, datetime.now(UTC), Deadline(10))
+    assert [problem.kind for problem in health.problems if problem.subject in {"archive", "audit"}] == [
+        "archive-unreachable"
+    ]
+    (problem,) = of(health, "archive-unreachable")
+    assert "403" in problem.message
+    assert problem.remedy == "check the credentials; run 'custody check'"
+
+
 def test_one_log_that_never_comes_hides_no_other(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logs that were read are shown. The others, and the audit, are not asked for again."""
     Growing(growing.root, 1).append(1)
@@ -652,7 +669,7 @@ def test_audits(growing: Growing) -> None:
     assert f"'custody explain {name}'" in problem.remedy
     assert only(health).level == "failed"
     assert only(health).problems == (in_log,)
-    assert f"found {name}: " in in_log.message
+    assert in_log.message == f"audit 2 found {name}: see the problem of the audit"
     # Its checkpoint remembers it.
     (growing.folder / "audits/000000000002.json").unlink()
     assert [problem.level for problem in of(health_of(settings), "audit-unreadable")] == ["failed"]

@@ -14,9 +14,12 @@ from custody.settings import TierSettings
 from custody.store.bucket import LIFECYCLE, OBJECT_LOCK, POLICY, VERSIONING, open_configuration
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
+from custody.store.s3_errors import KeyRefused, NoAnswer
+from tasks.roll.run import roll_all
 from tasks.roll.tiers import SMALL_BYTES, measure_usage, roll_bucket
 from tasks.settings import Settings
 from tests.helpers.sample import Growing
+from tests.servers.ports import free_ports
 from tests.servers.s3 import MotoServer, SeaweedServer
 
 
@@ -82,6 +85,22 @@ def test_versions_and_locks_are_reported(moto: MotoServer, given: Settings) -> N
     assert "Status" not in moto.client().get_bucket_versioning(Bucket=bucket)
     unlocked = plain.model_copy(update={"s3": S3Options(endpoint_url=given.s3.endpoint_url)})
     assert "s3.retention_mode is not set" in roll(unlocked)[OBJECT_LOCK][1]
+
+
+@pytest.mark.parametrize("problem", ["wrong secret", "down"])
+def test_a_roll_that_may_ask_nothing_says_it_once(
+    seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, problem: str
+) -> None:
+    """A storage that refuses all, or is down, ends the roll before its steps, which all would say so."""
+    seaweed.use(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (port,) = free_ports(1)
+    s3 = S3Options(endpoint_url=seaweed.endpoint_url if problem == "wrong secret" else f"http://127.0.0.1:{port}")
+    archive = f"s3://{seaweed.make_bucket()}/archive"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    kind, text = (KeyRefused, "403") if problem == "wrong secret" else (NoAnswer, f"{port} does not answer")
+    with pytest.raises(kind, match=text):
+        roll_all(Settings(archive=archive, s3=s3), datetime.now(UTC))
 
 
 def test_others_stay(given: Settings, moto: MotoServer) -> None:

@@ -29,7 +29,7 @@ from custody.store import retries
 from custody.store.open import open_store
 from flows.operate import cli as operate
 from tasks.search import bulk, index
-from tasks.search.client import Search, Unreachable
+from tasks.search.client import DOWN, Search, Unreachable
 from tasks.search.documents import ORIGIN, index_day, index_name, out_of_range_name, properties
 from tasks.search.index import Follower, Indexer, IndexResult, index_logs
 from tasks.search.indices import prepare, put_cursor, read_cursor
@@ -455,7 +455,7 @@ def test_down(growing: Growing, given: Settings) -> None:
     growing.append(1, now_event)
     (port,) = free_ports(1)
     down = given.model_copy(update={"search": given.search.model_copy(update={"url": f"http://127.0.0.1:{port}"})})
-    with pytest.raises(SearchError, match=f"{port} does not answer"):
+    with pytest.raises(SearchError, match=f"{port} does not answer .*: check that it runs, and search.url$"):
         index_logs(down)
     with pytest.raises(ConfigurationError, match="is not set"):
         index_logs(given.model_copy(update={"search": SearchSettings()}))
@@ -631,7 +631,10 @@ def test_a_server_that_drips(growing: Growing, part: str) -> None:
         opened = Search(given.search, 1)
         begin = time.monotonic()
         try:
-            with pytest.raises(TransientSearchError, match="does not answer") as caught, opened.errors("a look"):
+            with (
+                pytest.raises(TransientSearchError, match=f"does not answer .*: {DOWN}$") as caught,
+                opened.errors("a look"),
+            ):
                 opened.client.indices.get(index="drips")
             assert time.monotonic() - begin < 10
             # Something answers there.
