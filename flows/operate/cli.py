@@ -202,7 +202,7 @@ def audit(
     until: Annotated[datetime | None, time_option("Only statements sealed before this time.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines: findings, then the audit.")] = False,
 ) -> None:
-    """Audit the archive now, without Prefect, and write a signed audit."""
+    """Audit the archive now, without Prefect, and write a signed audit. What is wrong alerts those of alert.urls."""
     settings, summaries = _settings(), _import("flows.summaries")
     planning, verifying = _import("tasks.audit.plan"), _import("tasks.audit.pieces")
     concluding = _import("tasks.audit.conclude")
@@ -226,9 +226,29 @@ def audit(
         from custody.cli import render
 
         if outcome.findings:
-            render.console().print(summaries.audit_table(outcome))
+            render.console().print(render.FindingsTable(summaries.audit_findings(outcome)))
+            echo("'custody explain NAME' says more about a finding.")
         echo(escape(summaries.audit_summary(outcome)))
+    _alert_of(settings, outcome)
     raise typer.Exit(outcome.exit_code)
+
+
+def _alert_of(settings: Any, outcome: Any) -> None:
+    """Alert people of an audit that found a problem, as the nightly one does. The exit code stays the verdict's."""
+    from custody.findings import Severity
+
+    if outcome.exit_code < Severity.POLICY:
+        return
+    alerts = _import("tasks.alert")
+    details = _import("flows.summaries").audit_details(outcome)
+    message = alerts.Alert("custody: the audit failed", details, read_on="custody explain custody-audit-failed")
+    with _working("alerting"):
+        # Once: somebody waits for the verdict, and sees the line.
+        delivery = alerts.send(settings, message, attempts=1)
+    if delivery.failed:
+        echo(f"custody: the alert did not reach everybody: {escape(delivery.summary())}", err=True)
+    else:
+        common.note(escape(f"alert: {delivery.summary()}"))
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody backfill --since 2026-05-01 --until 2026-05-04 --to tables")
