@@ -80,7 +80,11 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         2: "wrong usage: no such bucket, or an archive in a folder",
         10: "something differs",
     },
-    "drain": {0: "all logs are drained", 1: "at least one log failed"},
+    "drain": {
+        0: "all logs are drained",
+        1: "at least one log failed, or a topic does not exist and others were drained",
+        2: "a wrong argument or setting, such as topics of which none exists",
+    },
     "index": {0: "all logs are indexed", 1: "a log could not be indexed, or all events were rejected"},
     "roll": {0: "done, or nothing to do", 1: "an action failed"},
     "backfill": {0: "done", 1: "it failed, or nothing of what was asked was copied", 3: "restores are under way"},

@@ -115,6 +115,11 @@ def drain(
     if results and all(result.outcome != "failed" for result in results):
         run.succeed()
     _import("tasks.metrics.export").export(settings, run)
+    # A topic that does not exist has no log, and so no row: a setting is wrong.
+    missing = [result.problem for result in results if result.missing]
+    results = [result for result in results if not result.missing]
+    if missing and not results:
+        raise ConfigurationError(*missing)
     if results and as_json:
         drained = [{"kind": "drained", **asdict(result)} for result in results]
         common.print_json(*drained, *({"kind": "indexed", **asdict(result)} for result in indexed))
@@ -137,7 +142,8 @@ def drain(
     failed = [result.log for result in results if result.outcome == "failed"]
     if failed:
         # Each log's error is in the log on stderr already, with the time at which the log stopped.
-        raise CustodyError(f"{len(failed)} of {len(results)} logs failed, as said above: {', '.join(failed)}")
+        missing.append(f"{len(failed)} of {len(results)} logs failed, as said above: {', '.join(failed)}")
+    _fail(missing)
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody index audit.events/0")
