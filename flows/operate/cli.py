@@ -127,6 +127,16 @@ def drain(
         _print_table(_import("flows.summaries").drain_table(results))
     else:
         _fail([f"no topic on {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}"])
+    _note_what_stays(settings, results, indexed)
+    failed = [result.log for result in results if result.outcome == "failed"]
+    if failed:
+        # Each log's error is in the log on stderr already, with the time at which the log stopped.
+        missing.append(f"{len(failed)} of {len(results)} logs failed, as said above: {', '.join(failed)}")
+    _fail(missing)
+
+
+def _note_what_stays(settings: Any, results: Any, indexed: Any) -> None:
+    """Print what is not as it should be although the drain did its work."""
     for result in results:
         if result.headroom_unknown:
             common.note(escape(f"Headroom of {result.log} is unknown: {result.headroom_unknown}"))
@@ -139,11 +149,6 @@ def drain(
             common.note(escape(f"Cannot be searched yet: {result.log}: {result.problem}"))
         if result.rejected:
             common.note(escape(f"Cannot be searched: {result.log}: {result.rejections}"))
-    failed = [result.log for result in results if result.outcome == "failed"]
-    if failed:
-        # Each log's error is in the log on stderr already, with the time at which the log stopped.
-        missing.append(f"{len(failed)} of {len(results)} logs failed, as said above: {', '.join(failed)}")
-    _fail(missing)
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody index audit.events/0")

@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+import time
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from custody.cli import render
 from custody.cli.main import main
 from custody.cli.operators import COMMANDS
 from custody.errors import TransientSourceError
@@ -140,6 +142,18 @@ def test_check_has_the_exit_codes_of_status(
     lines = tuple(Line("alerts", "a subject", level, "a message") for level in levels)
     monkeypatch.setattr(check, "run_checks", lambda *_, **__: lines)
     assert run("check") == code
+
+
+@pytest.mark.parametrize("command", ["check", "status"])
+def test_what_takes_seconds_shows_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Servers are asked while a terminal shows that something is being done."""
+    monkeypatch.setattr(Console, "is_terminal", property(lambda _: True))
+    monkeypatch.setattr(render, "PROGRESS_AFTER", 0.0)
+    monkeypatch.setattr(Broker, "cluster", lambda _: time.sleep(0.5))
+    run(command)
+    assert {"check": "checking", "status": "asking the archive"}[command] in capsys.readouterr().err
 
 
 def test_help_lists_operators_commands_beside_the_auditors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import stat
 import urllib.error
 import urllib.request
@@ -262,6 +263,19 @@ def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
         installation, {"deployments": "ok", "schedules": "warning", "automations": "warning", "worker": "ok"}
     )
     assert installation.end() == 0
+
+
+@pytest.mark.timeout(600)
+def test_up_says_what_it_waits_for(installation: Guarded) -> None:
+    """Each step that takes long has a line before it. After Ctrl-C during the start it never says that it is up."""
+    installation.begin()
+    assert installation.process is not None
+    installation.wait(lambda: "deploying" in installation.log.read_text(), 240, "custody up to deploy")
+    installation.process.send_signal(signal.SIGINT)
+    assert installation.process.wait(120) == 0
+    said = [line.partition(":")[0] for line in installation.log.read_text().splitlines()]
+    steps = ["check", "starting Prefect's server, half a minute …", "starting the worker …", "deploying …"]
+    assert [line for line in said if line in {*steps, "ending", "custody is up"}] == [*steps, "ending"]
 
 
 def test_schedules_that_people_set_stay() -> None:
