@@ -396,8 +396,8 @@ def metrics(
         write(iter([exporting.show(settings)]))
     elif not settings.metrics.is_on:
         raise ConfigurationError("nothing is exported: set metrics.file, metrics.otlp_endpoint or metrics.emf")
-    elif not exporting.export(settings):
-        raise CustodyError("the metrics were not exported: the lines above say why")
+    else:
+        _fail(exporting.try_export(settings))
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody status --watch --every 10")

@@ -23,11 +23,11 @@ from custody.store import folder as folder_store
 from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from custody.verify.run import verify
-from tasks.check import alerts, archive, keys, prefect, retention
+from tasks.check import alerts, archive, keys, metrics, prefect, retention
 from tasks.check import settings as settings_check
 from tasks.check.model import PARTS, Line, Reporter, worst_level
 from tasks.check.run import CHECKS, Asked, run_checks
-from tasks.settings import AlertSettings, DrainSettings, KafkaSettings, SearchSettings, Settings
+from tasks.settings import AlertSettings, DrainSettings, KafkaSettings, MetricsSettings, SearchSettings, Settings
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
 from tests.servers.kms import ED25519_ARN, HMAC_ARN, FakeKms
@@ -377,3 +377,29 @@ def test_who_is_alerted(growing: Growing) -> None:
     assert (wrong.level, wrong.message.partition(" is ")[0]) == ("failed", "2 (nonsense)")
     assert (right.level, right.message.partition(";")[0]) == ("ok", "1 (slack)")
     assert TOKEN not in json.dumps([wrong.to_dict(), right.to_dict()])
+
+
+# Metrics.
+
+
+def test_files_of_metrics_that_cannot_be_written(
+    growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that does not exist or is not writable is said for each file, and nothing is made."""
+    (line,) = metrics.check(given(growing))
+    assert (line.level, "none are exported" in line.message) == ("ok", True)
+    files = {"file": tmp_path / "custody.prom", "emf": str(tmp_path / "emf.log"), "state": tmp_path / "a/b/state.json"}
+    lines = list(metrics.check(given(growing, metrics=MetricsSettings.model_validate(files))))
+    assert [(line.subject, line.level) for line in lines] == [(f"metrics.{name}", "ok") for name in files]
+    nowhere = {"file": tmp_path / "nowhere/custody.prom", "emf": str(tmp_path / "nowhere/emf.log")}
+    absent = given(growing, metrics=MetricsSettings.model_validate(nowhere))
+    for subject in ("metrics.file", "metrics.emf"):
+        line = of(metrics.check(absent), subject)
+        assert (line.level, f"the folder {tmp_path / 'nowhere'} does not exist" in line.message) == ("failed", True)
+        assert line.remedy
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "nowhere").exists()
+    # Root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    refused = list(metrics.check(given(growing, metrics=MetricsSettings.model_validate(files))))
+    assert [line.level for line in refused] == ["failed"] * 3
