@@ -9,6 +9,7 @@ from rich.filesize import decimal
 from custody.cli import render
 from custody.findings import Finding, Severity, joined
 from custody.format.times import duration_text
+from tasks.check.model import counted
 
 if TYPE_CHECKING:
     from tasks.audit.conclude import Outcome
@@ -122,11 +123,11 @@ def plan_summary(plan: "Plan") -> str:
     archived = plan.archived
     total = decimal(sum(status.size for status in archived.values()))
     hours = f"up to {plan.restore_hours:.0f} h for restores, then "
-    restores = f" {len(archived):,} of these segments must be restored first ({total})."
+    restores = f" {counted(len(archived), 'segment')} of these to be restored first ({total})."
     problems = f" {len(plan.problems):,} cannot be read: {plan.problems[0]}." if plan.problems else ""
     return (
-        f"Up to {plan.events:,} events in {len(plan.segments):,} segments ({decimal(plan.size)});"
-        f" {plan.statements:,} statements were searched.{restores if archived else ''}{problems}"
+        f"Up to {counted(plan.events, 'event')} in {counted(len(plan.segments), 'segment')} ({decimal(plan.size)});"
+        f" {counted(plan.statements, 'statement')} searched.{restores if archived else ''}{problems}"
         f" Estimate: {hours if archived else ''}{duration_text(plan.copy_seconds)} to copy."
     )
 

@@ -89,10 +89,11 @@ def up(
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody deploy")
-def deploy() -> None:
+def deploy(*, as_json: _Json = False) -> None:
     """Deploy what changed in `deployments/prefect.yaml`, on the Prefect server that PREFECT_API_URL names."""
     _settings()
-    _import("flows.operate.deploy").deploy()
+    with _working("deploying"):
+        _import("flows.operate.deploy").deploy(as_json=as_json)
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody drain --once")
@@ -310,8 +311,9 @@ def backfill(  # noqa: PLR0913 - each is an option of the command
     if dry_run:
         return
     copying = _import("tasks.backfill.copy")
+    counted = _import("tasks.check.model").counted
     if waiting := copying.restore(settings, plan):
-        text = f"{waiting:,} segments are being restored: run the same command again once they are restored."
+        text = f"{counted(waiting, 'segment')} to be restored: run the same command again once that is done."
         show(text, "restoring", segments=waiting)
         raise typer.Exit(3)
     signals = _import("tasks.drain.signals")

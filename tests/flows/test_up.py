@@ -22,11 +22,12 @@ from custody.archive.writer import create_archive
 from custody.errors import ConfigurationError, CustodyError
 from custody.keys.keyring import new_keyring
 from custody.store.folder import FolderStore
-from flows.operate.deploy import DEPLOYMENTS, _kept_schedules, deploy, direct
+from flows.operate.deploy import DEPLOYMENTS, Api, _kept_schedules, deploy, direct
 from flows.operate.up import _credentials, _make_private, up
 from tasks.check import prefect
 from tests.flows.installation import Installation, command, ended
 from tests.helpers.environment import clear_settings
+from tests.servers.ports import free_ports
 
 PASSPHRASE = "canary-of-the-keyring"
 SOCKETS = (
@@ -331,3 +332,24 @@ def test_proxies_are_not_for_this_machine() -> None:
         ("NO_PROXY", "no_proxy"), "internal,127.0.0.1,localhost"
     )
     assert direct({})["no_proxy"] == "127.0.0.1,localhost"
+
+
+def test_a_server_that_refuses_is_said_in_words() -> None:
+    """The reason is a sentence, and not the text of a library's error."""
+    (port,) = free_ports(1)
+    with pytest.raises(CustodyError, match=r": Connection refused\. Check PREFECT_API_URL") as caught:
+        deploy(DEPLOYMENTS, {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"})
+    assert "urlopen" not in str(caught.value)
+
+
+def test_a_deploy_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One document has what was deployed, and what stays off. Nothing else is printed."""
+    known = {"name": "drain-every-minute", "entrypoint": "flows.drain.drain", "paused": True, "schedules": []}
+    answers = {"deployments/filter": [{**known, "version": "another"}], "automations/filter": []}
+    monkeypatch.setattr(Api, "ask", lambda _, path, __: answers[path])
+    monkeypatch.setattr("flows.operate.deploy._create", lambda *_: None)
+    deploy(DEPLOYMENTS, {"PREFECT_API_URL": "http://127.0.0.1:1/api"}, as_json=True)
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert {"drain-every-minute", "audit-nightly"} <= set(document["deployed"])
+    assert (document["left_off"][0], printed.err) == ("drain-every-minute", "")
