@@ -19,7 +19,7 @@ from custody.format.times import as_utc
 from flows.parameters import Logs, Time
 from flows.publish import HEARD, add_to_name, emit, fail, finish, publish_report, publish_table, run_name
 from flows.runners import run_parallel
-from flows.summaries import audit_summary
+from flows.summaries import audit_details, audit_summary
 from tasks.audit.conclude import Outcome
 from tasks.audit.plan import Request
 from tasks.audit.task import read_pieces, report, sign, survey
@@ -27,7 +27,6 @@ from tasks.metrics.run import Run
 from tasks.settings import Settings
 
 _SHARES_A_WORKER = 8
-_SHOWN = 10
 
 
 @flow(name="audit", flow_run_name=run_name("audit"), persist_result=False, retries=0, **HEARD)
@@ -95,18 +94,8 @@ def _conclude(outcome: Outcome) -> State[Any]:
     get_run_logger().info(summary)
     add_to_name(f"{outcome.verdict}, findings: {len(outcome.findings):,}")
     if outcome.exit_code >= Severity.POLICY:
-        return fail("\n".join([summary, *map(_line, outcome.findings[:_SHOWN])]))
+        return fail(audit_details(outcome))
     return Completed(message=summary, data=outcome)
-
-
-def _line(finding: Mapping[str, Any]) -> str:
-    """Return a finding in one line: what it is, where, what is wrong, what to do, and the command that says more."""
-    sequence = f" #{finding['sequence']}" if "sequence" in finding else ""
-    where = f"{finding.get('log', '')}{sequence}", finding.get("key", "")
-    return (
-        f"{finding['severity']} {finding['finding']}: {' '.join(filter(None, where))}: {finding['message']}."
-        f" To do: {finding['action']}. Read on: custody explain {finding['finding']}"
-    )
 
 
 def _row(finding: Mapping[str, Any]) -> dict[str, Any]:

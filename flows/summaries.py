@@ -1,14 +1,15 @@
 """Results of the operator's commands and flows, as tables and sentences."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
-from rich.table import Table
-from rich.text import Text
 
 from custody.cli import render
+from custody.findings import Finding, Severity, joined
 from custody.format.times import duration_text
+from tasks.check.model import counted
 
 if TYPE_CHECKING:
     from tasks.audit.conclude import Outcome
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from tasks.drain.log_run import LogResult
     from tasks.roll.record import Action
     from tasks.search.index import IndexResult
+
+_FINDINGS_TOLD = 10
+"""Findings of which an alert has a line."""
 
 
 def drain_table(results: "Sequence[LogResult]") -> render.Fitted:
@@ -69,17 +73,32 @@ def roll_table(actions: "Sequence[Action]") -> render.Fitted:
     return render.Fitted(table, (), names="target")
 
 
-def audit_table(outcome: "Outcome") -> Table:
-    """Return a table of the worst findings of an audit."""
-    table = render.table("!severity", "!finding", "where, and what")
-    for finding in outcome.findings[: render.FINDINGS_SHOWN]:
-        where = "/".join(str(finding[name]) for name in ("log", "sequence") if finding.get(name) is not None)
-        lines = [text for text in (where, finding.get("key", ""), finding["message"]) if text]
-        names = map(render.safe, (finding["severity"], finding["finding"]))
-        table.add_row(*names, Text("\n").join(map(render.safe, lines)))
-    if len(outcome.findings) > render.FINDINGS_SHOWN:
-        table.caption = f"The worst {render.FINDINGS_SHOWN} of {len(outcome.findings):,}; --json lists them all."
-    return table
+def audit_findings(outcome: "Outcome") -> list[Finding]:
+    """Return the findings of an audit for people, as `verify` shows them."""
+    return joined(map(_finding, outcome.findings))
+
+
+def _finding(document: Mapping[str, Any]) -> Finding:
+    """Return a finding as it was before `to_dict`, which adds what its name says."""
+    fields = {each.name for each in dataclasses.fields(Finding)}
+    values = {name: value for name, value in document.items() if name in fields}
+    severity = Severity[document["severity"].upper()]
+    return Finding(**{**values, "severity": severity, "evidence": tuple(document.get("evidence", ()))})
+
+
+def audit_details(outcome: "Outcome") -> str:
+    """Return what an audit found, for whoever is alerted: the summary, and a line for each of the worst findings."""
+    return "\n".join([audit_summary(outcome), *map(_finding_line, outcome.findings[:_FINDINGS_TOLD])])
+
+
+def _finding_line(finding: Mapping[str, Any]) -> str:
+    """Return a finding in one line: what it is, where, what is wrong, what to do, and the command that says more."""
+    sequence = f" #{finding['sequence']}" if "sequence" in finding else ""
+    where = f"{finding.get('log', '')}{sequence}", finding.get("key", "")
+    return (
+        f"{finding['severity']} {finding['finding']}: {' '.join(filter(None, where))}: {finding['message']}."
+        f" To do: {finding['action']}. Read on: custody explain {finding['finding']}"
+    )
 
 
 def audit_summary(outcome: "Outcome") -> str:
@@ -104,11 +123,11 @@ def plan_summary(plan: "Plan") -> str:
     archived = plan.archived
     total = decimal(sum(status.size for status in archived.values()))
     hours = f"up to {plan.restore_hours:.0f} h for restores, then "
-    restores = f" {len(archived):,} of these segments must be restored first ({total})."
+    restores = f" {counted(len(archived), 'segment')} of these to be restored first ({total})."
     problems = f" {len(plan.problems):,} cannot be read: {plan.problems[0]}." if plan.problems else ""
     return (
-        f"Up to {plan.events:,} events in {len(plan.segments):,} segments ({decimal(plan.size)});"
-        f" {plan.statements:,} statements were searched.{restores if archived else ''}{problems}"
+        f"Up to {counted(plan.events, 'event')} in {counted(len(plan.segments), 'segment')} ({decimal(plan.size)});"
+        f" {counted(plan.statements, 'statement')} searched.{restores if archived else ''}{problems}"
         f" Estimate: {hours if archived else ''}{duration_text(plan.copy_seconds)} to copy."
     )
 

@@ -84,11 +84,25 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         2: "wrong usage: no such bucket, or an archive in a folder",
         10: "something differs",
     },
+    "drain": {
+        0: "all logs are drained",
+        1: "at least one log failed, or a topic does not exist and others were drained",
+        2: "a wrong argument or setting, such as topics of which none exists",
+    },
+    "index": {0: "all logs are indexed", 1: "a log could not be indexed, or all events were rejected"},
+    "roll": {0: "done, or nothing to do", 1: "an action failed"},
     "backfill": {0: "done", 1: "it failed, or nothing of what was asked was copied", 3: "restores are under way"},
+    "metrics": {0: "printed, or exported", 1: "the archive cannot be read, or an export failed"},
+    "alert": {0: "all were told", 1: "somebody was not told, or there is nobody to tell"},
+    "up": {0: "ended by Ctrl-C or SIGTERM", 1: "nothing was started, or Prefect's server ended"},
+    "deploy": {0: "deployed, or unchanged", 1: "the server does not answer, or did not take it"},
+    "config": {0: "shown", 1: "the output could not be written"},
     "check": {0: "all is well", 1: "at least one line failed", 3: "warnings only"},
-    "status": {0: "healthy", 1: "at least one problem", 3: "warnings only", 130: "Ctrl-C ended --watch"},
+    "status": {0: "healthy", 1: "a problem that needs you now", 3: "warnings only", 130: "Ctrl-C ended --watch"},
 }
-"""Exit codes of the commands that have more than 0 (done), 1 (it failed) and 2 (a wrong argument or setting)."""
+"""Exit codes of the commands that say more of them than `EVERY_EXIT_CODE`."""
+EVERY_EXIT_CODE: Mapping[int, str] = {0: "done", 1: "it failed", 2: "a wrong argument or setting"}
+"""Exit codes of all commands."""
 
 
 # --- the common options
@@ -316,11 +330,9 @@ class Command(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the signature is typer's
         """Write the exit codes, and the example."""
-        codes = EXIT_CODES.get(self.name or "")
-        if codes:
-            others = {1: "it failed", 2: "a wrong argument or setting"}
-            with formatter.section("Exit codes"):
-                formatter.write_dl([(str(code), text) for code, text in sorted({**others, **codes}.items())])
+        codes = {**EVERY_EXIT_CODE, **EXIT_CODES.get(self.name or "", {})}
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code), text) for code, text in sorted(codes.items())])
         if self.epilog:
             with formatter.section("Example"):
                 for line in self.epilog.splitlines():

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -199,11 +200,12 @@ def init(
             "  anyone who has them can forge records.",
         ]
     if made and not settings.keyring_passphrase:
-        lines.append(f"  {PASSPHRASE_HINT}")
+        lines += wrap(PASSPHRASE_HINT, 80, initial_indent="  ", subsequent_indent="  ")
     lines += [
         f"Trust {escape(str(trust))} ({escape(published)})",
-        "  Give this file to auditors, but not through the archive. It has public keys and the archive's digest,",
-        "  and no secret: they can verify with `custody verify ARCHIVE --trust trust.json`, but cannot forge.",
+        "  Give this file to auditors, but not through the archive. It has public keys",
+        "  and the archive's digest, and no secret. They can verify, and cannot forge:",
+        "  custody verify ARCHIVE --trust trust.json",
         "Next",
         "  custody config         show all settings, such as brokers and topics",
         "  custody check          try all that a run needs",

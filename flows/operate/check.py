@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from custody.cli import render, terminal
-from custody.cli.common import print_json
+from custody.cli.common import note, print_json
 from custody.cli.terminal import echo
 from custody.errors import CustodyError, escape
 from custody.format.times import format_time
@@ -41,7 +41,8 @@ def show(settings: Settings, deployments: Path, *, as_json: bool = False) -> Lev
         CustodyError: the output could not be written.
     """
     now = datetime.now(UTC)
-    lines = run_checks(Asked(settings, now, deployments))
+    with render.working("checking"):
+        lines = run_checks(Asked(settings, now, deployments))
     level = worst_level(lines)
     if as_json:
         print_json({"level": level, "at": format_time(now), "lines": [line.to_dict() for line in lines]})
@@ -84,10 +85,11 @@ def check_before_up(settings: Settings, deployments: Path) -> None:
         CustodyError: something is wrong that stays wrong, and without which no run can do anything.
     """
     # Prefect's server is what `up` starts, and it says itself who is alerted.
-    lines = run_checks(Asked(settings, datetime.now(UTC), deployments), left_out={"prefect", "alerts"})
+    with render.working("checking"):
+        lines = run_checks(Asked(settings, datetime.now(UTC), deployments), left_out={"prefect", "alerts"})
     for line in lines:
         if line.level != "ok":
             echo(escape(f"{line.level}: {line.part}: {line.subject}: {line.message}. {line.remedy}"), err=True)
-    echo(f"check: {summary(lines)} (custody check)", err=worst_level(lines) != "ok")
+    note(f"check: {summary(lines)} (custody check)")
     if any(line.level == "failed" and line.part in NEEDED and not line.passing for line in lines):
         raise CustodyError("nothing is started, because no run could do anything: correct what failed above")

@@ -89,10 +89,11 @@ def up(
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody deploy")
-def deploy() -> None:
+def deploy(*, as_json: _Json = False) -> None:
     """Deploy what changed in `deployments/prefect.yaml`, on the Prefect server that PREFECT_API_URL names."""
     _settings()
-    _import("flows.operate.deploy").deploy()
+    with _working("deploying"):
+        _import("flows.operate.deploy").deploy(as_json=as_json)
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody drain --once")
@@ -115,6 +116,11 @@ def drain(
     if results and all(result.outcome != "failed" for result in results):
         run.succeed()
     _import("tasks.metrics.export").export(settings, run)
+    # A topic that does not exist has no log, and so no row: a setting is wrong.
+    missing = [result.problem for result in results if result.missing]
+    results = [result for result in results if not result.missing]
+    if missing and not results:
+        raise ConfigurationError(*missing)
     if results and as_json:
         drained = [{"kind": "drained", **asdict(result)} for result in results]
         common.print_json(*drained, *({"kind": "indexed", **asdict(result)} for result in indexed))
@@ -122,6 +128,16 @@ def drain(
         _print_table(_import("flows.summaries").drain_table(results))
     else:
         _fail([f"no topic on {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}"])
+    _note_what_stays(settings, results, indexed)
+    failed = [result.log for result in results if result.outcome == "failed"]
+    if failed:
+        # Each log's error is in the log on stderr already, with the time at which the log stopped.
+        missing.append(f"{len(failed)} of {len(results)} logs failed, as said above: {', '.join(failed)}")
+    _fail(missing)
+
+
+def _note_what_stays(settings: Any, results: Any, indexed: Any) -> None:
+    """Print what is not as it should be although the drain did its work."""
     for result in results:
         if result.headroom_unknown:
             common.note(escape(f"Headroom of {result.log} is unknown: {result.headroom_unknown}"))
@@ -134,10 +150,6 @@ def drain(
             common.note(escape(f"Cannot be searched yet: {result.log}: {result.problem}"))
         if result.rejected:
             common.note(escape(f"Cannot be searched: {result.log}: {result.rejections}"))
-    failed = [result.log for result in results if result.outcome == "failed"]
-    if failed:
-        # Each log's error is in the log on stderr already, with the time at which the log stopped.
-        raise CustodyError(f"{len(failed)} of {len(results)} logs failed, as said above: {', '.join(failed)}")
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody index audit.events/0")
@@ -202,7 +214,7 @@ def audit(
     until: Annotated[datetime | None, time_option("Only statements sealed before this time.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines: findings, then the audit.")] = False,
 ) -> None:
-    """Audit the archive now, without Prefect, and write a signed audit."""
+    """Audit the archive now, without Prefect, and write a signed audit. What is wrong alerts those of alert.urls."""
     settings, summaries = _settings(), _import("flows.summaries")
     planning, verifying = _import("tasks.audit.plan"), _import("tasks.audit.pieces")
     concluding = _import("tasks.audit.conclude")
@@ -226,9 +238,29 @@ def audit(
         from custody.cli import render
 
         if outcome.findings:
-            render.console().print(summaries.audit_table(outcome))
+            render.console().print(render.FindingsTable(summaries.audit_findings(outcome)))
+            echo("'custody explain NAME' says more about a finding.")
         echo(escape(summaries.audit_summary(outcome)))
+    _alert_of(settings, outcome)
     raise typer.Exit(outcome.exit_code)
+
+
+def _alert_of(settings: Any, outcome: Any) -> None:
+    """Alert people of an audit that found a problem, as the nightly one does. The exit code stays the verdict's."""
+    from custody.findings import Severity
+
+    if outcome.exit_code < Severity.POLICY:
+        return
+    alerts = _import("tasks.alert")
+    details = _import("flows.summaries").audit_details(outcome)
+    message = alerts.Alert("custody: the audit failed", details, read_on="custody explain custody-audit-failed")
+    with _working("alerting"):
+        # Once: somebody waits for the verdict, and sees the line.
+        delivery = alerts.send(settings, message, attempts=1)
+    if delivery.failed:
+        echo(f"custody: the alert did not reach everybody: {escape(delivery.summary())}", err=True)
+    else:
+        common.note(escape(f"alert: {delivery.summary()}"))
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody backfill --since 2026-05-01 --until 2026-05-04 --to tables")
@@ -279,8 +311,9 @@ def backfill(  # noqa: PLR0913 - each is an option of the command
     if dry_run:
         return
     copying = _import("tasks.backfill.copy")
+    counted = _import("tasks.check.model").counted
     if waiting := copying.restore(settings, plan):
-        text = f"{waiting:,} segments are being restored: run the same command again once they are restored."
+        text = f"{counted(waiting, 'segment')} to be restored: run the same command again once that is done."
         show(text, "restoring", segments=waiting)
         raise typer.Exit(3)
     signals = _import("tasks.drain.signals")
@@ -365,8 +398,8 @@ def metrics(
         write(iter([exporting.show(settings)]))
     elif not settings.metrics.is_on:
         raise ConfigurationError("nothing is exported: set metrics.file, metrics.otlp_endpoint or metrics.emf")
-    elif not exporting.export(settings):
-        raise CustodyError("the metrics were not exported: the lines above say why")
+    else:
+        _fail(exporting.try_export(settings))
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody status --watch --every 10")

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from custody.cli.common import print_json
 from custody.cli.terminal import echo
 from custody.errors import ConfigurationError, CustodyError, legible
 from custody.store.protocol import is_loopback
@@ -105,12 +106,15 @@ class Api:
             return None
 
 
-def deploy(deployments: Path = DEPLOYMENTS, environment: Mapping[str, str] = os.environ) -> None:
+def deploy(
+    deployments: Path = DEPLOYMENTS, environment: Mapping[str, str] = os.environ, *, as_json: bool = False
+) -> None:
     """Deploy what changed in a file, with its automations. What is switched off on the server stays off.
 
     Args:
         deployments: the file.
         environment: with the variables of Prefect's client.
+        as_json: print one JSON document.
 
     Raises:
         ConfigurationError: the variables name no server.
@@ -126,18 +130,31 @@ def deploy(deployments: Path = DEPLOYMENTS, environment: Mapping[str, str] = os.
         changed = [each for each in wanted["deployments"] if not _is_made(each, made, automations)]
         off = _keep_off(wanted["deployments"], made, automations)
     except (OSError, HTTPException) as error:
-        reason = legible(str(error))
+        reason = legible(_reason(error))
         raise CustodyError(
             f"the deployments in {deployments} cannot be read or compared with those at {legible(api.url)}: {reason}."
             " Check PREFECT_API_URL, PREFECT_API_AUTH_STRING and the server"
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         raise CustodyError(f"the deployments in {deployments} cannot be read or compared: {error}") from None
-    if off:
+    if off and not as_json:
         echo(f"switched off in Prefect, and left so: {', '.join(off)}", err=True)
     if changed:
         _create({**wanted, "deployments": changed}, deployments, environment)
-    echo(f"deployed: {', '.join(each['name'] for each in changed)}" if changed else "deployed before, and unchanged")
+    names = [each["name"] for each in changed]
+    if as_json:
+        print_json({"deployed": names, "left_off": off})
+    else:
+        echo(f"deployed: {', '.join(names)}" if names else "deployed before, and unchanged")
+
+
+def _reason(error: Exception) -> str:
+    """Return in words why there is no answer."""
+    if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
+        # Its own text has brackets, the name of a function and a number.
+        cause = error.reason
+        return (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+    return str(error)
 
 
 def _digest(wanted: Mapping[str, Any], deployment: Mapping[str, Any]) -> str:

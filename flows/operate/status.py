@@ -87,7 +87,8 @@ def show(settings: Settings, *, as_json: bool = False, every: float | None = Non
         CustodyError: as `read_health`; or the output could not be written.
     """
     if every is None:
-        health = read_health(settings, datetime.now(UTC), Deadline(SECONDS))
+        with render.working("asking the archive, Kafka and Elasticsearch"):
+            health = _read(settings)
         if as_json:
             common.print_json(health.to_dict())
         else:
@@ -104,18 +105,25 @@ def _watch(settings: Settings, every: float, *, as_json: bool) -> None:
     console = render.console()
     if as_json or not console.is_terminal:
         while True:
-            health = read_health(settings, datetime.now(UTC), Deadline(SECONDS))
+            health = _read(settings)
             if as_json:
                 common.print_json(health.to_dict())
             else:
                 console.print(Group(*report(health, whole=True)), crop=False)
             terminal.check_written()
             time.sleep(every)
+    # Later the screen before stays.
+    with render.working("asking the archive, Kafka and Elasticsearch"):
+        health = _read(settings)
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            health = read_health(settings, datetime.now(UTC), Deadline(SECONDS))
             live.update(Group(*report(health)), refresh=True)
             time.sleep(every)
+            health = _read(settings)
+
+
+def _read(settings: Settings) -> Health:
+    return read_health(settings, datetime.now(UTC), Deadline(SECONDS))
 
 
 class _Problems:

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import psutil
 
+from custody.cli.common import note
 from custody.cli.terminal import echo
 from custody.errors import ConfigurationError, CustodyError
 from custody.format import limits
@@ -118,6 +119,25 @@ class _Installation:
                 raise CustodyError(f"Prefect's server did not answer within {_START_SECONDS} s: run 'custody up' again")
         return False
 
+    def bring_up(self, deployments: Path) -> bool:
+        """Start the server and the worker, and deploy. Return False if `up` is to stop.
+
+        Raises:
+            CustodyError: the server did not start, or the deployments were not accepted.
+        """
+        note("starting Prefect's server, half a minute …")
+        self.start("server")
+        if not self.wait_for("health"):
+            return False
+        note("starting the worker …")
+        self.start("worker")
+        # The worker creates the pool that the deployments name.
+        if not self.wait_for(f"work_pools/{POOL}"):
+            return False
+        note("deploying …")
+        deploy(deployments, self.environment)
+        return not stop_requested.is_set()
+
     def revive(self) -> None:
         """Restart children that have died."""
         for name, child in self.children.items():
@@ -127,6 +147,8 @@ class _Installation:
 
     def end(self) -> None:
         """End the children in reverse order. The worker ends after its runs have finished their open segments."""
+        if self.children:
+            note("ending: waiting for what runs to finish its open segments, then for the worker and the server …")
         for child in reversed(self.children.values()):
             patience = _STOP_SECONDS
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -167,18 +189,13 @@ def up(folder: Path, port: int, deployments: Path = DEPLOYMENTS) -> None:
         installation = _Installation(folder, port, credentials, _environment(folder, port, credentials))
         with stop_on_signals(signal.SIGTERM, signal.SIGINT):
             try:
-                installation.start("server")
-                if installation.wait_for("health"):
-                    installation.start("worker")
-                    # The worker creates the pool that the deployments name.
-                    if installation.wait_for(f"work_pools/{POOL}"):
-                        deploy(deployments, installation.environment)
-                        echo(
-                            f"custody is up: http://127.0.0.1:{port} (Ctrl-C ends it); its page asks for the text in"
-                            f" {folder / 'credentials'}; log: {installation.log}"
-                        )
-                        told = ", ".join(receivers(settings))
-                        echo(f"alerts: {told}" if told else f"alerts: {NOBODY}", err=not told)
+                if installation.bring_up(deployments):
+                    echo(
+                        f"custody is up: http://127.0.0.1:{port} (Ctrl-C ends it); its page asks for the text in"
+                        f" {folder / 'credentials'}; log: {installation.log}"
+                    )
+                    told = ", ".join(receivers(settings))
+                    echo(f"alerts: {told or NOBODY}")
                 while not stop_requested.wait(_REVIVE_SECONDS):
                     installation.revive()
                     installation.rotate_log()

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from tasks.health.model import LEVELS, Level
 
-Part = Literal["settings", "keys", "archive", "kafka", "retention", "clock", "search", "prefect", "alerts"]
+Part = Literal["settings", "keys", "archive", "kafka", "retention", "clock", "search", "prefect", "alerts", "metrics"]
 PARTS: Sequence[Part] = get_args(Part)
 """The parts, in the order in which they are shown."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from custody.errors import CustodyError, KeyUnavailable, TransientSearchError, TransientSourceError, TransientStoreError
 from custody.store.bucket import is_bucket
-from tasks.check import alerts, archive, clock, kafka, keys, prefect, retention, settings
+from tasks.check import alerts, archive, clock, kafka, keys, metrics, prefect, retention, settings
 from tasks.check.model import PARTS, Line, Part, Reporter
 from tasks.settings import Settings
 
@@ -69,6 +69,7 @@ CHECKS: Mapping[Part, Check] = {
     "search": _search,
     "prefect": lambda asked: prefect.check(asked.deployments),
     "alerts": lambda asked: alerts.check(asked.settings),
+    "metrics": lambda asked: metrics.check(asked.settings),
 }
 
 

@@ -48,6 +48,7 @@ class LogResult:
             archived; None if nothing is, or no limit is known.
         headroom_unknown: why that could not be found out, although the log is behind; None otherwise.
         vanished: whether Kafka no longer has the topic, and the archive has logs of it.
+        missing: whether the settings name a topic that Kafka does not have, and of which the archive has no logs.
         problem: what went wrong, and what to do.
     """
 
@@ -72,13 +73,16 @@ class LogResult:
     headroom: float | None = None
     vanished: bool = False
     headroom_unknown: str | None = None
+    missing: bool = False
     problem: str | None = None
 
     def stop(self, error: CustodyError) -> None:
         """Note the error that stopped the log, and log it. A fenced log is no failure: another writer was first."""
         self.problem = str(error)
         self.outcome = "fenced" if isinstance(error, Fenced) else "failed"
-        logger.log(logging.INFO if isinstance(error, Fenced) else logging.ERROR, "%s", error, extra={"log": self.log})
+        # A missing topic has no log: whoever runs the drain says that the setting is wrong.
+        level = logging.INFO if self.missing or isinstance(error, Fenced) else logging.ERROR
+        logger.log(level, "%s", error, extra={"log": self.log})
 
 
 @dataclass(slots=True)

@@ -55,16 +55,16 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
 
     def try_open(topic_partition: TopicPartition) -> LogRun | LogResult:
         log, topic = Log(*topic_partition), topic_partition[0]
-        vanished = False
+        vanished = missing = False
         try:
             if topic not in topics:
-                missing = context.broker.missing(topic, archived=topic in archived)
-                vanished = topic in archived
-                raise missing
+                refusal = context.broker.missing(topic, archived=topic in archived)
+                vanished, missing = topic in archived, topic not in archived
+                raise refusal
             log = newest_epoch(context, logs, topic_partition, known)
             return open_log(context, topics[topic], log, known.get(str(log), ()))
         except CustodyError as error:
-            result = LogResult(str(log), vanished=vanished)
+            result = LogResult(str(log), vanished=vanished, missing=missing)
             result.stop(error)
             return result
 

@@ -18,18 +18,27 @@ from custody.archive.trusted import check_keys
 from custody.cli.terminal import echo
 from custody.errors import CustodyError
 from custody.store.open import open_store
+from tasks.health.model import Health
 from tasks.metrics import emf, otlp, textfile
 from tasks.metrics.collect import collect, read_now
 from tasks.metrics.run import Run
 from tasks.metrics.samples import Snapshot
-from tasks.metrics.state import open_state
+from tasks.metrics.state import not_written, open_state
 from tasks.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-def export(settings: Settings, run: Run | None = None) -> bool:
-    """Export the metrics of an installation, and return whether all went well. Log what did not.
+def export(settings: Settings, run: Run) -> bool:
+    """Export the metrics at the end of a run, and return whether all went well. Log what did not."""
+    problems = try_export(settings, run)
+    for problem in problems:
+        logger.warning("%s", problem)
+    return not problems
+
+
+def try_export(settings: Settings, run: Run | None = None) -> list[str]:
+    """Export the metrics of an installation, and return what went wrong.
 
     Args:
         settings: the settings. If `[metrics]` names nothing, nothing is done.
@@ -38,18 +47,17 @@ def export(settings: Settings, run: Run | None = None) -> bool:
     metrics = settings.metrics
     # A run that is stopped must end within seconds, also if a server hangs. The next run exports.
     if not metrics.is_on or (run is not None and run.stopped):
-        return True
-    taken: list[tuple[Snapshot, bool]] = []
-    ways = [_try("metrics", lambda: taken.append(_take(settings, run)))]
-    for snapshot, written in taken:
-        ways.append(written)
+        return []
+    taken: list[Snapshot] = []
+    problems: list[str] = []
+    problems += _try("metrics", lambda: taken.append(_take(settings, run, problems)))
+    for snapshot in taken:
         if metrics.otlp_endpoint is not None:
-            ways.append(
-                _try("metrics by OTLP", partial(otlp.send, metrics.otlp_endpoint, metrics.otlp_headers, snapshot))
-            )
+            send = partial(otlp.send, metrics.otlp_endpoint, metrics.otlp_headers, snapshot)
+            problems += _try("metrics by OTLP", send)
         if metrics.emf is not None:
-            ways.append(_try("metrics for CloudWatch", partial(_write_lines, metrics.emf, snapshot)))
-    return all(ways)
+            problems += _try("metrics for CloudWatch", partial(_write_lines, metrics.emf, snapshot))
+    return problems
 
 
 def show(settings: Settings) -> bytes:
@@ -57,41 +65,52 @@ def show(settings: Settings) -> bytes:
 
     Raises:
         ConfigurationError: there is no archive, or the keys are those of another one.
-        CustodyError: the archive cannot be read, or another process counts.
-        OSError: the state cannot be read or written.
+        CustodyError: the archive cannot be read, another process counts, or the state cannot be read or written.
     """
     with closing(open_store(settings.archive, settings.s3)) as store:
         check_keys(store, read_archive(store), settings.trust_at_hand())
     health = read_now(settings)
+    _warn_of_servers(health)
     with open_state(settings.metrics.state) as state:
         snapshot = collect(settings, state, health, seconds=float("inf"))
     return textfile.render(snapshot)
 
 
-def _take(settings: Settings, run: Run | None) -> tuple[Snapshot, bool]:
-    """Take a snapshot and write the text file. Return both the snapshot and whether the file was written."""
+def _take(settings: Settings, run: Run | None, problems: list[str]) -> Snapshot:
+    """Take a snapshot and write the text file. Add to the problems if the file was not written."""
     health = read_now(settings)
-    file, written = settings.metrics.file, True
+    if run is None:
+        # A run has said it already.
+        _warn_of_servers(health)
+    file = settings.metrics.file
     with open_state(settings.metrics.state) as state:
         snapshot = collect(settings, state, health, run)
         if file is not None:
             # Here, so that the state is kept even if the file cannot be written.
-            written = _try("metrics for node exporter", partial(textfile.write, file, snapshot))
-    return snapshot, written
+            problems += _try("metrics for node exporter", partial(textfile.write, file, snapshot))
+    return snapshot
 
 
-def _try(name: str, action: Callable[[], object]) -> bool:
-    """Return whether an action went well. Log what it raised."""
+def _warn_of_servers(health: Health) -> None:
+    """Log which servers did not answer: what they alone know is absent."""
+    for name, server in (("Kafka", health.kafka), ("Elasticsearch", health.search)):
+        if server is not None and not server.reachable:
+            logger.warning("%s at %s does not answer: its metrics are absent", name, server.address)
+
+
+def _try(name: str, action: Callable[[], object]) -> list[str]:
+    """Return the problem of an action, or nothing if it went well."""
     try:
         action()
-    except (CustodyError, OSError) as error:
-        logger.warning("no %s: %s", name, error)
+    except CustodyError as error:
+        return [f"no {name}: {error}"]
+    except OSError as error:
+        # Its text names a temporary file.
+        return [f"no {name}: {error.strerror or type(error).__name__}"]
     except Exception as error:  # noqa: BLE001 - a bug in what only measures fails no run
         # The text of an unknown error may have anything in it.
-        logger.warning("no %s: %s", name, type(error).__name__)
-    else:
-        return True
-    return False
+        return [f"no {name}: {type(error).__name__}"]
+    return []
 
 
 def _write_lines(target: str, snapshot: Snapshot) -> None:
@@ -100,5 +119,8 @@ def _write_lines(target: str, snapshot: Snapshot) -> None:
     if target == "stdout":
         echo(text)
     else:
-        with Path(target).open("a", encoding="ascii") as file:
-            file.write(text + "\n")
+        try:
+            with Path(target).open("a", encoding="ascii") as file:
+                file.write(text + "\n")
+        except OSError as error:
+            raise not_written(Path(target), error) from None

@@ -122,18 +122,28 @@ def open_state(path: Path) -> Iterator[State]:
         path: its file. Folders are made.
 
     Raises:
-        CustodyError: another process has held the lock for `LOCK_SECONDS`.
-        OSError: the file cannot be read or written.
+        CustodyError: the file cannot be read or written, or another process has held the lock for `LOCK_SECONDS`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise not_written(path, error) from None
     try:
         _lock(descriptor, path, LOCK_SECONDS)
         state = _read(path)
         yield state
-        replace_file(path, msgspec.json.encode(state))
+        try:
+            replace_file(path, msgspec.json.encode(state))
+        except OSError as error:
+            raise not_written(path, error) from None
     finally:
         os.close(descriptor)
+
+
+def not_written(path: Path, error: OSError) -> CustodyError:
+    """Return the error for a file that cannot be written: no number, and no name of a temporary file."""
+    return CustodyError(f"{path} cannot be written: {error.strerror}")
 
 
 def _lock(descriptor: int, path: Path, seconds: float) -> None:
@@ -157,6 +167,8 @@ def _read(path: Path) -> State:
         problem = "it has other buckets"
     except FileNotFoundError:
         return State("", time.time())
+    except OSError as error:
+        raise CustodyError(f"{path} cannot be read: {error.strerror}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         problem = str(error)
     logger.warning("%s is not used, and its totals are counted again: %s", path, problem)

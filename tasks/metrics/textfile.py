@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from custody.store.durable import replace_file
 from tasks.metrics.catalogue import BUCKETS, CATALOGUE, Metric
 from tasks.metrics.samples import Distribution, Sample, Snapshot
+from tasks.metrics.state import not_written
 
 
 def render(snapshot: Snapshot) -> bytes:
@@ -28,9 +29,13 @@ def write(path: Path, snapshot: Snapshot) -> None:
     """Replace the text file in one step. Everybody may read it, since node exporter runs as a user of its own.
 
     Raises:
-        OSError: it was not written.
+        CustodyError: it was not written.
     """
-    replace_file(path, render(snapshot), mode=0o644)
+    text = render(snapshot)
+    try:
+        replace_file(path, text, mode=0o644)
+    except OSError as error:
+        raise not_written(path, error) from None
 
 
 class _Families(Collector):

@@ -41,15 +41,7 @@ class Installation:
     def up(self) -> None:
         """Start `custody up`, and return once it prints that it is up."""
         begin = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", UP, "deployments.yaml"],
-                cwd=self.folder,
-                env=self.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        self.begin()
         urls: list[str] = []
 
         def ready() -> bool:
@@ -59,6 +51,18 @@ class Installation:
         self.wait(ready, 240, "custody up to be up")
         assert urls, self.log.read_text()[-3000:]
         self.url = urls[0]
+
+    def begin(self) -> None:
+        """Start `custody up`."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", UP, "deployments.yaml"],
+                cwd=self.folder,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     def wait(self, done: Callable[[], object], seconds: float, what: str) -> None:
         """Wait, and show the output of `up` if it takes too long."""

@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+import time
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from custody.cli import render
 from custody.cli.main import main
 from custody.cli.operators import COMMANDS
 from custody.errors import TransientSourceError
@@ -20,6 +22,7 @@ from tasks.drain.kafka import Broker
 from tasks.drain.log_run import LogResult
 from tasks.health.model import Level
 from tests.helpers.environment import clear_settings
+from tests.helpers.inbox import inbox
 from tests.helpers.sample import Sample, make_archive
 
 
@@ -141,6 +144,18 @@ def test_check_has_the_exit_codes_of_status(
     assert run("check") == code
 
 
+@pytest.mark.parametrize("command", ["check", "status"])
+def test_what_takes_seconds_shows_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Servers are asked while a terminal shows that something is being done."""
+    monkeypatch.setattr(Console, "is_terminal", property(lambda _: True))
+    monkeypatch.setattr(render, "PROGRESS_AFTER", 0.0)
+    monkeypatch.setattr(Broker, "cluster", lambda _: time.sleep(0.5))
+    run(command)
+    assert {"check": "checking", "status": "asking the archive"}[command] in capsys.readouterr().err
+
+
 def test_help_lists_operators_commands_beside_the_auditors(capsys: pytest.CaptureFixture[str]) -> None:
     """In a checkout there is one command line for both."""
     assert run("--help") == 0
@@ -182,3 +197,51 @@ def test_an_audit_as_json(
     assert audit["counts"]["statements"] > 0
     assert audit["findings"] == len(findings)
     assert bool(findings) == damaged
+
+
+@pytest.fixture
+def damaged(monkeypatch: pytest.MonkeyPatch, sample: Sample, tmp_path: Path) -> str:
+    """The key of an altered segment, in a copy of the archive at which the settings point."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(sample.folder, folder)
+    path = next((folder / "events").rglob("*.gz"))
+    path.unlink()
+    path.write_bytes(b"altered")
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
+    monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")
+    return path.relative_to(folder).as_posix()
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(200, "alert: told 1 (json)"), (500, "custody: the alert did not reach everybody: nobody was told; 1 (json): ")],
+)
+def test_an_audit_alerts_as_the_nightly_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, damaged: str, status: int, said: str
+) -> None:
+    """People get the worst findings and what to do. Whether they were told is a line, and the code is the verdict's."""
+    with inbox(status) as people:
+        monkeypatch.setenv("CUSTODY_ALERT__URLS", people.url)
+        assert run("audit") == 13
+    (message,) = people.received
+    assert (message["title"], message["type"]) == ("custody: the audit failed", "failure")
+    for part in (damaged, "To do: ", "Read on: custody explain custody-audit-failed"):
+        assert part in message["message"]
+    assert said in capsys.readouterr().err
+
+
+def test_an_audit_without_receivers_says_so(
+    capsys: pytest.CaptureFixture[str], damaged: str, monkeypatch: pytest.MonkeyPatch, sample: Sample
+) -> None:
+    """Nobody is alerted, and a line says so. Findings have what to do, and where to read on."""
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run("audit") == 13
+    shown = capsys.readouterr()
+    assert "nobody is alerted: set alert.urls" in shown.err
+    assert damaged in shown.out
+    assert "→ " in shown.out
+    assert "'custody explain NAME' says more" in shown.out
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(sample.folder))
+    assert run("audit", "--full") == 0
+    assert "alert" not in capsys.readouterr().err

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import stat
 import urllib.error
 import urllib.request
@@ -21,11 +22,12 @@ from custody.archive.writer import create_archive
 from custody.errors import ConfigurationError, CustodyError
 from custody.keys.keyring import new_keyring
 from custody.store.folder import FolderStore
-from flows.operate.deploy import DEPLOYMENTS, _kept_schedules, deploy, direct
+from flows.operate.deploy import DEPLOYMENTS, Api, _kept_schedules, deploy, direct
 from flows.operate.up import _credentials, _make_private, up
 from tasks.check import prefect
 from tests.flows.installation import Installation, command, ended
 from tests.helpers.environment import clear_settings
+from tests.servers.ports import free_ports
 
 PASSPHRASE = "canary-of-the-keyring"
 SOCKETS = (
@@ -264,6 +266,19 @@ def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     assert installation.end() == 0
 
 
+@pytest.mark.timeout(600)
+def test_up_says_what_it_waits_for(installation: Guarded) -> None:
+    """Each step that takes long has a line before it. After Ctrl-C during the start it never says that it is up."""
+    installation.begin()
+    assert installation.process is not None
+    installation.wait(lambda: "deploying" in installation.log.read_text(), 240, "custody up to deploy")
+    installation.process.send_signal(signal.SIGINT)
+    assert installation.process.wait(120) == 0
+    said = [line.partition(":")[0] for line in installation.log.read_text().splitlines()]
+    steps = ["check", "starting Prefect's server, half a minute …", "starting the worker …", "deploying …"]
+    assert [line for line in said if line in {*steps, "ending", "custody is up"}] == [*steps, "ending"]
+
+
 def test_schedules_that_people_set_stay() -> None:
     """While ours is on the server, all stay as they are there. One of another version is replaced, and stays off."""
     ours: dict[str, object] = {"cron": "* * * * *", "timezone": "UTC"}
@@ -317,3 +332,24 @@ def test_proxies_are_not_for_this_machine() -> None:
         ("NO_PROXY", "no_proxy"), "internal,127.0.0.1,localhost"
     )
     assert direct({})["no_proxy"] == "127.0.0.1,localhost"
+
+
+def test_a_server_that_refuses_is_said_in_words() -> None:
+    """The reason is a sentence, and not the text of a library's error."""
+    (port,) = free_ports(1)
+    with pytest.raises(CustodyError, match=r": Connection refused\. Check PREFECT_API_URL") as caught:
+        deploy(DEPLOYMENTS, {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"})
+    assert "urlopen" not in str(caught.value)
+
+
+def test_a_deploy_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One document has what was deployed, and what stays off. Nothing else is printed."""
+    known = {"name": "drain-every-minute", "entrypoint": "flows.drain.drain", "paused": True, "schedules": []}
+    answers = {"deployments/filter": [{**known, "version": "another"}], "automations/filter": []}
+    monkeypatch.setattr(Api, "ask", lambda _, path, __: answers[path])
+    monkeypatch.setattr("flows.operate.deploy._create", lambda *_: None)
+    deploy(DEPLOYMENTS, {"PREFECT_API_URL": "http://127.0.0.1:1/api"}, as_json=True)
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert {"drain-every-minute", "audit-nightly"} <= set(document["deployed"])
+    assert (document["left_off"][0], printed.err) == ("drain-every-minute", "")

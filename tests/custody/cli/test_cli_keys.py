@@ -63,6 +63,7 @@ def test_init_makes_all_that_an_archive_begins_with(custody: Command) -> None:
     """One command makes a signed archive.json, all three keys and what auditors are given, and says what is next."""
     made = custody("init", "--heartbeat", 60, "--checkpoint", 120, "--retention-days", 30)
     assert made.code == 0, made.err
+    assert max(len(line) for line in made.out.splitlines() if line.startswith("  ")) <= 80
     file = archive()
     assert (file.statement.heartbeat, file.statement.checkpoint, file.statement.retention_days) == (60, 120, 30)
     assert algorithms(KEYRING) == ["HMAC-SHA256", "Ed25519", "SHAKE-256"]

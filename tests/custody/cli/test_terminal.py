@@ -186,7 +186,7 @@ WITH_JSON: dict[str, Mapping[str, int]] = {
     "keys rotate": {"keys rotate": 0},
 }
 """For each command that can print JSON: arguments, and the exit code of each."""
-ELSEWHERE = {"check": "flows.operate.check"}
+ELSEWHERE = {"check": "flows.operate.check", "deploy": "flows.operate.deploy"}
 """Commands whose module prints their JSON, by the same function."""
 VERDICTS = {"verify", "check-evidence", "check-events", "copy", "witness", "audit"}
 """Commands whose exit code is a verdict. The others have failed if nobody got their output."""

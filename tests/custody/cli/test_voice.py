@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from custody.archive.writer import Entry
 from custody.cli import common, main, times
-from custody.cli.common import EXIT_CODES, PANELS, WITHOUT
+from custody.cli.common import EVERY_EXIT_CODE, EXIT_CODES, PANELS, WITHOUT
 from custody.cli.operators import COMMANDS
 from flows.operate import cli as operating
 from tasks.backfill import plan
@@ -70,7 +70,7 @@ def test_help_of_each_command(custody: Command, monkeypatch: pytest.MonkeyPatch,
     assert max(map(len, shown.out.splitlines())) <= 80
     assert not re.search(r"<bool>|<str>|%Y|default: \(", shown.out)
     assert f"custody {name}" in shown.out.partition("\nExample:\n")[2]
-    for code in EXIT_CODES.get(name, ()):
+    for code in {*EVERY_EXIT_CODE, *EXIT_CODES.get(name, ())}:
         assert re.search(rf"^  {code} ", shown.out, re.MULTILINE)
 
 

@@ -25,11 +25,11 @@ from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.verify.run import verify
-from tasks.check import alerts, archive, keys, prefect, retention
+from tasks.check import alerts, archive, keys, metrics, prefect, retention
 from tasks.check import settings as settings_check
 from tasks.check.model import PARTS, Line, Reporter, worst_level
 from tasks.check.run import CHECKS, Asked, run_checks
-from tasks.settings import AlertSettings, DrainSettings, KafkaSettings, SearchSettings, Settings
+from tasks.settings import AlertSettings, DrainSettings, KafkaSettings, MetricsSettings, SearchSettings, Settings
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
 from tests.servers.kms import ED25519_ARN, HMAC_ARN, FakeKms
@@ -390,7 +390,7 @@ def test_a_frozen_storage_is_named_once(tmp_path: Path, monkeypatch: pytest.Monk
         frozen.listen(100)
         s3 = S3Options(endpoint_url=f"http://127.0.0.1:{frozen.getsockname()[1]}", region="eu-west-1")
         asked = Asked(Settings(archive="s3://bucket/audit", s3=s3), datetime.now(UTC), tmp_path / "none")
-        lines = run_checks(asked, left_out={"settings", "keys", "kafka", "search", "prefect", "alerts"}, seconds=2)
+        lines = run_checks(asked, left_out={"settings", "keys", "kafka", "search", "prefect", "alerts", "metrics"}, seconds=2)
     assert [(line.part, line.level) for line in lines] == [
         ("archive", "failed"),
         ("retention", "warning"),
@@ -404,7 +404,7 @@ def test_a_frozen_storage_is_named_once(tmp_path: Path, monkeypatch: pytest.Monk
 def test_an_url_without_a_bucket_is_told_once(tmp_path: Path) -> None:
     """The other parts that ask the storage refer to the archive's."""
     asked = Asked(Settings(archive="s3://"), datetime.now(UTC), tmp_path / "none")
-    lines = run_checks(asked, left_out={"settings", "keys", "kafka", "search", "prefect", "alerts"})
+    lines = run_checks(asked, left_out={"settings", "keys", "kafka", "search", "prefect", "alerts", "metrics"})
     assert [(line.part, line.level) for line in lines] == [
         ("archive", "failed"),
         ("retention", "warning"),
@@ -419,3 +419,29 @@ def test_keys_of_nobody_have_one_remedy(tmp_path: Path, monkeypatch: pytest.Monk
     (line,) = keys.check(Settings(), datetime.now(UTC))
     assert line.message == "keyring keyring.json: there is no such file"
     assert line.remedy.startswith("run 'custody init'")
+
+
+# Metrics.
+
+
+def test_files_of_metrics_that_cannot_be_written(
+    growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that does not exist or is not writable is said for each file, and nothing is made."""
+    (line,) = metrics.check(given(growing))
+    assert (line.level, "none are exported" in line.message) == ("ok", True)
+    files = {"file": tmp_path / "custody.prom", "emf": str(tmp_path / "emf.log"), "state": tmp_path / "a/b/state.json"}
+    lines = list(metrics.check(given(growing, metrics=MetricsSettings.model_validate(files))))
+    assert [(line.subject, line.level) for line in lines] == [(f"metrics.{name}", "ok") for name in files]
+    nowhere = {"file": tmp_path / "nowhere/custody.prom", "emf": str(tmp_path / "nowhere/emf.log")}
+    absent = given(growing, metrics=MetricsSettings.model_validate(nowhere))
+    for subject in ("metrics.file", "metrics.emf"):
+        line = of(metrics.check(absent), subject)
+        assert (line.level, f"the folder {tmp_path / 'nowhere'} does not exist" in line.message) == ("failed", True)
+        assert line.remedy
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "nowhere").exists()
+    # Root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    refused = list(metrics.check(given(growing, metrics=MetricsSettings.model_validate(files))))
+    assert [line.level for line in refused] == ["failed"] * 3

@@ -155,13 +155,30 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 
 def test_a_drain_that_fails_says_it_once(tmp_path: Path, own: KafkaServer) -> None:
     """The reason is on stderr once, when the log stops. The last line counts and names the logs that failed."""
-    Growing(tmp_path).append(1)
+    growing = Growing(tmp_path)
+    growing.append(1)
+    topic = growing.log.partition("/")[0]
     for more in ((), ("--quiet",), ("--json",)):
-        drain = command(tmp_path, "drain", "--once", *more, kafka=own.bootstrap, topics="there-is-none")
+        drain = command(tmp_path, "drain", "--once", *more, kafka=own.bootstrap, topics=topic)
         _, err = drain.communicate(timeout=60)
         assert drain.returncode == 1
-        assert err.count("topic 'there-is-none' does not exist") == 1, err
-        assert err.splitlines()[-1] == "custody: 1 of 1 logs failed, as said above: there-is-none/0"
+        assert err.count(f"topic '{topic}' does not exist") == 1, err
+        assert err.splitlines()[-1] == f"custody: 1 of 1 logs failed, as said above: {topic}/0"
+
+
+def test_a_topic_that_does_not_exist_is_a_wrong_setting(tmp_path: Path, own: KafkaServer) -> None:
+    """One line, no row for a log that was never there, and exit code 2; 1 if other topics were drained."""
+    Growing(tmp_path).append(1)
+    there = own.create_topic("audit.there")
+    for topics, code in (("there-is-none", 2), (f'["{there}", "there-is-none"]', 1)):
+        for more in ((), ("--quiet",), ("--json",)):
+            drain = command(tmp_path, "drain", "--once", *more, kafka=own.bootstrap, topics=topics)
+            out, err = drain.communicate(timeout=60)
+            said = [line for line in err.splitlines() if "topic 'there-is-none' does not exist" in line]
+            assert (drain.returncode, len(said)) == (code, 1), err
+            assert said[0].startswith("custody: topic 'there-is-none'")
+            assert "there-is-none/0" not in out + err
+            assert (f"{there}/0" in out) == (code == 1)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from tasks.drain.signals import stop_on_signals
 from tasks.health import kafka as health_kafka
 from tasks.metrics import state as metrics_state
 from tasks.metrics import textfile
-from tasks.metrics.export import export, show
+from tasks.metrics.export import export, show, try_export
 from tasks.metrics.run import Run
 from tasks.metrics.state import open_state
 from tasks.settings import KafkaSettings, MetricsSettings, Settings
@@ -254,9 +254,9 @@ def test_a_collector_costs_two_seconds_at_most(
         (port,) = free_ports(1)
         url = {"refused": f"http://127.0.0.1:{port}", "no page": busy.url, "header": busy.url}.get(server, silent)
         settings = settings_of(growing, file=file, otlp_endpoint=url, otlp_headers=headers)
-        export(settings_of(growing, file=file))
+        assert not try_export(settings_of(growing, file=file))
         begin = time.monotonic()
-        export(settings_of(growing, file=file))
+        assert not try_export(settings_of(growing, file=file))
         alone = time.monotonic() - begin
         caplog.clear()
         begin = time.monotonic()
@@ -276,7 +276,9 @@ def test_no_failure_fails_a_run(
     """No folder, no archive, a lock that somebody has, or a bug: one line each, and the other ways are tried."""
     lines = tmp_path / "emf.log"
     assert not export(settings_of(growing, file=tmp_path / "nowhere" / "custody.prom", emf=str(lines)), ended())
-    assert len(caplog.records) == 1
+    (record,) = caplog.records
+    nowhere = f"{tmp_path / 'nowhere' / 'custody.prom'} cannot be written: No such file or directory"
+    assert record.getMessage() == f"no metrics for node exporter: {nowhere}"
     assert "custody_events_archived_total" in lines.read_text()
     with open_state(growing.root / "metrics.json") as state:
         assert "drain" in state.last_success, "the state was kept"
@@ -350,21 +352,31 @@ def test_a_flow_exports_at_its_end(growing: Growing, tmp_path: Path, monkeypatch
     assert finish(Run("audit"), bad) is bad
 
 
-def test_the_command(growing: Growing, custody: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`custody metrics` prints the text, and counts all statements for it; `--export` says if it could not export."""
+def test_the_command(
+    growing: Growing,
+    custody: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """`custody metrics` prints the text, and counts all statements for it; `--export` says why it could not export."""
     (port,) = free_ports(1)
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
     monkeypatch.setenv("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", f"127.0.0.1:{port}")
     shown = custody("metrics")
     assert (shown.code, values_of(shown.out.encode())["custody_quarantined_total", growing.log, "other"]) == (0, 0)
+    assert f"Kafka at 127.0.0.1:{port} does not answer" in caplog.text
     refused = custody("metrics", "--export")
     assert (refused.code, "set metrics.file" in refused.err) == (2, True)
     monkeypatch.setenv("CUSTODY_METRICS__FILE", str(tmp_path / "custody.prom"))
     assert custody("metrics", "--export")[:2] == (0, "")
     assert ("custody_quarantined_total", growing.log, "other") in values_of((tmp_path / "custody.prom").read_bytes())
     monkeypatch.setenv("CUSTODY_METRICS__FILE", str(tmp_path / "nowhere" / "custody.prom"))
-    assert custody("metrics", "--export").code == 1
+    failed = custody("metrics", "--export", "--quiet")
+    nowhere = f"{tmp_path / 'nowhere' / 'custody.prom'} cannot be written: No such file or directory"
+    assert failed[:2] == (1, "")
+    assert failed.err == f"custody: no metrics for node exporter: {nowhere}\n"
 
 
 def test_a_drain_exports(kafka: KafkaServer, tmp_path: Path, custody: Command, monkeypatch: pytest.MonkeyPatch) -> None:
