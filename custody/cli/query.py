@@ -81,6 +81,7 @@ def query(  # noqa: PLR0913 - its options
             metavar="FILE",
         ),
     ] = None,
+    trust: common.TrustFile = None,
 ) -> None:
     """Query an archive in SQL. Reads its tables, and the segments that have no table yet. Verifies no contents."""
     text = _read_sql(sql, file)
@@ -100,7 +101,7 @@ def query(  # noqa: PLR0913 - its options
     from custody.cli.rows import Rows
 
     with render.working("reading the archive"):
-        connection = connect(since=since, until=until)
+        connection = connect(since=since, until=until, trust=trust)
     try:
         unverified = bool(connection.execute("FROM warnings WHERE kind = 'unverified'").fetchone())
         with render.working("querying"):

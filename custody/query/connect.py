@@ -9,7 +9,8 @@ A query verifies no contents. What it reads is not signed, or not yet checked, a
 - With keys, only statements and audits count that they signed, and only tables in lists that they signed. A table's
   bytes are hashed before the first query, and whenever it is opened. Statements without such a table are read from
   their segments.
-- Without keys, or where a signature cannot be checked, the first line says `unverified`.
+- Without keys, or where a signature cannot be checked and no trusted checkpoint covers the statement, a line says
+  `unverified`.
 - Slots are listed, not searched for. So a log that lacks its first statement is shown from the next one on.
 - What is missing or ignored is a row of the table `warnings`, and a warning of this module's logger.
 """
@@ -19,11 +20,10 @@ import logging
 import tempfile
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
-from itertools import chain
 from operator import attrgetter, index
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ import msgspec
 import pyarrow as pa
 
 from custody.archive import reader, search
+from custody.archive.covered import Coverage
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.trusted import Judge, beyond_end, check_archive, empty_slots, known_heads, unverified
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
@@ -64,11 +65,18 @@ E = TypeVar("E", bound=Entry)
 _FINDINGS_LIMIT = 64 * 1_048_576
 _ROWS = 10_000
 _HIDDEN = 5
+_KINDS = ("damaged", "unverified", "archived", "ignored")
+"""Of warnings, the worst first."""
+_NOT_COVERED = ", and no trusted checkpoint covers these statements"
 _BATCH = attrgetter("number", "first_offset", "next_offset", "events", "size", "inflated")
 
 
 def connect(
-    archive: str | None = None, *, since: datetime | None = None, until: datetime | None = None
+    archive: str | None = None,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    trust: Path | str | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """Open an archive for SQL.
 
@@ -76,6 +84,7 @@ def connect(
         archive: `s3://BUCKET/PREFIX`, `file:///DIR` or a folder. Default: the `archive` setting.
         since: only statements sealed at or after this time; UTC if it names no zone. No events of others are read.
         until: only statements sealed before this time.
+        trust: a `trust.json` with the keys that you trust. Default: the `trust` setting.
 
     Returns:
         A connection with the tables `events`, `batches`, `manifests`, `quarantined`, `audits`, `findings` and
@@ -86,7 +95,8 @@ def connect(
         ConfigurationError: a setting is wrong.
         CustodyError: the archive cannot be read.
     """
-    settings = Settings(**({} if archive is None else {"archive": archive}))
+    given = {"archive": archive, "trust": trust}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
     store = open_store(settings.archive, settings.s3)
     archive_file = reader.read_archive(store)
     folder = tempfile.TemporaryDirectory(prefix="custody-")
@@ -180,10 +190,10 @@ class _Loader:
         self._report()
 
     def _report(self) -> None:
-        """Put what is unverified first, and publish all warnings."""
-        for of, message in unverified(self._trust, self._unchecked):
+        """Put what is damaged first, and publish all warnings."""
+        for of, message in unverified(self._trust, self._unchecked, _NOT_COVERED):
             self._warn("unverified", of, message)
-        self._warnings.sort(key=lambda row: row[0] != "unverified")
+        self._warnings.sort(key=lambda row: _KINDS.index(row[0]))
         table = _Table(self._connection, "warnings")
         for kind, log, message in self._warnings:
             table.add(kind, log, message)
@@ -205,12 +215,24 @@ class _Loader:
         known = any(key.algorithm in form.wanted for key in self._trust.keys.values())
         return judge, partial(judge.may_stand, by_known_keys=known)
 
-    def _entries(self, log: Log, form: Form[E], first: int = 0, end: int | None = None) -> Iterator[tuple[int, E]]:
+    def _entries(self, log: Log, form: Form[E], spans: Iterable[tuple[int, int | None]]) -> Iterator[tuple[int, E]]:
+        """Yield the valid entries of a log in spans of slots, and count those that are unverified."""
+        judge, holds = self._judge(log, form)
+        coverage = Coverage(self._store, log, form, judge, self._trust)
+        for first, end in spans:
+            for sequence, entry in self._span(log, form, judge, holds, first, end):
+                coverage.add(sequence, entry)
+                yield sequence, entry
+        coverage.end()
+        self._unchecked[log] += coverage.uncovered
+
+    def _span(
+        self, log: Log, form: Form[E], judge: Judge, holds: reader.Holds[E], first: int, end: int | None
+    ) -> Iterator[tuple[int, E]]:
         """Yield the valid entries of a log in slots `[first, end)`, and warn of the slots that have none.
 
         Without an `end`, the log's end is compared with the heads that are known.
         """
-        judge, holds = self._judge(log, form)
         slots: Sequence[int]
         if end is None:
             infos = self._store.list(form.prefix, after=form.key(first - 1) if first else form.prefix)
@@ -236,7 +258,6 @@ class _Loader:
                 reached = entry.statement.next_offset
             size = sequence + 1
             yield sequence, entry
-        self._unchecked[log] += judge.unchecked
         if size < (last := (slots[-1] + 1 if slots else size) if end is None else end):
             missing.append((size, last))
         if missing:
@@ -266,7 +287,7 @@ class _Loader:
         rows, day = tables.Rows(log), ""
         whole = since is None and until is None
         self._unread = Unread(str(log), None if whole else self._kept_from)
-        for sequence, entry in chain.from_iterable(self._entries(log, form, first, end) for first, end in spans):
+        for sequence, entry in self._entries(log, form, spans):
             statement = entry.statement
             if sequence >= searched and not _is_between(parse_time(statement.sealed_at), since, until):
                 continue
@@ -393,7 +414,7 @@ class _Loader:
             self._unread.add_problem(statement, f"{ref.key}: its records cannot be read: {str(error)[:200]}")
 
     def _read_audits(self) -> None:
-        for sequence, signed in self._entries(layout.AUDIT_LOG, AUDITS):
+        for sequence, signed in self._entries(layout.AUDIT_LOG, AUDITS, [(0, None)]):
             audited = signed.statement
             for name, head in audited.heads.items():
                 self._heads.setdefault(name, []).append((head.size, f"audit {sequence}"))

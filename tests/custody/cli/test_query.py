@@ -15,6 +15,7 @@ from custody.cli.query import ENDINGS, ROWS_SHOWN
 from custody.format import layout, manifest
 from custody.query.views import VIEWS
 from tests.helpers.commands import Command, Result
+from tests.helpers.querying import audit
 from tests.helpers.sample import Growing, Sample
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -307,3 +308,13 @@ def test_many_losses_are_one_line(query: Query, tmp_path: Path, caplog: pytest.L
     query("SELECT count(*) AS n FROM events", archive=growing.folder, keyring=growing.keyring)
     (line,) = caplog.messages
     assert "; and 6 more; run `custody verify`" in line
+
+
+def test_public_keys_alone_are_enough(custody: Command, sample: Sample, tmp_path: Path) -> None:
+    """An auditor gives trust.json with `--trust`: rows that a signed checkpoint covers are not marked."""
+    trust = tmp_path / "trust.json"
+    assert custody("keys", "export", "--archive", sample.folder, "--keys", sample.keyring, "--output", trust).code == 0
+    ask = ("query", "--archive", sample.folder, "--trust", trust, "SELECT count(*) AS n FROM events", "--json")
+    assert json.loads(custody(*ask).out) == {"unverified": True, "n": EVENTS}
+    audit(sample.folder, sample.keyring)
+    assert json.loads(custody(*ask).out) == {"n": EVENTS}
