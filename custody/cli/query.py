@@ -45,7 +45,7 @@ class _Command(common.Command):
     """The command, whose help has the tables."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Tables (docs/views.md has all columns)"):
+        with formatter.section("Tables, and all their columns"):
             formatter.write_dl(views.help_rows())
         super().format_epilog(ctx, formatter)
 

@@ -457,14 +457,17 @@ def _create_events(connection: duckdb.DuckDBPyConnection, folder: Path, files: S
     tables.open_file(str(path)).close()
     quoted = ", ".join("'" + file.replace("'", "''") + "'" for file in (str(path), *files))
     described = connection.read_parquet(str(path))
+    types = dict(zip(described.columns, described.types, strict=True))
+    events = next(view for view in views.VIEWS if view.name == "events")
+    day = "regexp_extract(filename, 'day=([0-9-]{10})/[^/]*$', 1)::DATE"
     columns = ", ".join(
-        f'"{name}"::{kind} AS "{name}"' for name, kind in zip(described.columns, described.types, strict=True)
+        f'{day} AS "day"' if column.name == "day" else f'"{column.name}"::{types[column.name]} AS "{column.name}"'
+        for column in events.columns
     )
     # A view takes no parameters, so the paths are quoted. The day is taken from a file's own folder: DuckDB's
     # partitions would also be `topic=x` or `day=…` in the path of the archive.
     connection.execute(
-        f"CREATE VIEW events AS SELECT {columns},"  # noqa: S608 - they are quoted, and the columns are ours
-        " regexp_extract(filename, 'day=([0-9-]{10})/[^/]*$', 1)::DATE AS day"
+        f"CREATE VIEW events AS SELECT {columns}"  # noqa: S608 - they are quoted, and the columns are ours
         f" FROM read_parquet([{quoted}], hive_partitioning=false, filename=true, union_by_name=true)"
     )
 
