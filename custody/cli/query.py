@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -89,6 +89,8 @@ def query(  # noqa: PLR0913 - its options
         raise ConfigurationError(f"--until ({until}) must be later than --since ({since})")
     chosen = {"line": as_lines, "markdown": as_markdown, "csv": as_csv or spreadsheet, "json": as_json}
     form = _form([name for name, given in chosen.items() if given], output)
+    if output is not None:
+        _check_output(output)
     try:
         import duckdb
 
@@ -141,6 +143,8 @@ def _read_sql(sql: str | None, file: Path | None) -> str:
     if sql is not None and sql != "-":
         if not sql.isascii() and any("\ud800" <= char <= "\udfff" for char in sql):
             raise ConfigurationError("the SQL is not text in the encoding of this terminal: set LC_ALL=C.UTF-8")
+        if len(sql.split()) == 1 and os.path.isfile(sql):  # noqa: PTH113 - it raises nothing for what is no path
+            raise ConfigurationError(f"{sql} is a file, and not SQL: read the SQL from it with --file {sql}")
         return sql
     data, source = common.read_file(file or Path("-"), "SQL file", _SQL_LIMIT)
     if len(data) > _SQL_LIMIT:
@@ -190,6 +194,30 @@ def _pieces(form: str, rows: "Rows", *, unverified: bool, spreadsheet: bool, to_
     return forms.as_grid(rows, screen.width if has_width else None, ascii_only=ascii_only)
 
 
+def _check_output(path: Path) -> None:
+    """Check that a file can be written, before the query is run for it. Raises as `_stage`."""
+    _, staged, opened = _stage(path)
+    opened.close()
+    staged.unlink()
+
+
+def _stage(path: Path) -> tuple[Path, Path, IO[bytes]]:
+    """Return the file that a path names, and a new one beside it, by its path and opened.
+
+    Raises:
+        ConfigurationError: it cannot be made there.
+    """
+    try:
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            raise ConfigurationError(f"{path} cannot be written: it is not a file")
+        staged = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}")
+        return target, staged, staged.open("xb")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
+        raise ConfigurationError(f"{path} cannot be written: {reason}") from None
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[Any]:
     """Yield a file for writing that takes the place of `path` at the end. After an error, `path` is as before.
@@ -198,15 +226,7 @@ def _replacing(path: Path) -> Iterator[Any]:
         ConfigurationError: it cannot be made there.
         CustodyError: it could not be written in full.
     """
-    try:
-        target = path.resolve()
-        if target.exists() and not target.is_file():
-            raise ConfigurationError(f"{path} cannot be written: it is not a file")
-        staged = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}")
-        opened = staged.open("xb")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
-        raise ConfigurationError(f"{path} cannot be written: {reason}") from None
+    target, staged, opened = _stage(path)
     try:
         with opened:
             yield opened

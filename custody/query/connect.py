@@ -347,7 +347,8 @@ class _Loader:
                     self._warn("ignored", log, f"the tables of statements {start} to {stop - 1}: {unread}")
             unsigned = [file.key for file in files if file.key not in self._digests]
             if unsigned:
-                message = f"{len(unsigned)} tables are in no list that a trusted key signed, such as {unsigned[0]}"
+                many = f"{len(unsigned)} tables are" if len(unsigned) > 1 else "1 table is"
+                message = f"{many} in no list that a trusted key signed, such as {unsigned[0]}"
                 self._warn("ignored", log, message)
             problems = check_signed(self._store, self._digests, [file.key for file in files])
             for error in problems.values():

@@ -161,13 +161,31 @@ def test_a_file_that_cannot_be_written(query: Query, tmp_path: Path) -> None:
     assert (link.is_symlink(), kept.read_text()) == (True, "n\n1\n")
 
 
+def test_the_output_is_checked_before_the_archive_is_read(query: Query, tmp_path: Path) -> None:
+    """A file that cannot be written is said at once, and not after the query has run."""
+    refused = query("SELECT 1", "-o", tmp_path / "none" / "a.csv", archive=tmp_path / "no archive")
+    assert refused.code == 2
+    assert "a.csv cannot be written: No such file" in refused.err
+
+
+def test_a_file_of_sql_needs_its_option(query: Query, tmp_path: Path) -> None:
+    """Who gives a file where the SQL belongs is told the option."""
+    path = tmp_path / "q.sql"
+    path.write_text("SELECT 1")
+    refused = query(str(path))
+    assert refused.code == 2
+    assert f"read the SQL from it with --file {path}" in refused.err
+
+
 # --- wrong names
 
 WRONG = {
     "SELECT * FROM evnts": "did you mean events?",
     "SELECT * FROM nothing": "the tables are events, batches, manifests, quarantined, audits, findings, warnings",
     "SELECT event_typ FROM events": "did you mean event_type of events",
-    "SELECT type FROM events": "event_type of events",
+    "SELECT type FROM events": "did you mean event_type of events or alert_type of events or resource_type of events?",
+    "SELECT client FROM events": "did you mean client_ip of events",
+    "SELECT key FROM events": "did you mean api_key_id of events or key_version of events or key_age_days of events?",
     "SELECT e.sequense FROM events e": "did you mean sequence of events",
     "SELECT xyzzy FROM warnings": "warnings has kind, log, message",
     "SELECT log, offset FROM events": 'write the column as "offset", in double quotes',
