@@ -280,7 +280,8 @@ def backfill(  # noqa: PLR0913 - each is an option of the command
         return
     copying = _import("tasks.backfill.copy")
     if waiting := copying.restore(settings, plan):
-        text = f"{waiting:,} segments are being restored: run the same command again once they are restored."
+        are = "segment is" if waiting == 1 else "segments are"
+        text = f"{waiting:,} {are} being restored: run the same command again when that is done."
         show(text, "restoring", segments=waiting)
         raise typer.Exit(3)
     signals = _import("tasks.drain.signals")
