@@ -107,7 +107,8 @@ def _run(run: Run, request: Request, *, dry_run: bool) -> State[Any]:
     with run.step("restore"):
         waiting = ask_for_restores(plan)
     if waiting:
-        return Completed(name="Restoring", message=f"{waiting:,} segments are being restored; {_schedule_next_run()}")
+        are = "segment is" if waiting == 1 else "segments are"
+        return Completed(name="Restoring", message=f"{waiting:,} {are} being restored; {_schedule_next_run()}")
     with run.step("copy"):
         done = _copy(plan)
     get_run_logger().info(copy_summary(done))

@@ -16,6 +16,7 @@ input, with what it may do. Where it is held back:
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import cache
 from typing import TypeVar
 
@@ -315,19 +316,41 @@ class Judge:
         of = getattr(statement, "log", None)
         return placed and (of is None or Log(of.topic, of.partition, of.epoch) == self._log)
 
+    def open_problems(self, entry: Entry, sequence: int) -> tuple[signatures.Problem, ...]:
+        """Return why no signature of an entry could be checked; nothing if one is good."""
+        verdict = self._verdict_of_keys(entry, sequence, self._trust.keys)
+        return () if verdict.good else verdict.problems
+
     def refusal(self, note: Note, parsed: Checkpoint) -> str | None:
         """Return why a checkpoint does not count, None if the log's own key signed it, and it is of this log."""
-        if parsed.origin != checkpoint.origin_of(self._archive or "", self._log):
+        verdict = self.note_verdict(note, parsed)
+        if verdict is None:
             return f"it is of {parsed.origin[:300]!r}, not of this archive's log {self._log}"
-        verdict = signatures.check_checkpoint(
+        verdict = replace(verdict, quorum=0)
+        return None if verdict.counts else verdict.reason
+
+    def note_verdict(
+        self, note: Note, parsed: Checkpoint, now: datetime | None = None
+    ) -> signatures.NoteVerdict | None:
+        """Return the policy's verdict on a checkpoint and its cosignatures; None if it is not of this log.
+
+        Args:
+            note: the signed note.
+            parsed: what its text says.
+            now: the time, for cosignatures; None to compare none.
+        """
+        if parsed.origin != checkpoint.origin_of(self._archive or "", self._log):
+            return None
+        return signatures.check_checkpoint(
             note,
             parsed,
             str(self._log),
             self._trust.keys,
             within=lambda head: self.proofs.leads_to(parsed.size, parsed.root, head),
             witnesses=self._trust.witnesses,
+            quorum=self._trust.quorum,
+            now=now,
         )
-        return None if verdict.counts else verdict.reason
 
     def checkpoints(self, sizes: Iterable[int]) -> Iterator[tuple[Note, Checkpoint]]:
         """Yield those of the checkpoints of these sizes that the log's own key signed.
@@ -364,20 +387,23 @@ def standing(store: Store, archive: str | None, trust: Trust) -> Callable[[Log],
     return holds
 
 
-def unverified(trust: Trust, unchecked: Mapping[Log, int]) -> list[tuple[Log | None, str]]:
+def unverified(trust: Trust, unchecked: Mapping[Log, int], more: str = "") -> list[tuple[Log | None, str]]:
     """Return why what was read is unverified, and of which log; nothing if all signatures were checked.
 
     Args:
         trust: the available keys.
         unchecked: how many entries of each log were accepted without a signature that could be checked.
+        more: what else is said about them.
     """
     if not trust.keys:
         return [(None, "no keys are at hand, so no signature was checked; set `keys`, or `trust`")]
-    return [
-        (log, f"{many} signatures could not be checked with the keys at hand")
-        for log, many in unchecked.items()
-        if many
-    ]
+    logs = {log: many for log, many in unchecked.items() if many}
+    if not logs:
+        return []
+    total = sum(logs.values())
+    message = f"{total:,} signature{'s' if total > 1 else ''} could not be checked with the keys at hand{more}"
+    log = min(logs)
+    return [(log, message)] if len(logs) == 1 else [(None, f"{len(logs)} logs, such as {log}: {message}")]
 
 
 def empty_slots(form: Form[E], slots: Sequence[tuple[int, int]]) -> str:

@@ -4,7 +4,9 @@ Each line is taken for a record's value, and checked by the code that the drain 
 file, nor with a line.
 """
 
+import gzip
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +33,10 @@ TYPES = 1000
 """Types that are counted one by one; more of them are counted together."""
 REASON_CHARACTERS = 1_000
 """Characters of a reason, as the drain keeps them."""
+SAME = 20
+"""Lines in a row with the same reason that are printed one by one. Of more, each reason is counted."""
+_NO_TIME = "timestamp is not a string"
+_TIME_HINT = ": write RFC 3339, such as 2026-01-31T23:59:59.123Z"
 _PIECE = limits.EVENT_BYTES + 2
 """A line of this many bytes is too large, with and without its newline."""
 
@@ -44,12 +50,19 @@ class Tally:
         quarantined: those that would be quarantined.
         types: events of each type.
         others: events of types beyond the first `TYPES`.
+        blank: lines without anything. They are skipped, and are in no other count.
     """
 
     lines: int = 0
     quarantined: int = 0
     types: Counter[str] = field(default_factory=Counter)
     others: int = 0
+    blank: int = 0
+
+    def skip_blank(self) -> None:
+        """Count the last line, which was refused, as blank."""
+        self.blank += 1
+        self.quarantined -= 1
 
     def add(self, types: Counter[str]) -> None:
         """Count events."""
@@ -81,12 +94,16 @@ def check_events(
     own_types = common.open_settings().events.own_types and not strict
     tally = Tally()
     with _opened(file) as stream:
-        for number, reason in refused(stream, tally, own_types=own_types):
+        _check_lines(file, stream)
+        printed = _Printed()
+        for number, reason in _skipping_blank(refused(stream, tally, own_types=own_types), tally):
             shown = reason[:REASON_CHARACTERS]
             if as_json:
                 echo(dumps({"kind": "quarantined", "line": number, "reason": shown}))
             else:
-                echo(f"line {number:,}: {escape(shown)}")
+                printed.add(number, shown + (_TIME_HINT if _NO_TIME in shown else ""))
+    tally.lines -= tally.blank
+    printed.end()
     if not tally.lines:
         raise ConfigurationError(
             f"{_name(file)} has no lines, so nothing was checked: give a file with one event a line"
@@ -99,6 +116,54 @@ def check_events(
         _print(tally)
     if tally.quarantined:
         sys.exit(1)
+
+
+class _Printed:
+    """Prints lines with their reasons. After many in a row with the same reason, it only counts them."""
+
+    def __init__(self) -> None:
+        self._last, self._row = "", 0
+        self._left: Counter[str] = Counter()
+
+    def add(self, number: int, reason: str) -> None:
+        """Print a line, or count it."""
+        self._row = self._row + 1 if reason == self._last else 1
+        self._last = reason
+        if self._row <= SAME or (reason not in self._left and len(self._left) >= TYPES):
+            echo(f"line {number:,}: {escape(reason)}")
+        else:
+            self._left[reason] += 1
+
+    def end(self) -> None:
+        """Print how many lines of each reason were only counted."""
+        for reason, many in self._left.most_common():
+            echo(f"{many:,} more line{'' if many == 1 else 's'}: {escape(reason)}")
+
+
+def _skipping_blank(wrong: Iterator[tuple[int, str]], tally: Tally) -> Iterator[tuple[int, str]]:
+    """Yield the refused lines without blank ones: at a file's end they are no records."""
+    from custody.format.events import reason
+
+    blank = reason(b"")
+    for number, why in wrong:
+        if why == blank:
+            tally.skip_blank()
+        else:
+            yield number, why
+
+
+def _check_lines(file: Path, stream: IO[bytes]) -> None:
+    """Check that a file does not begin as a JSON document of several lines does.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    first = stream.peek(64).lstrip().splitlines(keepends=True)[:1]  # type: ignore[attr-defined]
+    for opening, write in ((b"{", "jq -c ."), (b"[", "jq -c '.[]'")):
+        if first and first[0].endswith(b"\n") and first[0].strip() == opening:
+            raise ConfigurationError(
+                f"{_name(file)} is a JSON document of several lines, and not one event a line: `{write}` writes it so"
+            )
 
 
 def refused(stream: IO[bytes], tally: Tally, *, own_types: bool) -> Iterator[tuple[int, str]]:
@@ -161,7 +226,7 @@ def _together(lines: Iterable[bytes | str]) -> Iterator[list[bytes] | str]:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[IO[bytes]]:
-    """Open a file; `-` is stdin.
+    """Open a file; `-` is stdin, and a name that ends in `.gz` is inflated as it is read.
 
     Raises:
         ConfigurationError: it cannot be read.
@@ -174,7 +239,15 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise ConfigurationError(f"the events in {file} cannot be read: {error.strerror}") from None
     with stream:
-        yield stream
+        if file.suffix != ".gz":
+            yield stream
+            return
+        try:
+            yield gzip.GzipFile(fileobj=stream)  # type: ignore[misc]
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ConfigurationError(
+                f"the events in {file} cannot be read: it is no whole gzip file: {error}"
+            ) from None
 
 
 def _name(file: Path) -> str:

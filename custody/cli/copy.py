@@ -246,10 +246,11 @@ def _print_copied(done: "Copied", first: "Store", second: "Store", *, as_json: b
     out = render.console()
     if done.refused:
         out.print(render.refusals_table(done))
+    objects = "1 object" if done.objects == 1 else f"{done.objects:,} objects"
+    present = "1 was" if done.present == 1 else f"{done.present:,} were"
     out.print(
         render.safe(
-            f"Copied {done.objects:,} objects ({done.stored:,} bytes) from {first.url} to {second.url}."
-            f" {done.present:,} were there already."
+            f"Copied {objects} ({done.stored:,} bytes) from {first.url} to {second.url}. {present} there already."
         ),
         soft_wrap=True,
     )

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Iterable
 
 from custody.query.views import NAMES, VIEWS
 
@@ -44,10 +45,20 @@ def _column_hint(name: str, sql: str) -> str:
     words = set(re.findall(r"\w+", sql.lower()))
     named = [view for view in VIEWS if view.name in words]
     columns = {column.name: view.name for view in reversed(named) for column in view.columns}
-    near = difflib.get_close_matches(name, columns, 3) or [column for column in columns if name in column][:3]
+    near = _near(name, columns)
     if near:
         return _question([f"{column} of {columns[column]}" for column in near]).strip()
     return "; ".join(f"{view.name} has {', '.join(column.name for column in view.columns)}" for view in named)
+
+
+def _near(name: str, columns: Iterable[str]) -> list[str]:
+    """Return the columns that may be meant: those that have the name in them first, then the most alike."""
+
+    def distance(column: str) -> tuple[bool, float]:
+        return name not in column, -difflib.SequenceMatcher(None, column, name).ratio()
+
+    close = difflib.get_close_matches(name, columns := list(columns), 3)
+    return sorted((column for column in columns if name in column or column in close), key=distance)[:3]
 
 
 def _question(near: list[str]) -> str:

@@ -262,6 +262,7 @@ def show(
     ],
     events: Annotated[bool, typer.Option("--events", help="Print a manifest's events, as JSON lines.")] = False,
     position: Annotated[bool, typer.Option("--place", help="Print only the position in the chain, as JSON.")] = False,
+    trust: common.TrustFile = None,
 ) -> None:
     """Print an object, a manifest, its events, or its position in the chain. Verifies nothing."""
     from custody.archive import show as showing
@@ -270,7 +271,7 @@ def show(
     from custody.format.layout import ARCHIVE
     from custody.store.open import open_store
 
-    settings = open_settings()
+    settings = open_settings(trust=trust)
     store = open_store(settings.archive, settings.s3)
     name = names.below(store.url, names.canonical(what))
     try:

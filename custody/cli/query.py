@@ -15,7 +15,7 @@ import typer
 from custody.cli import common, terminal
 from custody.cli.common import INVESTIGATE, App
 from custody.cli.hints import explain
-from custody.cli.output import replacing
+from custody.cli.output import check_output, replacing
 from custody.cli.times import time_option
 from custody.errors import ConfigurationError, CustodyError, escape
 from custody.query import views
@@ -44,7 +44,7 @@ class _Command(common.Command):
     """The command, whose help has the tables."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Tables (docs/views.md has all columns)"):
+        with formatter.section("Tables, and all their columns"):
             formatter.write_dl(views.help_rows())
         super().format_epilog(ctx, formatter)
 
@@ -80,6 +80,7 @@ def query(  # noqa: PLR0913 - its options
             metavar="FILE",
         ),
     ] = None,
+    trust: common.TrustFile = None,
 ) -> None:
     """Query an archive in SQL. Reads its tables, and the segments that have no table yet. Verifies no contents."""
     text = _read_sql(sql, file)
@@ -87,6 +88,8 @@ def query(  # noqa: PLR0913 - its options
         raise ConfigurationError(f"--until ({until}) must be later than --since ({since})")
     chosen = {"line": as_lines, "markdown": as_markdown, "csv": as_csv or spreadsheet, "json": as_json}
     form = _form([name for name, given in chosen.items() if given], output)
+    if output is not None:
+        check_output(output)
     try:
         import duckdb
 
@@ -99,7 +102,7 @@ def query(  # noqa: PLR0913 - its options
     from custody.cli.rows import Rows
 
     with render.working("reading the archive"):
-        connection = connect(since=since, until=until)
+        connection = connect(since=since, until=until, trust=trust)
     try:
         unverified = bool(connection.execute("FROM warnings WHERE kind = 'unverified'").fetchone())
         with render.working("querying"):
@@ -139,6 +142,8 @@ def _read_sql(sql: str | None, file: Path | None) -> str:
     if sql is not None and sql != "-":
         if not sql.isascii() and any("\ud800" <= char <= "\udfff" for char in sql):
             raise ConfigurationError("the SQL is not text in the encoding of this terminal: set LC_ALL=C.UTF-8")
+        if len(sql.split()) == 1 and os.path.isfile(sql):  # noqa: PTH113 - it raises nothing for what is no path
+            raise ConfigurationError(f"{sql} is a file, and not SQL: read the SQL from it with --file {sql}")
         return sql
     data, source = common.read_file(file or Path("-"), "SQL file", _SQL_LIMIT)
     if len(data) > _SQL_LIMIT:

@@ -9,7 +9,8 @@ A query verifies no contents. What it reads is not signed, or not yet checked, a
 - With keys, only statements and audits count that they signed, and only tables in lists that they signed. A table's
   bytes are hashed before the first query, and whenever it is opened. Statements without such a table are read from
   their segments.
-- Without keys, or where a signature cannot be checked, the first line says `unverified`.
+- Without keys, or where a signature cannot be checked and no trusted checkpoint covers the statement, a line says
+  `unverified`.
 - Slots are listed, not searched for. So a log that lacks its first statement is shown from the next one on.
 - What is missing or ignored is a row of the table `warnings`, and a warning of this module's logger.
 """
@@ -19,10 +20,9 @@ import logging
 import tempfile
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import chain
 from operator import attrgetter, index
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ import pyarrow as pa
 
 from custody.archive import reader, search
 from custody.archive.audit_findings import read_findings
+from custody.archive.covered import Coverage
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.trusted import Judge, beyond_end, check_archive, empty_slots, known_heads, unverified
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
@@ -63,11 +64,18 @@ E = TypeVar("E", bound=Entry)
 
 _ROWS = 10_000
 _HIDDEN = 5
+_KINDS = ("damaged", "unverified", "archived", "ignored")
+"""Of warnings, the worst first."""
+_NOT_COVERED = ", and no trusted checkpoint covers these statements"
 _BATCH = attrgetter("number", "first_offset", "next_offset", "events", "size", "inflated")
 
 
 def connect(
-    archive: str | None = None, *, since: datetime | None = None, until: datetime | None = None
+    archive: str | None = None,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    trust: Path | str | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """Open an archive for SQL.
 
@@ -75,6 +83,7 @@ def connect(
         archive: `s3://BUCKET/PREFIX`, `file:///DIR` or a folder. Default: the `archive` setting.
         since: only statements sealed at or after this time; UTC if it names no zone. No events of others are read.
         until: only statements sealed before this time.
+        trust: a `trust.json` with the keys that you trust. Default: the `trust` setting.
 
     Returns:
         A connection with the tables `events`, `batches`, `manifests`, `quarantined`, `audits`, `findings` and
@@ -85,7 +94,8 @@ def connect(
         ConfigurationError: a setting is wrong.
         CustodyError: the archive cannot be read.
     """
-    settings = Settings(**({} if archive is None else {"archive": archive}))
+    given = {"archive": archive, "trust": trust}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
     store = open_store(settings.archive, settings.s3)
     archive_file = reader.read_archive(store)
     folder = tempfile.TemporaryDirectory(prefix="custody-")
@@ -179,10 +189,10 @@ class _Loader:
         self._report()
 
     def _report(self) -> None:
-        """Put what is unverified first, and publish all warnings."""
-        for of, message in unverified(self._trust, self._unchecked):
+        """Put what is damaged first, and publish all warnings."""
+        for of, message in unverified(self._trust, self._unchecked, _NOT_COVERED):
             self._warn("unverified", of, message)
-        self._warnings.sort(key=lambda row: row[0] != "unverified")
+        self._warnings.sort(key=lambda row: _KINDS.index(row[0]))
         table = _Table(self._connection, "warnings")
         for kind, log, message in self._warnings:
             table.add(kind, log, message)
@@ -204,12 +214,24 @@ class _Loader:
         known = any(key.algorithm in form.wanted for key in self._trust.keys.values())
         return judge, partial(judge.may_stand, by_known_keys=known)
 
-    def _entries(self, log: Log, form: Form[E], first: int = 0, end: int | None = None) -> Iterator[tuple[int, E]]:
+    def _entries(self, log: Log, form: Form[E], spans: Iterable[tuple[int, int | None]]) -> Iterator[tuple[int, E]]:
+        """Yield the valid entries of a log in spans of slots, and count those that are unverified."""
+        judge, holds = self._judge(log, form)
+        coverage = Coverage(self._store, log, form, judge, self._trust)
+        for first, end in spans:
+            for sequence, entry in self._span(log, form, judge, holds, first, end):
+                coverage.add(sequence, entry)
+                yield sequence, entry
+        coverage.end()
+        self._unchecked[log] += coverage.uncovered
+
+    def _span(
+        self, log: Log, form: Form[E], judge: Judge, holds: reader.Holds[E], first: int, end: int | None
+    ) -> Iterator[tuple[int, E]]:
         """Yield the valid entries of a log in slots `[first, end)`, and warn of the slots that have none.
 
         Without an `end`, the log's end is compared with the heads that are known.
         """
-        judge, holds = self._judge(log, form)
         slots: Sequence[int]
         if end is None:
             infos = self._store.list(form.prefix, after=form.key(first - 1) if first else form.prefix)
@@ -235,7 +257,6 @@ class _Loader:
                 reached = entry.statement.next_offset
             size = sequence + 1
             yield sequence, entry
-        self._unchecked[log] += judge.unchecked
         if size < (last := (slots[-1] + 1 if slots else size) if end is None else end):
             missing.append((size, last))
         if missing:
@@ -265,7 +286,7 @@ class _Loader:
         rows, day = tables.Rows(log), ""
         whole = since is None and until is None
         self._unread = Unread(str(log), None if whole else self._kept_from)
-        for sequence, entry in chain.from_iterable(self._entries(log, form, first, end) for first, end in spans):
+        for sequence, entry in self._entries(log, form, spans):
             statement = entry.statement
             if sequence >= searched and not _is_between(parse_time(statement.sealed_at), since, until):
                 continue
@@ -325,7 +346,8 @@ class _Loader:
                     self._warn("ignored", log, f"the tables of statements {start} to {stop - 1}: {unread}")
             unsigned = [file.key for file in files if file.key not in self._digests]
             if unsigned:
-                message = f"{len(unsigned)} tables are in no list that a trusted key signed, such as {unsigned[0]}"
+                many = f"{len(unsigned)} tables are" if len(unsigned) > 1 else "1 table is"
+                message = f"{many} in no list that a trusted key signed, such as {unsigned[0]}"
                 self._warn("ignored", log, message)
             problems = check_signed(self._store, self._digests, [file.key for file in files])
             for error in problems.values():
@@ -392,7 +414,7 @@ class _Loader:
             self._unread.add_problem(statement, f"{ref.key}: its records cannot be read: {str(error)[:200]}")
 
     def _read_audits(self) -> None:
-        for sequence, signed in self._entries(layout.AUDIT_LOG, AUDITS):
+        for sequence, signed in self._entries(layout.AUDIT_LOG, AUDITS, [(0, None)]):
             audited = signed.statement
             for name, head in audited.heads.items():
                 self._heads.setdefault(name, []).append((head.size, f"audit {sequence}"))
@@ -424,14 +446,17 @@ def _create_events(connection: duckdb.DuckDBPyConnection, folder: Path, files: S
     tables.open_file(str(path)).close()
     quoted = ", ".join("'" + file.replace("'", "''") + "'" for file in (str(path), *files))
     described = connection.read_parquet(str(path))
+    types = dict(zip(described.columns, described.types, strict=True))
+    events = next(view for view in views.VIEWS if view.name == "events")
+    day = "regexp_extract(filename, 'day=([0-9-]{10})/[^/]*$', 1)::DATE"
     columns = ", ".join(
-        f'"{name}"::{kind} AS "{name}"' for name, kind in zip(described.columns, described.types, strict=True)
+        f'{day} AS "day"' if column.name == "day" else f'"{column.name}"::{types[column.name]} AS "{column.name}"'
+        for column in events.columns
     )
     # A view takes no parameters, so the paths are quoted. The day is taken from a file's own folder: DuckDB's
     # partitions would also be `topic=x` or `day=…` in the path of the archive.
     connection.execute(
-        f"CREATE VIEW events AS SELECT {columns},"  # noqa: S608 - they are quoted, and the columns are ours
-        " regexp_extract(filename, 'day=([0-9-]{10})/[^/]*$', 1)::DATE AS day"
+        f"CREATE VIEW events AS SELECT {columns}"  # noqa: S608 - they are quoted, and the columns are ours
         f" FROM read_parquet([{quoted}], hive_partitioning=false, filename=true, union_by_name=true)"
     )
 

@@ -1,8 +1,8 @@
 """The tables of `custody query`: their columns, types and meanings, in one list.
 
-The help, docs/views.md, the hints for a wrong name, and all tables but `events` are made from it. `events` has the
-columns of `tables.SCHEMA`; a test compares them with this list. Imports neither DuckDB nor Arrow, because the help uses
-it.
+The help, docs/views.md, the hints for a wrong name, and all tables but `events` are made from it. `events` selects the
+columns of `tables.SCHEMA` in this order; a test compares them with this list. Imports neither DuckDB nor Arrow, because
+the help uses it.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A table: its name, its meaning, its columns, and the columns that most questions need, for the help."""
+    """A table: its name, its meaning, and its columns in the order of `SELECT *`: what most questions need first."""
 
     name: str
     meaning: str
-    main: tuple[str, ...]
     columns: tuple[Column, ...]
 
 
@@ -36,24 +35,20 @@ VIEWS = (
     View(
         "events",
         "one row for each archived event. A field that an event does not have, or of another type, is NULL",
-        ("time", "log", "offset", "event_type", "request_id", "api_key_id", "client_ip", "status", "severity"),
         _columns("""
             time TIMESTAMP the event's own `timestamp`
-            topic VARCHAR the Kafka topic
-            partition INTEGER the Kafka partition
-            offset BIGINT the record's offset in Kafka, for `custody show LOG OFFSET` and `custody evidence LOG OFFSET`
-            batch BIGINT the batch's number in its log
             log VARCHAR the log: `topic/partition`, with `@epoch` after the topic from the second epoch on
-            sequence BIGINT the number of its statement, for `custody show LOG/SEQUENCE`
+            offset BIGINT the record's offset in Kafka, for `custody show LOG OFFSET` and `custody evidence LOG OFFSET`
             event_type VARCHAR the event's type
-            request_id VARCHAR the request
             api_key_id VARCHAR the API key that was used
             client_ip VARCHAR the client's address
+            status VARCHAR `auth_attempt`: `success` or `failure`
+            request_id VARCHAR the request
+            severity VARCHAR `security_event`: `low`, `medium`, `high` or `critical`
             query_hash VARCHAR `query_executed`: the query
             complexity BIGINT `query_executed`: how complex the query is
             execution_time DOUBLE `query_executed`: how long it ran, in ms
             result_rows BIGINT `query_executed`: how many rows it gave
-            status VARCHAR `auth_attempt`: `success` or `failure`
             failure_reason VARCHAR `auth_attempt`: why it failed
             key_version BIGINT `auth_attempt`: the version of the key
             key_age_days BIGINT `auth_attempt`: the age of the key, in days
@@ -64,7 +59,6 @@ VIEWS = (
             operation VARCHAR `api_key_operation`: `created`, `rotated` or `revoked`; `config_change`: what was done
             permissions VARCHAR `api_key_operation`: the key's permissions, as JSON
             tier VARCHAR `api_key_operation`: the key's tier
-            severity VARCHAR `security_event`: `low`, `medium`, `high` or `critical`
             alert_type VARCHAR `security_event`: what was noticed
             details VARCHAR `security_event`: more about it, as JSON
             action_taken VARCHAR `security_event`: what was done about it
@@ -73,13 +67,16 @@ VIEWS = (
             changes VARCHAR `config_change`: the changes, as JSON
             approval_status VARCHAR `config_change`: whether it was approved
             event VARCHAR an event of an own type, or one that its type's columns do not hold, whole, as JSON
+            topic VARCHAR the Kafka topic
+            partition INTEGER the Kafka partition
+            batch BIGINT the batch's number in its log
+            sequence BIGINT the number of its statement, for `custody show LOG/SEQUENCE`
             day DATE the day on which its statement was sealed
         """),
     ),
     View(
         "batches",
         "one row for each batch: the events that are compressed together",
-        ("log", "sequence", "batch", "first_offset", "next_offset", "events", "min_time", "max_time"),
         _columns("""
             log VARCHAR the log
             sequence BIGINT the number of its statement, for `custody show LOG/SEQUENCE`
@@ -96,7 +93,6 @@ VIEWS = (
     View(
         "manifests",
         "one row for each statement that counts",
-        ("log", "sequence", "sealed_at", "first_offset", "next_offset", "events", "quarantined", "lost"),
         _columns("""
             log VARCHAR the log
             sequence BIGINT its number in the log, for `custody show LOG/SEQUENCE`
@@ -123,7 +119,6 @@ VIEWS = (
     View(
         "quarantined",
         "one row for each record that is no valid event",
-        ("log", "offset", "kafka_time", "error", "bytes"),
         _columns("""
             log VARCHAR the log
             sequence BIGINT the number of its statement, for `custody show LOG/SEQUENCE`
@@ -136,7 +131,6 @@ VIEWS = (
     View(
         "audits",
         "one row for each signed audit, and for each record of a roll",
-        ("sequence", "sealed_at", "verdict", "statements", "events", "findings", "rejected"),
         _columns("""
             sequence BIGINT its number among the audits
             started_at TIMESTAMP when it began
@@ -153,7 +147,6 @@ VIEWS = (
     View(
         "findings",
         "one row for each finding of an audit",
-        ("audit", "finding", "severity", "log", "sequence", "offset", "key", "message", "action"),
         _columns("""
             audit BIGINT the number of the audit
             finding VARCHAR its name
@@ -176,7 +169,6 @@ VIEWS = (
     View(
         "warnings",
         "one row for each reason why the other tables may be wrong or incomplete; stderr has the same",
-        ("kind", "log", "message"),
         _columns("""
             kind VARCHAR `unverified`: a signature was not checked. `damaged`: something is missing. \
 `archived`: it must be restored first. `ignored`: it is not what was signed
@@ -201,8 +193,8 @@ def create_tables() -> str:
 
 
 def help_rows() -> list[tuple[str, str]]:
-    """Return each table with its main columns, for the help."""
-    return [(view.name, ", ".join(view.main) + (", …" if len(view.main) < len(view.columns) else "")) for view in VIEWS]
+    """Return each table with its columns, for the help."""
+    return [(view.name, ", ".join(column.name for column in view.columns)) for view in VIEWS]
 
 
 def page() -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from custody.archive import reader
 from custody.archive.audit_findings import StatedFinding
+from custody.archive.covered import Coverage
 from custody.archive.forms import form_of, statements_of
 from custody.archive.trusted import Judge, beyond_end, check_archive, check_keys, empty_slots, known_heads, unverified
 from custody.archive.writer import writer_name
@@ -26,7 +27,7 @@ from custody.findings import Accepted, Severity
 from custody.format import layout
 from custody.format.audit import Audit
 from custody.format.layout import Log
-from custody.format.manifest import Statement
+from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
 from custody.keys.trust import Trust, TrustedKey
 from custody.report.audits import Audits, Problem, Stored, walk
@@ -211,7 +212,7 @@ def gather(
     names |= gathering.about.keys() - {"", str(layout.AUDIT_LOG)}
     logs = [gathering.log(name) for name in sorted(names)]
     audit_log = gathering.audit_log(statement.sequence)
-    unchecked = [f"{log}: {message}" if log else message for log, message in unverified(trust, gathering.unchecked)]
+    unchecked = unverified(trust, gathering.unchecked, ", and no trusted checkpoint covers these statements")
     return Facts(
         url=store.url,
         archive=file.id,
@@ -223,7 +224,7 @@ def gather(
         logs=logs,
         audit_log=audit_log,
         problems=problems,
-        unverified=unchecked,
+        unverified=[f"{log}: {message}" if log else message for log, message in unchecked],
         keys=tuple(trust.keys.values()),
         quorum=trust.quorum,
         witnesses=tuple(witness.name for witness in trust.witnesses),
@@ -269,10 +270,10 @@ class _Gathering:
         made.end = self._end(log, holds, made.size)
         self._find_checkpoint(log, made, judge)
         self._count(made, states)
-        self._read(log, made, holds, states)
+        coverage = Coverage(self.store, log, statements_of(log), judge, self.trust)
+        self._read(log, made, holds, states, coverage)
         self._check_end(log, made, judge)
-        if judge.unchecked:
-            self.unchecked[log] = judge.unchecked
+        self.unchecked[log] = coverage.uncovered
         return made
 
     def audit_log(self, newest: int) -> LogFact:
@@ -313,12 +314,14 @@ class _Gathering:
         made.expired, made.damaged, made.verified = expired[1], length(damaged), length(read)
         made.pending = whole[1] - made.expired - made.damaged - made.verified
 
-    def _read(self, log: Log, made: LogFact, holds: "reader.Holds[Any]", states: "_States") -> None:
+    def _read(self, log: Log, made: LogFact, holds: "reader.Holds[Any]", states: "_States", coverage: Coverage) -> None:
         """Read a log's statements from the newest back, as far as the period goes."""
         missing: list[tuple[int, int]] = []
         passed_over = range(0)
         for chunk in self._chunks(log, max(made.end, made.size), holds):
-            for sequence, statement in chunk:
+            self._cover(chunk, coverage)
+            for sequence, manifest in chunk:
+                statement = manifest.statement if manifest else None
                 if statement is None:
                     if sequence not in passed_over:
                         missing.append((sequence, sequence + 1))
@@ -326,8 +329,7 @@ class _Gathering:
                 if statement.passed_over:
                     passed_over = range(sequence - len(statement.passed_over), sequence)
                 made.last_sealed = made.last_sealed or statement.sealed_at
-                sealed_at = parse_time(statement.sealed_at)
-                if (self.since and sealed_at < self.since) or (self.until and sealed_at >= self.until):
+                if not self._is_of_period(statement):
                     continue
                 tally = tally_of(statement, states.of(sequence))
                 made.tally.add(tally)
@@ -336,10 +338,21 @@ class _Gathering:
             message = empty_slots(statements_of(log), merge(missing))
             self.problems.append(Problem(Severity.INCOMPLETE, message, str(log)))
 
-    def _chunks(self, log: Log, end: int, holds: "reader.Holds[Any]") -> Iterator[list[tuple[int, Statement | None]]]:
-        def read(sequence: int) -> Statement | None:
+    def _is_of_period(self, statement: Statement) -> bool:
+        sealed_at = parse_time(statement.sealed_at)
+        return not ((self.since and sealed_at < self.since) or (self.until and sealed_at >= self.until))
+
+    def _cover(self, chunk: Sequence[tuple[int, Manifest | None]], coverage: Coverage) -> None:
+        """Count the statements of the period, in a chunk from the newest back, that are not covered."""
+        for sequence, manifest in reversed(chunk):
+            if manifest is not None:
+                coverage.add(sequence, manifest, counted=self._is_of_period(manifest.statement))
+        coverage.end()
+
+    def _chunks(self, log: Log, end: int, holds: "reader.Holds[Any]") -> Iterator[list[tuple[int, Manifest | None]]]:
+        def read(sequence: int) -> Manifest | None:
             try:
-                return reader.read_manifest(self.store, log, sequence, holds).statement
+                return reader.read_manifest(self.store, log, sequence, holds)
             except (ObjectMissing, FormatError):
                 return None
 
@@ -349,7 +362,7 @@ class _Gathering:
                 chunk = list(zip(several, threads.map(read, several), strict=True))
                 yield chunk
                 end = several[-1]
-                times = [statement.sealed_at for _, statement in chunk if statement]
+                times = [manifest.statement.sealed_at for _, manifest in chunk if manifest]
                 # A whole chunk before the period: what is older is not read.
                 if self.since and times and all(parse_time(time) < self.since for time in times):
                     return

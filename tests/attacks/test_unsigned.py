@@ -451,7 +451,10 @@ def test_without_keys(growing: Growing, capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_public_keys_alone(growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An auditor without the HMAC secret takes only audits and tables that the Ed25519 key signed, and is told so."""
+    """An auditor without the HMAC secret takes only audits and tables that the Ed25519 key signed.
+
+    Statements that the audit's checkpoint covers are not called unverified; the later ones are.
+    """
     keys = open_trust([f"file:{growing.keyring}"]).keys.values()
     entries = [
         {"id": key.id, "algorithm": key.algorithm, "from": None, "to": None}
@@ -463,11 +466,16 @@ def test_public_keys_alone(growing: Growing, tmp_path: Path, monkeypatch: pytest
     wanted = asked(growing.folder, EVENTS)
     an_audit(growing.folder)
     a_table_of_everything(growing.folder)
-    ((audits,),), ((kind, message), *_), events = asked(
+    ((audits,),), warnings, events = asked(
         growing.folder, "SELECT count(*) FROM audits", "SELECT kind, message FROM warnings", EVENTS
     )
-    assert (audits, kind, [events]) == (1, "unverified", wanted)
-    assert "could not be checked" in message
+    assert (audits, [events]) == (1, wanted)
+    assert [kind for kind, _ in warnings] == ["damaged", "unverified", "ignored"]
+    assert warnings[1][1].startswith("2 signatures could not be checked")
+    for path in (growing.folder / "checkpoints/audit.grows/0").iterdir():
+        path.unlink()
+    (unverified,) = asked(growing.folder, "SELECT message FROM warnings WHERE kind = 'unverified'")
+    assert [message[:2] for (message,) in unverified] == [f"{SIZE} "]
 
 
 @pytest.mark.usefixtures("_keys")

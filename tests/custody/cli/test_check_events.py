@@ -1,5 +1,6 @@
 """`custody check-events`: the drain's verdict on the lines of a file, before they are produced."""
 
+import gzip
 import io
 import json
 import sys
@@ -144,7 +145,7 @@ def test_strict_and_the_setting(custody: Command, file: Path, monkeypatch: pytes
 
 def test_stdin(custody: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """`-` reads a pipe."""
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(OWN + b"\n{}\n")))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(OWN + b"\n{}\n"))))
     shown = custody("check-events", "-", "--json")
     assert [json.loads(line).get("line") for line in shown.out.splitlines()] == [2, None]
 
@@ -162,8 +163,51 @@ def test_wrong_files(custody: Command, tmp_path: Path) -> None:
         assert (refusal.code, words in refusal.err, len(refusal.err.splitlines())) == (2, True, 1), refusal
 
 
-def test_a_document_over_several_lines(custody: Command, file: Path) -> None:
+def test_no_line_is_an_event(custody: Command, file: Path) -> None:
     """Where no line is an event, a note says that each must be one."""
-    file.write_text(json.dumps(json.loads(BASE), indent=1))
+    file.write_text(f"a line\n{json.dumps(json.loads(BASE), indent=1)}")
     shown = custody("check-events", file)
     assert (shown.code, "Each line must be one JSON object" in shown.err) == (1, True)
+
+
+def test_equal_reasons_are_counted(custody: Command, file: Path) -> None:
+    """After 20 lines in a row with one reason, a screen gets the count; JSON has each line."""
+    wrong = json.dumps({"event_type": "user_login", "timestamp": 5}).encode()
+    file.write_bytes(b"\n".join([wrong] * 1000 + [b"{}", OWN, b""]))
+    lines = custody("check-events", file).out.splitlines()
+    hint = "timestamp is not a string: write RFC 3339, such as 2026-01-31T23:59:59.123Z"
+    assert lines[:20] == [f"line {number}: {hint}" for number in range(1, 21)]
+    assert lines[20].startswith("line 1,001: ")
+    assert lines[21] == f"980 more lines: {hint}"
+    assert len(custody("check-events", file, "--json").out.splitlines()) == 1002
+
+
+def test_blank_lines_are_skipped(custody: Command, file: Path) -> None:
+    """A blank line is no record, and keeps its number."""
+    file.write_bytes(b"\n" + BASE + b"\n\n  \nno event\n\n")
+    shown = custody("check-events", file)
+    assert shown.out.startswith("line 5: ")
+    assert "1 of 2 lines would be quarantined." in shown.out
+    file.write_bytes(b"\n\n")
+    assert custody("check-events", file).code == 2
+
+
+def test_a_gzip_file(custody: Command, tmp_path: Path) -> None:
+    """A file that ends in .gz is inflated; a damaged one is one clear error."""
+    path = tmp_path / "events.jsonl.gz"
+    path.write_bytes(gzip.compress(BASE + b"\n" + OWN + b"\n"))
+    assert "All 2 lines are events." in custody("check-events", path).out
+    for data in (path.read_bytes()[:-9], BASE):
+        path.write_bytes(data)
+        shown = custody("check-events", path)
+        assert shown.code == 2
+        assert "no whole gzip file" in shown.err
+
+
+@pytest.mark.parametrize(("document", "command"), [({"a": 1}, "`jq -c .`"), ([{"a": 1}], "`jq -c '.[]'`")])
+def test_a_json_document_of_several_lines(custody: Command, file: Path, document: object, command: str) -> None:
+    """A pretty-printed document is one error, and not one for each of its lines."""
+    file.write_text(json.dumps(document, indent=2))
+    shown = custody("check-events", file)
+    assert (shown.code, shown.out) == (2, "")
+    assert command in shown.err

@@ -15,6 +15,7 @@ from custody.cli.query import ENDINGS, ROWS_SHOWN
 from custody.format import layout, manifest
 from custody.query.views import VIEWS
 from tests.helpers.commands import Command, Result
+from tests.helpers.querying import audit
 from tests.helpers.sample import Growing, Sample
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,7 +42,7 @@ def test_all_rows_in_a_pipe(query: Query) -> None:
     whole = query("FROM events")
     assert len(whole.out.splitlines()) > EVENTS
     assert max(map(len, whole.out.splitlines())) <= 80
-    assert f"{EVENTS} rows, 35 columns" in whole.out
+    assert f"{EVENTS} rows, {len(VIEWS[0].columns)} columns" in whole.out
     assert "Not shown: " in whole.out
     assert f"{EVENTS} rows (5 shown)" in query("SELECT log FROM events", "--limit", 5).out
     assert query("SELECT log FROM events", "--limit", 0).out.count("audit.events/0") == EVENTS
@@ -160,13 +161,31 @@ def test_a_file_that_cannot_be_written(query: Query, tmp_path: Path) -> None:
     assert (link.is_symlink(), kept.read_text()) == (True, "n\n1\n")
 
 
+def test_the_output_is_checked_before_the_archive_is_read(query: Query, tmp_path: Path) -> None:
+    """A file that cannot be written is said at once, and not after the query has run."""
+    refused = query("SELECT 1", "-o", tmp_path / "none" / "a.csv", archive=tmp_path / "no archive")
+    assert refused.code == 2
+    assert "a.csv cannot be written: No such file" in refused.err
+
+
+def test_a_file_of_sql_needs_its_option(query: Query, tmp_path: Path) -> None:
+    """Who gives a file where the SQL belongs is told the option."""
+    path = tmp_path / "q.sql"
+    path.write_text("SELECT 1")
+    refused = query(str(path))
+    assert refused.code == 2
+    assert f"read the SQL from it with --file {path}" in refused.err
+
+
 # --- wrong names
 
 WRONG = {
     "SELECT * FROM evnts": "did you mean events?",
     "SELECT * FROM nothing": "the tables are events, batches, manifests, quarantined, audits, findings, warnings",
     "SELECT event_typ FROM events": "did you mean event_type of events",
-    "SELECT type FROM events": "event_type of events",
+    "SELECT type FROM events": "did you mean event_type of events or alert_type of events or resource_type of events?",
+    "SELECT client FROM events": "did you mean client_ip of events",
+    "SELECT key FROM events": "did you mean api_key_id of events or key_version of events or key_age_days of events?",
     "SELECT e.sequense FROM events e": "did you mean sequence of events",
     "SELECT xyzzy FROM warnings": "warnings has kind, log, message",
     "SELECT log, offset FROM events": 'write the column as "offset", in double quotes',
@@ -185,10 +204,12 @@ def test_a_wrong_name_is_answered_with_ours(query: Query, sql: str) -> None:
 
 
 def test_the_help_names_tables_and_columns(custody: Command) -> None:
-    """The help has each table and its main columns, from the code's list."""
-    shown = " ".join(custody("query", "--help").out.partition("Tables")[2].split())
+    """Who has installed the wheel has no docs: the help has each table and all its columns, at 80 columns of text."""
+    lines = custody("query", "--help").out.partition("Tables")[2]
+    shown = " ".join(lines.split())
     for view in VIEWS:
-        assert f"{view.name} {', '.join(view.main)}" in shown
+        assert f"{view.name} {', '.join(column.name for column in view.columns)}" in shown
+    assert max(map(len, lines.splitlines())) <= 80
 
 
 # --- damaged archives
@@ -307,3 +328,13 @@ def test_many_losses_are_one_line(query: Query, tmp_path: Path, caplog: pytest.L
     query("SELECT count(*) AS n FROM events", archive=growing.folder, keyring=growing.keyring)
     (line,) = caplog.messages
     assert "; and 6 more; run `custody verify`" in line
+
+
+def test_public_keys_alone_are_enough(custody: Command, sample: Sample, tmp_path: Path) -> None:
+    """An auditor gives trust.json with `--trust`: rows that a signed checkpoint covers are not marked."""
+    trust = tmp_path / "trust.json"
+    assert custody("keys", "export", "--archive", sample.folder, "--keys", sample.keyring, "--output", trust).code == 0
+    ask = ("query", "--archive", sample.folder, "--trust", trust, "SELECT count(*) AS n FROM events", "--json")
+    assert json.loads(custody(*ask).out) == {"unverified": True, "n": EVENTS}
+    audit(sample.folder, sample.keyring)
+    assert json.loads(custody(*ask).out) == {"n": EVENTS}

@@ -167,12 +167,22 @@ def test_no_verdict_is_green_without_keys(settings: Settings) -> None:
 
 
 def test_public_keys_are_enough(settings: Settings, tmp_path: Path) -> None:
-    """An auditor without secrets gets the verdict, since public keys check the audit."""
+    """An auditor without secrets gets the verdict: public keys check the audit, and the checkpoint of its statements.
+
+    Without the checkpoint, the page says how many statements nothing shows, as `custody query` does.
+    """
     audited(settings)
     (tmp_path / "trust.json").write_bytes(encode(None, open_public(settings.keys)))
-    page = Elements(render(gathered(settings, open_trust([], tmp_path / "trust.json"))))
+    trust = open_trust([], tmp_path / "trust.json")
+    page = Elements(render(gathered(settings, trust)))
     assert page.banner == "good"
-    assert "signatures could not be checked with the keys at hand" in page.text
+    assert "Seen while this page was made" not in page.text
+    for path in Path(settings.archive, "checkpoints/audit.events/0").iterdir():
+        path.unlink()
+    page = Elements(render(gathered(settings, trust)))
+    words = "audit.events/0: 4 signatures could not be checked with the keys at hand, and no trusted checkpoint covers"
+    assert words in page.text
+    assert page.text.count("could not be checked") == 1
 
 
 def test_findings_are_whole(settings: Settings, sample: Sample) -> None:

@@ -381,6 +381,9 @@ def test_who_is_alerted(growing: Growing) -> None:
     assert TOKEN not in json.dumps([wrong.to_dict(), right.to_dict()])
 
 
+PARTS_WITHOUT_STORAGE = {"settings", "keys", "kafka", "search", "prefect", "alerts", "metrics"}
+
+
 def test_a_frozen_storage_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes connections and says nothing: the first part names the server, the others were not tried."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -390,7 +393,7 @@ def test_a_frozen_storage_is_named_once(tmp_path: Path, monkeypatch: pytest.Monk
         frozen.listen(100)
         s3 = S3Options(endpoint_url=f"http://127.0.0.1:{frozen.getsockname()[1]}", region="eu-west-1")
         asked = Asked(Settings(archive="s3://bucket/audit", s3=s3), datetime.now(UTC), tmp_path / "none")
-        lines = run_checks(asked, left_out={"settings", "keys", "kafka", "search", "prefect", "alerts", "metrics"}, seconds=2)
+        lines = run_checks(asked, left_out=PARTS_WITHOUT_STORAGE, seconds=2)
     assert [(line.part, line.level) for line in lines] == [
         ("archive", "failed"),
         ("retention", "warning"),
@@ -404,7 +407,7 @@ def test_a_frozen_storage_is_named_once(tmp_path: Path, monkeypatch: pytest.Monk
 def test_an_url_without_a_bucket_is_told_once(tmp_path: Path) -> None:
     """The other parts that ask the storage refer to the archive's."""
     asked = Asked(Settings(archive="s3://"), datetime.now(UTC), tmp_path / "none")
-    lines = run_checks(asked, left_out={"settings", "keys", "kafka", "search", "prefect", "alerts", "metrics"})
+    lines = run_checks(asked, left_out=PARTS_WITHOUT_STORAGE)
     assert [(line.part, line.level) for line in lines] == [
         ("archive", "failed"),
         ("retention", "warning"),
