@@ -455,10 +455,15 @@ def _create_events(connection: duckdb.DuckDBPyConnection, folder: Path, files: S
     )
     # A view takes no parameters, so the paths are quoted. The day is taken from a file's own folder: DuckDB's
     # partitions would also be `topic=x` or `day=…` in the path of the archive.
-    connection.execute(
+    sql = (
         f"CREATE VIEW events AS SELECT {columns}"  # noqa: S608 - they are quoted, and the columns are ours
-        f" FROM read_parquet([{quoted}], hive_partitioning=false, filename=true, union_by_name=true)"
+        f" FROM read_parquet([{quoted}], hive_partitioning=false, filename=true, union_by_name="
     )
+    try:
+        connection.execute(f"{sql}true)")
+    except duckdb.Error:
+        # A file is no Parquet. Then queries of events fail and name it, and those of other tables do not.
+        connection.execute(f"{sql}false)")
 
 
 def _is_between(moment: datetime, since: datetime | None, until: datetime | None) -> bool:

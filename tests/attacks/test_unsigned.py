@@ -495,7 +495,7 @@ def test_findings_that_are_none(
     overwrite(listed, data)
     code, out, _ = run(capfd, "SELECT count(*) AS n FROM findings", "--archive", str(growing.folder), "--json")
     assert (code, json.loads(out)) == (0, {"n": 0})
-    assert "the findings of audit 1 are not shown" in caplog.text
+    assert "the findings of audit 1 are not those that were signed" in caplog.text
 
 
 @pytest.mark.usefixtures("_keys")

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import apprise  # noqa: F401 - while this process may read root's packages: nobody may not
 import pytest
 
 from custody.errors import CustodyError, SourceError, SourceRefused, TransientSourceError
