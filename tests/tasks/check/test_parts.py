@@ -27,7 +27,7 @@ from custody.store.protocol import S3Options
 from custody.verify.run import verify
 from tasks.check import alerts, archive, keys, metrics, prefect, retention
 from tasks.check import settings as settings_check
-from tasks.check.model import PARTS, Line, Reporter, worst_level
+from tasks.check.model import PARTS, Line, Part, Reporter, worst_level
 from tasks.check.run import CHECKS, Asked, run_checks
 from tasks.settings import AlertSettings, DrainSettings, KafkaSettings, MetricsSettings, SearchSettings, Settings
 from tests.helpers.environment import clear_settings
@@ -381,7 +381,7 @@ def test_who_is_alerted(growing: Growing) -> None:
     assert TOKEN not in json.dumps([wrong.to_dict(), right.to_dict()])
 
 
-PARTS_WITHOUT_STORAGE = {"settings", "keys", "kafka", "search", "prefect", "alerts", "metrics"}
+PARTS_WITHOUT_STORAGE: set[Part] = {"settings", "keys", "kafka", "search", "prefect", "alerts", "metrics"}
 
 
 def test_a_frozen_storage_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
