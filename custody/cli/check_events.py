@@ -232,7 +232,7 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
         ConfigurationError: it cannot be read.
     """
     if str(file) == "-":
-        yield sys.stdin.buffer
+        yield common.stdin()
         return
     try:
         stream = file.open("rb")

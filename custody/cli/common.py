@@ -440,9 +440,21 @@ def read_file(path: Path, noun: str, limit: int) -> tuple[bytes, str]:
         ConfigurationError: it cannot be read; the message says what it should be.
     """
     if str(path) == "-":
-        return sys.stdin.buffer.read(limit + 1), "the input on stdin"
+        return stdin().read(limit + 1), "the input on stdin"
     with _opened(path, noun) as file:
         return file.read(limit + 1), str(path)
+
+
+def stdin() -> BinaryIO:
+    """Return standard input, for bytes.
+
+    Raises:
+        ConfigurationError: it is closed.
+    """
+    # Python has none where the file descriptor is closed, as after `<&-`.
+    if sys.stdin is None:
+        raise ConfigurationError("the input on stdin cannot be read: it is closed")
+    return sys.stdin.buffer
 
 
 def file_digest(path: Path, noun: str) -> str:
@@ -452,7 +464,7 @@ def file_digest(path: Path, noun: str) -> str:
         ConfigurationError: it cannot be read; the message says what it should be.
     """
     digest = sha256()
-    with nullcontext(sys.stdin.buffer) if str(path) == "-" else _opened(path, noun) as file:
+    with nullcontext(stdin()) if str(path) == "-" else _opened(path, noun) as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()

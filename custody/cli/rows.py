@@ -70,6 +70,10 @@ class Rows:
         return _count(self.total, self.shown, "row")
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""How text begins that a spreadsheet may run as a formula; the last four are the full-width forms of the first."""
+
+
 def _distinct(names: Sequence[str]) -> Iterator[str]:
     used: set[str] = set()
     for name in names:
@@ -86,7 +90,7 @@ def _count(total: int, shown: int, noun: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON and CSV write it."""
+    """Return a value as JSON has it: bytes in hex, times in RFC 3339."""
     if isinstance(value, datetime):
         # Times without a zone are UTC.
         return (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)).isoformat().replace("+00:00", "Z")
@@ -95,6 +99,8 @@ def plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, dict):
@@ -113,9 +119,9 @@ def _shown(value: Any) -> str:
 
 
 def as_json(rows: Rows, marked: dict[str, Any]) -> Iterator[str]:
-    """Yield each row as a line of JSON, with the marked members before the columns."""
+    """Yield each row as a line of JSON, with the marked members before the columns. No column takes their place."""
     for row in rows:
-        yield json.dumps(marked | dict(zip(rows.names, map(plain, row), strict=True))) + "\n"
+        yield json.dumps(marked | dict(zip(rows.names, map(plain, row), strict=True)) | marked) + "\n"
 
 
 def as_csv(rows: Rows, *, spreadsheet: bool) -> Iterator[str]:
@@ -126,21 +132,28 @@ def as_csv(rows: Rows, *, spreadsheet: bool) -> Iterator[str]:
         spreadsheet: whether to put a ' before text that a spreadsheet would run as a formula.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    # A cell is quoted if it has a character of the line's end. A bare CR ends a line for many readers, too.
+    writer = csv.writer(text, lineterminator="\r\n")
 
     def line(cells: Sequence[Any]) -> str:
         text.seek(0)
         text.truncate()
         writer.writerow(map(_no_formula, cells) if spreadsheet else cells)
-        return text.getvalue()
+        return text.getvalue().removesuffix("\r\n") + "\n"
 
     yield line(rows.names)
     for row in rows:
-        yield line([plain(value) for value in row])
+        yield line([_cell(value) for value in row])
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as CSV has it: what is no number and no text is as in JSON."""
+    made = plain(value)
+    return json.dumps(made, ensure_ascii=False) if isinstance(made, bool | list | dict) else made
 
 
 def _no_formula(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def as_markdown(rows: Rows) -> Iterator[str]:

@@ -211,3 +211,14 @@ def test_a_json_document_of_several_lines(custody: Command, file: Path, document
     shown = custody("check-events", file)
     assert (shown.code, shown.out) == (2, "")
     assert command in shown.err
+
+
+@pytest.mark.parametrize("command", [("check-events", "-"), ("query", "-")])
+def test_a_closed_stdin_is_one_line(
+    custody: Command, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    """After `<&-` there is no input at all: a mistake of the caller, and no traceback."""
+    monkeypatch.setattr(sys, "stdin", None)
+    refused = custody(*command)
+    assert (refused.code, refused.out) == (2, "")
+    assert "stdin cannot be read: it is closed" in refused.err

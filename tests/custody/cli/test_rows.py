@@ -1,5 +1,7 @@
 """Results for people: readable at any width, nothing left out in silence, no number cut, nothing to obey in them."""
 
+import csv
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -131,6 +133,29 @@ def test_nothing_hostile_gets_through(rows: list[tuple[Any, ...]], width: int) -
     ):
         assert all(line.isprintable() for line in made)
     assert len("".join(as_markdown(rows_of(names, rows))).splitlines()) == len(rows) + 2
+
+
+@pytest.mark.parametrize("spreadsheet", [False, True])
+def test_no_cell_ends_its_row(spreadsheet: bool) -> None:
+    """Whatever a producer puts into a value, each row is one row for every reader, and none begins a formula."""
+    values = ["a\r=1+1", "a\n=1+1", "a\r\n=1+1", "\n=2", "\r=2", "\uff1d1+1", '"', ",", ""]
+    text = "".join(as_csv(rows_of(["x"], [(value,) for value in values]), spreadsheet=spreadsheet))
+    read = [row[0] if row else "" for row in csv.reader(io.StringIO(text, newline=""))][1:]
+    assert [value.removeprefix("'") for value in read] == values
+    assert not spreadsheet or not any(value.startswith(("=", "\n", "\r", "\uff1d")) for value in read)
+
+
+def test_csv_has_no_python() -> None:
+    """Lists, objects, truth and bytes are as in JSON."""
+    row = ([1, None, "a"], {"a": None}, True, b"\xaa")
+    text = "".join(as_csv(rows_of(["l", "s", "b", "x"], [row]), spreadsheet=False))
+    assert list(csv.reader([text.splitlines()[1]])) == [['[1, null, "a"]', '{"a": null}', "true", "aa"]]
+
+
+def test_no_column_hides_the_mark() -> None:
+    """A column of the same name does not take the place of what is said of all rows."""
+    (line,) = as_json(rows_of(["unverified"], [(1,)]), {"unverified": True})
+    assert json.loads(line) == {"unverified": True}
 
 
 def test_csv_is_exact() -> None:
