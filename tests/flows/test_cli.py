@@ -232,7 +232,10 @@ def test_an_audit_alerts_as_the_nightly_one(
 
 
 def test_an_audit_without_receivers_says_so(
-    capsys: pytest.CaptureFixture[str], damaged: str, monkeypatch: pytest.MonkeyPatch, sample: Sample
+    capsys: pytest.CaptureFixture[str],
+    damaged: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Nobody is alerted, and a line says so. Findings have what to do, and where to read on."""
     monkeypatch.setenv("COLUMNS", "200")
@@ -242,6 +245,8 @@ def test_an_audit_without_receivers_says_so(
     assert damaged in shown.out
     assert "→ " in shown.out
     assert "'custody explain NAME' says more" in shown.out
-    monkeypatch.setenv("CUSTODY_ARCHIVE", str(sample.folder))
+    good = make_archive(tmp_path_factory.mktemp("good"))
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(good.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{good.keyring}")
     assert run("audit", "--full") == 0
     assert "alert" not in capsys.readouterr().err
