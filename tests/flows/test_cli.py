@@ -182,13 +182,19 @@ def test_a_table_of_logs_shows_whole_names() -> None:
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_an_audit_as_json(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sample: Sample, *, damaged: bool
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    *,
+    damaged: bool,
 ) -> None:
     """Each line is a document: the findings, and then the audit. The exit code is the verdict."""
-    monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
+    own = make_archive(tmp_path_factory.mktemp("own"))
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(own.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{own.keyring}")
     monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")
     if damaged:
-        path = next((sample.folder / "events").rglob("*.gz"))
+        path = next((own.folder / "events").rglob("*.gz"))
         path.unlink()
         path.write_bytes(b"altered")
     assert run("audit", "--json") == (13 if damaged else 0)
