@@ -182,13 +182,19 @@ def test_a_table_of_logs_shows_whole_names() -> None:
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_an_audit_as_json(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sample: Sample, *, damaged: bool
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    *,
+    damaged: bool,
 ) -> None:
     """Each line is a document: the findings, and then the audit. The exit code is the verdict."""
-    monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
+    own = make_archive(tmp_path_factory.mktemp("own"))
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(own.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{own.keyring}")
     monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")
     if damaged:
-        path = next((sample.folder / "events").rglob("*.gz"))
+        path = next((own.folder / "events").rglob("*.gz"))
         path.unlink()
         path.write_bytes(b"altered")
     assert run("audit", "--json") == (13 if damaged else 0)
@@ -232,7 +238,10 @@ def test_an_audit_alerts_as_the_nightly_one(
 
 
 def test_an_audit_without_receivers_says_so(
-    capsys: pytest.CaptureFixture[str], damaged: str, monkeypatch: pytest.MonkeyPatch, sample: Sample
+    capsys: pytest.CaptureFixture[str],
+    damaged: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Nobody is alerted, and a line says so. Findings have what to do, and where to read on."""
     monkeypatch.setenv("COLUMNS", "200")
@@ -242,6 +251,8 @@ def test_an_audit_without_receivers_says_so(
     assert damaged in shown.out
     assert "→ " in shown.out
     assert "'custody explain NAME' says more" in shown.out
-    monkeypatch.setenv("CUSTODY_ARCHIVE", str(sample.folder))
+    good = make_archive(tmp_path_factory.mktemp("good"))
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(good.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{good.keyring}")
     assert run("audit", "--full") == 0
     assert "alert" not in capsys.readouterr().err

@@ -240,7 +240,8 @@ def test_own_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, types: int) 
     else:
         growing.heartbeat(datetime.now(UTC))
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
-    for name, number in (("activity", 3), ("integrity", 5)):
+    # Without events, `activity` stops with a sentence: there is nothing to explore.
+    for name, number in (("activity", 3), ("integrity", 5)) if types else (("integrity", 5),):
         executed = execute(name, growing.folder)
         assert len(charts(executed)) <= number
         assert "Glyph" not in texts(executed)

@@ -116,7 +116,9 @@ def test_topics_are_described_read_and_sampled(kafka: KafkaServer) -> None:
         some: "warning",
         bad: "failed",
         empty: "ok",
+        "broker": "ok",
     }
+    assert "append times" in of(iter(lines), "broker").message
     assert "4 topics with 8 partitions" in of(iter(lines), "topics").message
     assert "100 newest records" in of(iter(lines), good).message
     assert "of its 23 newest records, 3 would be quarantined" in of(iter(lines), some).message

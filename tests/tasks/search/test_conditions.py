@@ -18,7 +18,7 @@ from custody.format.events import reason
 from custody.store.open import open_store
 from tasks.search import bulk, client
 from tasks.search.client import Search
-from tasks.search.documents import ORIGIN, index_name, properties, template
+from tasks.search.documents import index_name, properties, template
 from tasks.search.index import IndexResult, index_logs
 from tasks.search.indices import _set_by_others, prepare, read_cursor
 from tasks.settings import Settings
@@ -153,7 +153,7 @@ def days_like(settings: dict[str, Any] | None = None, **mappings: Any) -> Change
     return change
 
 
-FIELDS = len(properties()) + len(properties()[ORIGIN]["properties"])
+FIELDS = len(properties()) + sum(len(field.get("properties", ())) for field in properties().values())
 """The number of fields that the template maps."""
 OTHERS: dict[str, tuple[Change, str]] = {
     "no more fields": (days_like({"index.mapping.total_fields.limit": FIELDS}, dynamic=True), "setting `dynamic`"),

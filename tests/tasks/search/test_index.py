@@ -681,7 +681,9 @@ def test_what_is_indexed_without_keys_is_unverified(
     (result,) = index_logs(Settings(archive=given.archive, search=given.search))
     assert (result.created, result.problem) == (5, None)
     said = "unverified: no keys are at hand, so no signature was checked; set `keys`, or `trust`"
-    assert [record.getMessage() for record in caplog.records] == [said]
+    # A busy server may need a second try, which its client logs.
+    ours = [record for record in caplog.records if not record.name.startswith("elastic_transport")]
+    assert [record.getMessage() for record in ours] == [said]
 
 
 def test_reasons_of_rejections_are_bounded() -> None:
