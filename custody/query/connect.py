@@ -54,6 +54,7 @@ from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.tlog.log import Entry, Form
 from custody.verify.contents import check
+from custody.verify.statement import Totals
 from custody.verify.work import work_of
 
 __all__ = ["connect"]
@@ -366,6 +367,8 @@ class _Loader:
 
     def _note(self, log: str, statement: Statement) -> None:
         segment, quarantine = statement.segment, statement.quarantine
+        stated = Totals()
+        stated.count(statement)
         times = [batch.kafka_time.min for batch in statement.batches if batch.kafka_time]
         self._manifests.add(
             log,
@@ -374,10 +377,10 @@ class _Loader:
             statement.first_offset,
             statement.next_offset,
             sum(statement.types.values()),
-            quarantine.records if quarantine else 0,
-            sum(end - start for start, end in statement.skipped),
-            statement.lost[1] - statement.lost[0] if statement.lost else 0,
-            sum(span.to - span.from_ for span in statement.unreadable),
+            stated.quarantined,
+            stated.skipped,
+            stated.lost,
+            stated.unreadable,
             len(statement.passed_over),
             *(statement.expired or (None, None)),
             (segment.size if segment else 0) + (quarantine.size if quarantine else 0),

@@ -11,6 +11,7 @@ from typing import Literal
 
 from custody.format.manifest import Statement
 from custody.format.times import kafka_moment, parse_time
+from custody.verify.statement import Totals
 
 State = Literal["verified", "pending", "damaged", "expired"]
 Unit = Literal["hour", "day", "month"]
@@ -77,13 +78,15 @@ class Bucket:
 def tally_of(statement: Statement, state: State) -> Tally:
     """Return what a statement accounts for."""
     segment, quarantine = statement.segment, statement.quarantine
+    stated = Totals()
+    stated.count(statement)
     made = Tally(
-        statements=1,
+        statements=stated.statements,
         events=sum(statement.types.values()),
-        quarantined=quarantine.records if quarantine else 0,
-        skipped=sum(end - start for start, end in statement.skipped),
-        lost=statement.lost[1] - statement.lost[0] if statement.lost else 0,
-        unreadable=sum(span.to - span.from_ for span in statement.unreadable),
+        quarantined=stated.quarantined,
+        skipped=stated.skipped,
+        lost=stated.lost,
+        unreadable=stated.unreadable,
         stored=(segment.size if segment else 0) + (quarantine.size if quarantine else 0),
         inflated=sum(batch.inflated for batch in statement.batches),
     )
