@@ -125,23 +125,23 @@ def create_again(reader: Reader) -> None:
 
 
 def copy_to_bucket(reader: Reader) -> None:
-    """Have the archive in a bucket too, and a disk for the auditor."""
+    """Put the archive into a bucket too, and make a disk for the auditor."""
     reader.must(f"mkdir disk; custody copy custody-data/archive s3://{reader.settings['BUCKET']}/a --quiet")
 
 
 def remember_heads(reader: Reader) -> None:
-    """Have the files of heads and checkpoints that a careful operator has, and a keyring with a passphrase."""
+    """Make the files of heads and checkpoints that a careful operator keeps, and a keyring with a passphrase."""
     reader.must("custody checkpoint > checkpoints.txt")
 
 
 def have_a_file_of_events(reader: Reader) -> None:
-    """Have a file of events, one a line."""
+    """Make a file of events, one a line."""
     events = sample_events(20, 1, datetime(2026, 11, 24, tzinfo=UTC))
     (reader.folder / "events.jsonl").write_bytes(b"\n".join(events) + b"\n")
 
 
 def make_evidence(reader: Reader) -> None:
-    """Have been given evidence."""
+    """Put evidence that somebody gave into the folder."""
     reader.must(f"custody evidence {reader.topic}/0 7 -o evidence.zip")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,28 +20,13 @@ from tests.helpers.sample import Growing
 from tests.helpers.search import (
     LOG,
     compare,
-    delete_indices,
     document_id,
     documents,
     now_event,
     now_own,
-    search_settings,
 )
-from tests.servers.elasticsearch import ElasticsearchServer
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "search.md"
-
-
-@pytest.fixture
-def growing(tmp_path: Path) -> Growing:
-    return Growing(tmp_path)
-
-
-@pytest.fixture
-def given(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
-    made = search_settings(growing, elastic.url, elastic.unused_prefix())
-    yield made
-    delete_indices(made)
 
 
 def hits(given: Settings, query: dict[str, Any]) -> set[str]:

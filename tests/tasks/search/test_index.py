@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -42,7 +41,6 @@ from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing, make_archive
 from tests.helpers.search import (
     LOG,
-    delete_indices,
     document_id,
     documents,
     now_event,
@@ -64,18 +62,6 @@ def segment_of(growing: Growing, sequence: int) -> Path:
     segment = manifest.parse(manifest_of(growing, sequence).read_bytes()).statement.segment
     assert segment is not None
     return growing.folder / segment.key
-
-
-@pytest.fixture
-def growing(tmp_path: Path) -> Growing:
-    return Growing(tmp_path)
-
-
-@pytest.fixture
-def given(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
-    made = search_settings(growing, elastic.url, elastic.unused_prefix())
-    yield made
-    delete_indices(made)
 
 
 def test_every_event_is_found(growing: Growing, given: Settings) -> None:

@@ -1,9 +1,7 @@
 """Events of own types in a real Elasticsearch: whole in one flattened field, and compared like any other."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,31 +18,16 @@ from tests.helpers.sample import Growing
 from tests.helpers.search import (
     LOG,
     compare,
-    delete_indices,
     document_id,
     documents,
     now_event,
     now_own,
-    search_settings,
 )
-from tests.servers.elasticsearch import ElasticsearchServer
 
 
 def now_mixed(offset: int) -> bytes:
     """Return an event of an own type at odd offsets, of the six at even ones."""
     return now_own(offset) if offset % 2 else now_event(offset)
-
-
-@pytest.fixture
-def growing(tmp_path: Path) -> Growing:
-    return Growing(tmp_path)
-
-
-@pytest.fixture
-def given(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
-    made = search_settings(growing, elastic.url, elastic.unused_prefix())
-    yield made
-    delete_indices(made)
 
 
 def find(given: Settings, query: dict[str, Any]) -> list[int]:
