@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
-from custody.archive.forms import statements_of
-from custody.archive.reader import Holds, find_tip, list_logs, read_batch, read_manifest, sequence_of, unknown_log
+from custody.archive.forms import AUDITS, statements_of
+from custody.archive.reader import Holds, find_audit_tip, find_tip, list_logs, read_batch, read_manifest, unknown_log
 from custody.archive.search import find_statement, no_event, unknown_offset
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
@@ -71,7 +71,7 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
     """
     key = query.removeprefix(f"{store.url}/")
     if key == str(layout.AUDIT_LOG):
-        key = _newest_audit(store)
+        key = _newest_audit(store, trust)
     if key == layout.ARCHIVE or key.startswith((layout.AUDITS, layout.CHECKPOINTS)):
         return Shown({"object": key}, iter([store.read(key, limit=_TEXT_LIMIT)]))
     if named := layout.parse_manifest_key(key):
@@ -93,16 +93,17 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
     )
 
 
-def _newest_audit(store: Store) -> str:
-    """Return the key of the newest audit.
+def _newest_audit(store: Store, trust: Trust) -> str:
+    """Return the key of the newest audit that counts, whatever else lies in the slots after it.
 
     Raises:
         ObjectMissing: there is none.
+        FormatError: so much lies after it that it is not looked for.
     """
-    key = max((info.key for info in store.list(layout.AUDITS) if sequence_of(info.key) is not None), default=None)
-    if key is None:
+    size = find_audit_tip(store, Judge(store, layout.AUDIT_LOG, AUDITS, None, trust).may_stand).head.size
+    if not size:
         raise ObjectMissing(f"the archive {store.url} has no audit yet")
-    return key
+    return layout.audit_key(size - 1)
 
 
 def _at(store: Store, log: Log, offset: str | None, sequence: str | None, holds: Holds[Manifest]) -> Shown:

@@ -157,3 +157,17 @@ def test_what_commands_print_can_be_pasted(custody: Command, tmp_path: Path, mon
         == 0
     )
     assert custody("audit", "--log", row["log"]).code == 13
+
+
+@pytest.mark.parametrize("slot", [1, 99])
+def test_what_nobody_signed_is_no_newer_audit(
+    custody: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slot: int
+) -> None:
+    """`audits/0` is the newest audit that counts, whatever lies in the slots after it."""
+    growing = Growing(tmp_path / "made")
+    growing.append(1)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    assert custody("audit").code in {0, 3}
+    (growing.folder / f"audits/{slot:012}.json").write_bytes(b"garbage")
+    assert json.loads(custody("show", "audits/0").out.splitlines()[0])["sequence"] == 0
