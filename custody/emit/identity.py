@@ -59,19 +59,31 @@ def uuid7() -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Process:
-    """A process and when it was first named, in µs since 1970."""
+    """A process, and when it loaded this module or was forked, in µs since 1970."""
 
     pid: int
     start: int
 
 
+def _begin() -> None:
+    """Note that this is a process of its own."""
+    global _this_process
+    _this_process = _Process(os.getpid(), time.time_ns() // 1_000)
+
+
+_this_process = _Process(0, 0)
+_begin()
+# In the child there is one thread yet, so all its sources get one start.
+os.register_at_fork(after_in_child=_begin)
+
+
 class Source:
     """The process that emits, as `service/instance/pid-start`.
 
-    `start` is the time in µs since 1970 at which the process first asked for its source. It tells a process from an
-    earlier one with the same pid. After a fork the child's source is new.
+    `start` is the time in µs since 1970 at which the process loaded this module, or was forked. It tells a process
+    from an earlier one with the same pid. After a fork the child's source is new.
     """
 
     __slots__ = ("_process", "_text", "instance", "service")
@@ -93,27 +105,14 @@ class Source:
         self._text = ""
 
     def __str__(self) -> str:
-        # The pid is asked each time: it costs less than a microsecond, and no fork escapes it.
-        process, pid = self._process, os.getpid()
-        if process is None or process.pid != pid:
-            process = _process_of(pid)
+        process = _this_process
+        if self._process is not process:
             self._text = f"{self.service}/{self.instance}/{process.pid}-{process.start}"
             self._process = process
         return self._text
 
     def __repr__(self) -> str:
         return f"Source({str(self)!r})"
-
-
-_this_process = _Process(0, 0)
-
-
-def _process_of(pid: int) -> _Process:
-    """Return the current process. All its sources share one start."""
-    global _this_process
-    if _this_process.pid != pid:
-        _this_process = _Process(pid, time.time_ns() // 1_000)
-    return _this_process
 
 
 def _check_name(kind: str, name: str) -> str:

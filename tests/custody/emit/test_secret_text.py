@@ -105,6 +105,13 @@ NAMED = [
     ("curl -H 'Authorization: Bearer hunter2' https://x", "curl -H 'Authorization: [redacted]' https://x"),
     ('Authorization: Digest username="ada", response="hunter2"\nx', "Authorization: [redacted]\nx"),
     ("Basic YWRhOmh1bnRlcjI=", "Basic [redacted]"),
+    ("password:\n  hunter2\nuser: ada", "password:\n  [redacted]\nuser: ada"),
+    ("Cookie:\r\nHost: x", "Cookie:\r\nHost: x"),
+    ("headers=[('Host', 'x'), ('Cookie', 'hunter2')]", "headers=[('Host', 'x'), ('Cookie', '[redacted]')]"),
+    ("headers=[(b'cookie', b'hunter2')]", "headers=[(b'cookie', b'[redacted]')]"),
+    ("argv=['tool', '--token', 'hunter2', '-v']", "argv=['tool', '--token', '[redacted]', '-v']"),
+    ("{'name': 'db_pass', 'old': 'hunter2', 'b': 'x'}", "{'name': 'db_pass', 'old': '[redacted]', 'b': 'x'}"),
+    ("{'name': 'token'} {'value': 'x'}", "{'name': 'token'} {'value': 'x'}"),
     ("Bearer hunter", "Bearer [redacted]"),
 ]
 HARMLESS = [
