@@ -60,7 +60,8 @@ _shapes = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(SHAPES.values())})")
 _HINT = re.compile(
     r"eyJ|-----BEGIN|A(?:KI|SI|BI|CC)A|gh[pousr]_|github_pat_|gl[a-z]{2,5}-|gl(?:sa|c)_|xox|xapp-|hooks\.s|/webhooks/"
     r"|sk_live_|sk_test_|rk_live_|rk_test_|whsec_|AIza|ya29\.|GOCSPX-|1//0|sk-|SG\.|SK[0-9a-f]{2}"
-    r"|npm_|pypi-|hf_|do[por]_v1|shp[acps]|:AA|hv[sbr]\.|dapi|AGE-SECRET|dckr_|sntry|lin_api_|ntn_|sbp_|NRAK-|PMAK-|Signature=|@(?:tcp|unix|udp)\(|:thin:"
+    r"|npm_|pypi-|hf_|do[por]_v1|shp[acps]|:AA|hv[sbr]\.|dapi|AGE-SECRET|dckr_|sntry"
+    r"|lin_api_|ntn_|sbp_|NRAK-|PMAK-|Signature=|@(?:tcp|unix|udp)\(|:thin:"
 )
 _SCHEME = re.compile(
     r"(?<![A-Za-z0-9])(bearer|basic|token|apikey|negotiate|ntlm)([ \t]{1,8}+)([A-Za-z0-9._~+/=:-]{6,}+)", re.IGNORECASE
@@ -74,12 +75,12 @@ _ROOTS = (
     "|string|priv|senha|wort|contrase|basic|negotiate|ntlm"
 )
 """What is in each name of a secret and in each scheme: a text with none of it needs no closer look."""
-_MARKS = re.compile(r"[ \t=:<,]|--|%3")
+_MARKS = re.compile(r"[ \t=:<,]|--|%(?:25){0,3}3")
 """What stands between a name or scheme and its value."""
 _NAMED = re.compile(
     r"(?P<name>(?<![\w.-])[\w.-]++(?:\[[\w.-]{0,64}+\]){0,4}+"
     r"(?: (?:[kK][eE][yY]|[tT]oken|[sS]ecret|[cC]ode|[pP]hrase))?)"
-    r"(?P<quote>\\{0,15}+[\"'])?\s{0,8}+(?P<mark>=>|:=|==|=|:(?!:|//)|,|%3[DdAa])"
+    r"(?P<quote>\\{0,15}+[\"'])?\s{0,8}+(?P<mark>=>|:=|==|=|:(?!:|//)|,|%(?:25){0,3}3[DdAa])"
     r"[ \t]{0,8}+(?:\r?\n[ \t]{1,8}+)?(?:b(?=\\{0,15}+[\"']))?(?P<open>\\{0,15}+[\"'])?"
 )
 _BEFORE_A_PAIR = re.compile(r"[\[(]\s{0,8}[bu]?\\{0,15}[\"']$")
@@ -88,7 +89,7 @@ _NEAR = 512
 _OPTION = re.compile(r"(?<![\w-])--(?P<name>[A-Za-z][\w-]*+)[ \t]{1,8}+(?P<value>[^\s-][^\s]*+)")
 _BARE = re.compile(r"(?:[^\s\"'<>&;]|&(?![\w.%\[\]-]{1,64}+=)|;(?!\s{0,2}+(?:[\w ]{1,64}+=|\s|$)))*+")
 _SCALAR = re.compile(r"[^\s,}\]\"'<>]*+")
-_BARE_ESCAPED = re.compile(r"(?:[^\s\"'<>&;%]|%(?!26))*+")
+_BARE_ESCAPED = re.compile(r"(?:[^\s\"'<>&;%]|%(?!(?:25){0,3}26))*+")
 _TO_SEMICOLON = re.compile(r"[^;\r\n\"'<>]{0,256}+")
 _TO_NEXT_PAIR = re.compile(r"[^;=\r\n\"'<>]{0,256}+(?=;\s{0,2}+[\w ]{1,64}+=)")
 _TO_LINE_END = re.compile(r"[^\r\n]*+")
@@ -113,7 +114,13 @@ _ELEMENT = re.compile(r"<(?P<name>[A-Za-z][\w.:-]*+)(?:\s[^<>]{0,512}+)?>(?P<val
 _COOKIE_FLAG = re.compile(r";\s?(?:HttpOnly|SameSite)", re.IGNORECASE)
 _COOKIE = re.compile(r"(?P<before>^\s*+[\w.-]++=)(?P<value>[^;\s]++)")
 
-_NO_SECRETS = frozenset(("", "true", "false", "null", "none", "nil", "undefined"))
+_NO_SECRETS = word_set(
+    "true false null none nil undefined"
+    " expired invalid missing revoked malformed required unknown not wrong mismatch too must is was has no never"
+    " rejected denied disabled absent bad incorrect"
+    " read write create delete update list view rotate revoke get *"
+)
+"""Words behind a name that are no secrets: values of JSON, as in `token: expired`, as in the scope `tokens:write`."""
 
 Named = Callable[[str], Verdict]
 """Which values a name makes secret."""
@@ -165,7 +172,8 @@ class TextRules:
 
     def _is_secret(self, name: str, value: str) -> bool:
         verdict = self._named(name)
-        if verdict is Verdict.PLAIN or value.strip().lower() in _NO_SECRETS:
+        bare = value.strip(" \t\r\n,;)]}")
+        if verdict is Verdict.PLAIN or not bare or bare.rstrip(".!").lower() in _NO_SECRETS:
             return False
         return verdict is not Verdict.NOT_NUMBERS or not value.isdecimal()
 
@@ -185,7 +193,7 @@ class TextRules:
             position = match.end("mark") if match["open"] is None else match.start("open")
             name = match["name"]
             if name in BESIDE_NAMES and match["open"] is not None:
-                value = text[match.end() : min(_closing(text, match.end(), match["open"]), match.end() + _NEAR)]
+                value = text[match.end() : _closing(text, match.end(), match["open"], match.end() + _NEAR)]
                 beside = match.end() if self._named(value) is not Verdict.PLAIN else beside
             elif (
                 name in NAMED_VALUES
@@ -249,17 +257,20 @@ def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
     return start if match is None else match.end()
 
 
-def _closing(text: str, start: int, quote: str) -> int:
-    """Return where a quoted value ends: before the next quote with as many backslashes; at the text's end without."""
+def _closing(text: str, start: int, quote: str, limit: int | None = None) -> int:
+    """Return where a quoted value ends: before the next quote with as many backslashes.
+
+    Without one it is the end of the text, or the limit.
+    """
     at = start
-    while (at := text.find(quote, at)) >= 0:
+    while (at := text.find(quote, at, limit)) >= 0:
         backslashes = 0
         while at - backslashes > start and text[at - backslashes - 1] == "\\":
             backslashes += 1
         if backslashes == 0 or (len(quote) == 1 and backslashes % 2 == 0):
             return at
         at += len(quote)
-    return len(text)
+    return len(text) if limit is None else limit
 
 
 def _closing_bracket(text: str, start: int) -> int:

@@ -112,6 +112,9 @@ NAMED = [
     ("argv=['tool', '--token', 'hunter2', '-v']", "argv=['tool', '--token', '[redacted]', '-v']"),
     ("{'name': 'db_pass', 'old': 'hunter2', 'b': 'x'}", "{'name': 'db_pass', 'old': '[redacted]', 'b': 'x'}"),
     ("{'name': 'token'} {'value': 'x'}", "{'name': 'token'} {'value': 'x'}"),
+    ("/to?x=%253Ftoken%253Dhunter2%2526b%253D1", "/to?x=%253Ftoken%253D[redacted]%2526b%253D1"),
+    ('mutation { login(user: "ada", password: "hunter2") }', 'mutation { login(user: "ada", password: "[redacted]") }'),
+    ("Your PIN code: 1234.", "Your PIN code: [redacted]"),
     ("Bearer hunter", "Bearer [redacted]"),
 ]
 HARMLESS = [
@@ -154,6 +157,11 @@ HARMLESS = [
     "pk_live_" + B62[:24],
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5",
     "-----BEGIN PUBLIC KEY-----\nMCow\n-----END PUBLIC KEY-----",
+    "tokens:write",
+    "api_keys:*",
+    "read:secrets",
+    "invalid token: expired",
+    "bad password: not long enough.",
     "query Orders($token: String) { x }",
     "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko)",
     "a=b; c=d",
@@ -291,6 +299,10 @@ SLOW: dict[str, Callable[[int], bytes]] = {
             '"\\"',
         )
     },
+    "pairs": repeat("'token','a',"),
+    "names beside": repeat("'name':'token','x':1,"),
+    "names beside without end": repeat("a,", "'name':'token',"),
+    "names within names": repeat('name=\\"name=\\\\\\"'),
     "one long name": repeat("a", "", "=token"),
     "a value without end": repeat('\\"', 'token="'),
     "backslashes": repeat("\\", 'token="'),
