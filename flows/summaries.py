@@ -1,12 +1,14 @@
 """Results of the operator's commands and flows, as tables and sentences."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
 from custody.cli import render
+from custody.errors import escape
 from custody.findings import Finding, Severity, joined
 from custody.format.times import duration_text
 from tasks.check.model import counted
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 _FINDINGS_TOLD = 10
 """Findings of which an alert has a line."""
+_FINDINGS_SHOWN = 100
+"""Findings on Prefect's page; it lives in Prefect's database."""
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~&])")
+"""What Markdown would not show as it is."""
 
 
 def drain_table(results: "Sequence[LogResult]") -> render.Fitted:
@@ -89,6 +95,33 @@ def _finding(document: Mapping[str, Any]) -> Finding:
 def audit_details(outcome: "Outcome") -> str:
     """Return what an audit found, for whoever is alerted: the summary, and a line for each of the worst findings."""
     return "\n".join([audit_summary(outcome), *map(_finding_line, outcome.findings[:_FINDINGS_TOLD])])
+
+
+def findings_markdown(outcome: "Outcome") -> str:
+    """Return findings for Prefect's page, the worst first: what is wrong, with what, and what to do."""
+    findings = outcome.findings
+    shown = [_finding_paragraph(finding) for finding in findings[:_FINDINGS_SHOWN]] or ["Nothing was found."]
+    if len(findings) > _FINDINGS_SHOWN:
+        shown.append(f"These are the first {_FINDINGS_SHOWN} of {len(findings):,}; all are in {_plain(outcome.whole)}.")
+    return "\n\n".join(shown) + "\n"
+
+
+def _finding_paragraph(finding: Mapping[str, Any]) -> str:
+    sequence = f" #{finding['sequence']}" if "sequence" in finding else ""
+    place = f"{finding.get('log', '')}{sequence}".strip()
+    key = finding.get("key")
+    lines = [
+        f"**{finding['severity']}: {finding['finding']}**{f' in {_plain(place)}' if place else ''}",
+        f"{_plain(str(finding['message']))}.",
+        *([f"Object: {_plain(key)}"] if key else []),
+        f"To do: {_plain(str(finding['action']))}. Read on: `custody explain {finding['finding']}`",
+    ]
+    return "  \n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it is, in one line."""
+    return _MARKDOWN.sub(r"\\\1", escape(text))
 
 
 def _finding_line(finding: Mapping[str, Any]) -> str:
