@@ -2,8 +2,7 @@
 
 The help, docs/views.md, the hints for a wrong name, and the tables that are filled are made from it. `events` selects
 the columns of `tables.SCHEMA` in this order, and `sources` sums up `events`; a test compares both with this list.
-Imports neither DuckDB nor Arrow, because
-the help uses it.
+Imports neither DuckDB nor Arrow, because the help uses it.
 """
 
 from dataclasses import dataclass
