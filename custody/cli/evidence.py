@@ -101,7 +101,9 @@ def _echo(lines: Iterable[str]) -> None:
 def checkpoint(
     logs: Annotated[
         list[str] | None,
-        typer.Argument(help="LOG/PARTITION, LOG, or audits/0. Default: all logs except the audits."),
+        typer.Argument(
+            help="LOG/PARTITION, LOG, or audits/0. Default: all logs except the audits.", callback=names.logs
+        ),
     ] = None,
     write: Annotated[
         bool, typer.Option("--write", help="Sign each log's head now, and write it to the archive.")

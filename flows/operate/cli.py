@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from custody.cli import common, operators
+from custody.cli import common, names, operators
 from custody.cli.common import OPERATE, START, App
 from custody.cli.terminal import echo, write
 from custody.cli.times import time_option
@@ -29,7 +29,11 @@ _JsonLines = Annotated[bool, typer.Option("--json", help="JSON lines: each resul
 _Logs = Annotated[
     list[str] | None,
     typer.Option(
-        "--log", metavar="LOG", help="A log, or a topic for all its logs. Can be repeated.", show_default="all"
+        "--log",
+        metavar="LOG",
+        help="A log, or a topic for all its logs. Can be repeated.",
+        show_default="all",
+        callback=names.logs,
     ),
 ]
 
@@ -155,7 +159,8 @@ def _note_what_stays(settings: Any, results: Any, indexed: Any) -> None:
 @app.command(rich_help_panel=OPERATE, epilog="custody index audit.events/0")
 def index(
     logs: Annotated[
-        list[str] | None, typer.Argument(help="LOG/PARTITION, or a topic for all its logs.", show_default="all")
+        list[str] | None,
+        typer.Argument(help="LOG/PARTITION, or a topic for all its logs.", show_default="all", callback=names.logs),
     ] = None,
     *,
     as_json: _JsonLines = False,
