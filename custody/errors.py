@@ -21,6 +21,7 @@
     │   ├── TransientSourceError    the broker does not answer at the moment
     │   ├── LogChanged          the topic was recreated or moved: the operator must begin a new epoch
     │   └── SourceRefused       the broker refuses, or a topic cannot be archived
+    ├── AuditError              (custody.emit.errors) an application's event could not be written
     └── SearchError             Elasticsearch did not do what was asked; the archive is complete without it
         └── TransientSearchError    it does not answer at the moment
 
