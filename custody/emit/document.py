@@ -100,12 +100,13 @@ class Described:
     measure: Measure
 
 
-def describe(document: str, operation_name: str | None) -> Described:
+def describe(document: str, operation_name: str | None, *, runs_first: bool = False) -> Described:
     """Return what a document says of an operation.
 
     Args:
         document: its text. The caller has limited its size, and how deep it nests.
         operation_name: which operation; None if the document has one only.
+        runs_first: whether the first of several is meant where none is named.
 
     Raises:
         ParseFailure: it is not GraphQL.
@@ -114,7 +115,7 @@ def describe(document: str, operation_name: str | None) -> Described:
     """
     operations, fragments = _definitions(document)
     order = _order(fragments, operations)
-    operation = _choose(operations, operation_name)
+    operation = _choose(operations, operation_name, runs_first)
     measures: dict[str, Measure] = {}
     for name in order:
         measures[name] = _measure(fragments[name].selection_set, measures)
@@ -144,8 +145,10 @@ def _definitions(document: str) -> tuple[list[OperationDefinitionNode], dict[str
     return operations, fragments
 
 
-def _choose(operations: Sequence[OperationDefinitionNode], name: str | None) -> OperationDefinitionNode:
-    if not name and len(operations) == 1:
+def _choose(
+    operations: Sequence[OperationDefinitionNode], name: str | None, runs_first: bool
+) -> OperationDefinitionNode:
+    if not name and operations and (runs_first or len(operations) == 1):
         return operations[0]
     for operation in operations:
         if name and operation.name and operation.name.value == name:

@@ -82,10 +82,18 @@ class Analyzer:
     """Analyses operations, and remembers the latest: at most so many, with signatures of so many bytes.
 
     It is for one thread at a time.
+
+    Args:
+        entries: how many it remembers.
+        bytes_limit: bytes that they may take.
+        runs_first: whether the server runs the first of several operations where none is named. Strawberry does.
     """
 
-    def __init__(self, entries: int = CACHE_ENTRIES, bytes_limit: int = CACHE_BYTES) -> None:
+    def __init__(
+        self, entries: int = CACHE_ENTRIES, bytes_limit: int = CACHE_BYTES, *, runs_first: bool = False
+    ) -> None:
         self._entries = entries
+        self._runs_first = runs_first
         self._bytes_limit = bytes_limit
         self._bytes = 0
         self._latest: OrderedDict[bytes, Analysis] = OrderedDict()
@@ -119,7 +127,7 @@ class Analyzer:
         return analysis
 
     def _analyze(self, document: str, raw: bytes, name: str | None) -> Analysis:
-        analysis = analyze_document(document, raw, name)
+        analysis = analyze_document(document, raw, name, runs_first=self._runs_first)
         self._latest[_key(sha256(raw).digest(), name)] = analysis
         self._bytes += _size(analysis)
         while len(self._latest) > self._entries or self._bytes > self._bytes_limit:
@@ -128,7 +136,7 @@ class Analyzer:
         return analysis
 
 
-def analyze_document(document: str, raw: bytes, operation_name: str | None) -> Analysis:
+def analyze_document(document: str, raw: bytes, operation_name: str | None, *, runs_first: bool = False) -> Analysis:
     """Return what an event says of an operation of a document, whose bytes are `raw`."""
     document_hash = _hash(raw)
     name = clean_name(operation_name)
@@ -138,7 +146,7 @@ def analyze_document(document: str, raw: bytes, operation_name: str | None) -> A
     if parser is None:
         return Analysis(document_hash, "document", document_hash, operation_name=name)
     try:
-        described = parser.describe(document, operation_name)
+        described = parser.describe(document, operation_name, runs_first=runs_first)
     except parser.ParseFailure:
         return _failed(PARSE_FAILURE, document_hash, name)
     except parser.ValidationFailure:

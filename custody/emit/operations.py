@@ -8,7 +8,7 @@ known content type is tried as JSON.
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from email.message import Message
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -28,7 +28,7 @@ TOO_LARGE: Final = "## TooLarge"
 
 _FORM_FIELDS = 1_000
 _HEAD_BYTES = 8_192
-_DISPOSITION_BYTES = 1_024
+_LINE_BYTES = 1_024
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _DISPOSITION = re.compile(rb"^content-disposition[ \t]*+:([^\r\n]*+)", re.IGNORECASE | re.MULTILINE)
 
@@ -38,7 +38,7 @@ class Operation:
     """An operation of a request.
 
     Attributes:
-        document: its text.
+        document: its text. It has a user's values, so it is in no repr.
         document_hash: the hash that stands for the text (APQ, trusted documents), as `sha256:` and 64 digits.
         document_id: what stands for the text otherwise.
         name: its name, as the client gave it.
@@ -46,7 +46,7 @@ class Operation:
         failure: why nobody can tell what it is: `MALFORMED` or `TOO_LARGE`.
     """
 
-    document: str | None = None
+    document: str | None = field(default=None, repr=False)
     document_hash: str | None = None
     document_id: str | None = None
     name: str | None = None
@@ -155,46 +155,49 @@ def _json(text: bytes) -> object:
 def _of_form(content_type: str, body: bytes) -> list[Operation]:
     """Return the operations of a multipart form: of the last part that is called `operations`.
 
-    Where a server may see other parts than we do, the request is too large to tell. Files may be cut off: a part called
-    `operations` behind a long file is not seen.
+    Where a server may see another part than we do, the request counts as malformed, and where it may see more, as too
+    large. Files may be cut off: a part called `operations` behind a long file is not seen.
     """
-    boundary = _parameter(content_type, "boundary")
-    if not boundary:
-        return [Operation(failure=MALFORMED)]
+    boundaries = _parameters(content_type, "boundary")
     last = None
-    for number, (head, content) in enumerate(_parts(b"\r\n--" + boundary.encode("utf-8", "replace"), body)):
+    for number, (head, content) in enumerate(_parts(boundaries, body)):
         lines = _DISPOSITION.findall(head)
-        if number == PARTS or head == content == b"" or (lines and len(lines[-1]) > _DISPOSITION_BYTES):
+        if number == PARTS or len(head) > _HEAD_BYTES or max(map(len, lines), default=0) > _LINE_BYTES:
             return [Operation(failure=TOO_LARGE)]
-        if lines and _parameter(lines[-1].decode("latin-1"), "name") == "operations":
+        names = {name for line in lines for name in _parameters(line.decode("latin-1"), "name")}
+        if "operations" in names:
+            if len(names) > 1:
+                return [Operation(failure=MALFORMED)]
             last = content
     if last is None:
         return [Operation(failure=TOO_LARGE if len(body) > BODY_BYTES else MALFORMED)]
     return _of_json(last)
 
 
-def _parts(mark: bytes, body: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield each whole part of a form, its head and its content. Both are empty if the head is too long."""
+def _parts(boundaries: set[str], body: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each whole part of a form, its head and its content; nothing if there is not one boundary."""
+    boundary = "".join(boundaries)
+    if len(boundaries) != 1 or not boundary:
+        return
     body = b"\r\n" + body[:BODY_BYTES]
-    delimiter = re.compile(re.escape(mark) + b"(?:\r\n|(--))")
+    # Whoever sends it may pad a delimiter with spaces (RFC 2046).
+    delimiter = re.compile(rb"\r\n--" + re.escape(boundary.encode("utf-8", "replace")) + rb"(?:[ \t]*+(?=\r\n)|(--))")
     match = delimiter.search(body)
     while match and not match[1]:
         following = delimiter.search(body, match.end())
         if following is None:
             return
-        head_end = body.find(b"\r\n\r\n", match.end() - 2, match.end() + _HEAD_BYTES)
-        if head_end > following.start() or head_end < 0:
-            yield b"", b""
-        else:
-            yield body[match.end() : head_end], body[head_end + 4 : following.start()]
+        head, _, content = body[match.end() : following.start()].partition(b"\r\n\r\n")
+        yield head, content
         match = following
 
 
-def _parameter(value: str, name: str) -> str | None:
-    """Return a parameter of a header's value. Python's servers read it by the same class (python-multipart)."""
-    if len(value) > _DISPOSITION_BYTES:
-        return None
+def _parameters(value: str, name: str) -> set[str]:
+    """Return all values of a parameter of a header: servers differ in which of two they take."""
+    if len(value) > _LINE_BYTES:
+        return set()
     message = Message()
     message["content-type"] = value
-    read = message.get_param(name)
-    return read[2] if isinstance(read, tuple) else read
+    pairs: list[tuple[str, Any]] = list(message.get_params([]))
+    values = [text for key, text in pairs if key.lower() == name]
+    return {text[2] if isinstance(text, tuple) else text for text in values}

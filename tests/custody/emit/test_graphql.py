@@ -5,6 +5,7 @@ random gave the same signatures as well, with graphql-core 3.2.14 and 3.3.2; for
 """
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -163,6 +164,30 @@ def test_names() -> None:
         analyze(f"query {'q' * 999} {{ a }}"), operation_name="q" * 256
     )
     assert analyze("{ a }", "\ud800" + "x" * 300).operation_name == "?" + "x" * 255
+
+
+def test_a_server_may_run_the_first_of_several() -> None:
+    """Strawberry does where none is named, so what ran is known there too."""
+    analyzer = Analyzer(runs_first=True)
+    two = "query A { a } query B { b }"
+    assert analyzer.analyze(Operation(document=two)).signature == "query A{a}"
+    assert analyzer.analyze(Operation(document=two, name="B")).signature == "query B{b}"
+    assert analyzer.analyze(Operation(document=two, name="C")).failure == UNKNOWN_OPERATION
+    assert analyzer.analyze(Operation(document="fragment F on T { a }")).failure == UNKNOWN_OPERATION
+
+
+def test_importing_it_is_cheap() -> None:
+    """An application server loads no command line, no cryptography, and no graphql-core before the first query."""
+    script = (
+        "import sys, custody.emit.address, custody.emit.graphql, custody.emit.operations, custody.emit.request\n"
+        "heavy = {'graphql', 'rich', 'typer', 'pydantic', 'cryptography', 'isal', 'boto3', 'confluent_kafka'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[3]
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert run.stdout.strip() == "[]"
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ def test_a_post_of_json() -> None:
     assert post({"query": QUERY, "operationName": 7}) == [Operation(document=QUERY)]
 
 
+def test_a_text_is_in_no_repr() -> None:
+    """A query may have a password in it, and a repr comes into logs."""
+    assert "secret" not in repr(post({"query": '{ login(password: "secret") }'}))
+
+
 @pytest.mark.parametrize("content_type", ["", "text/plain", "nonsense", "application/x-www-form-urlencoded"])
 def test_what_has_no_known_type_is_tried_as_json(content_type: str) -> None:
     """A server that does not look at the type runs it."""
@@ -149,16 +154,34 @@ def test_an_upload() -> None:
 
 
 def test_a_part_that_a_server_reads_is_the_one_that_we_read() -> None:
-    """The last one, as Starlette does; a delimiter is a whole one; and a name may be in RFC 2231's form."""
+    """The last one, as Starlette does; a delimiter is a whole one, and may be padded."""
     forged, real = b'{"query": "{ forged }"}', b'{"query": "{ real }"}'
     runs = [Operation(document="{ real }")]
+    head = b'Content-Disposition: form-data; name="operations"\r\n\r\n'
     assert post(form(('name="operations"', forged), ('name="operations"', real)), FORM) == runs
-    assert post(form(('name="operations"', forged), ("name*=utf-8''operations", real)), FORM) == runs
-    inner = b'x\r\n--b0x\r\nContent-Disposition: form-data; name="operations"\r\n\r\n' + forged
-    assert post(form(('name="operations"', real), ('name="0"; filename="a"', inner)), FORM) == runs
+    for inner in (b"x\r\n--b0x\r\n", b"x\r\n--b0 x\r\n", b"x\n--b0\r\n"):
+        parts = (('name="operations"', real), ('name="0"; filename="a"', inner + head + forged))
+        assert post(form(*parts), FORM) == runs
+    assert post(form(('name="operations"', forged), ("name=x", b"\r\n--b0 \t\r\n" + head + real)), FORM) == runs
     assert post(form(('name="operations"', real), ('name="0"; filename="; name=operations"', forged)), FORM) == runs
     behind = form(('name="operations"', real)) + b"\r\n" + form(('name="operations"', forged))
     assert post(behind, FORM) == runs
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        'name="x"; name="operations"',
+        'name="operations"; name="x"',
+        "name=\"x\"; name*=utf-8''operations",
+        'name="x"\r\nContent-Disposition: form-data; name="operations"',
+    ],
+)
+def test_a_part_of_two_names_is_malformed(head: str) -> None:
+    """Servers and their versions differ in which one they take, so nobody can tell which query runs."""
+    first = ('name="operations"', b'{"query": "{ a }"}')
+    assert post(form(first, (head, b'{"query": "{ b }"}')), FORM) == BROKEN
+    assert post(form(first), FORM + "; boundary=b1") == BROKEN
 
 
 def test_a_form_that_may_hide_a_part_is_too_large() -> None:
