@@ -19,6 +19,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final, Literal
 
@@ -39,6 +40,8 @@ _Address = IPv4Address | IPv6Address
 _Network = IPv4Network | IPv6Network
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
+_ENTRY_CHARACTERS = 200
+"""More than any address has, with its zone and port: what is longer takes no memory in the cache."""
 _SPACE = " \t"
 _PAIR = re.compile(r"[ \t]*+([!#$%&'*+.^_`|~0-9A-Za-z-]++)[ \t]*+=[ \t]*+")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*+)"[ \t]*+(?=[;,]|\Z)', re.DOTALL)
@@ -202,8 +205,11 @@ def _end(line: str, at: int) -> int:
 
 def _address(text: str | None) -> _Address | None:
     """Return the address of an entry, without port and zone; None if it is not one."""
-    if text is None:
-        return None
+    return _parse(text) if text is not None and len(text) <= _ENTRY_CHARACTERS else None
+
+
+@lru_cache(maxsize=4_096)
+def _parse(text: str) -> _Address | None:
     try:
         if match := _V4.fullmatch(text):
             return IPv4Address(match[1])
