@@ -1,0 +1,120 @@
+"""Ids of events, and the name of the process that emits them.
+
+- Ids are UUIDs of version 7 (RFC 9562). In a process each is greater than the one before it, also when the clock steps
+  back or does not move.
+- A source is a process. A child of `fork` is another process, so it gets another source and, with it, its own numbers.
+"""
+
+import os
+import re
+import socket
+import threading
+import time
+from typing import Final
+
+from custody.errors import ConfigurationError
+
+SOURCE_BYTES: Final = 255
+"""The most bytes of a source: a writer reserves them in each event."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}", re.ASCII)
+_COUNTER_BITS = 12
+_HALF_COUNTER = 1 << (_COUNTER_BITS - 1)
+
+
+class _Clock:
+    """The last id's time and counter, in one number that only grows: 48 bits of milliseconds and 12 of a counter."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+        os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        # Another thread of the parent may have held it at the fork, and would never release it in the child.
+        self._lock = threading.Lock()
+
+    def tick(self, random: int) -> int:
+        """Return the next number. It has the time in it, or is the last one's successor where time did not pass."""
+        # The counter begins in its lower half: 2,048 ids at least fit into a millisecond before the next one is used.
+        now = (time.time_ns() // 1_000_000) << _COUNTER_BITS | random % _HALF_COUNTER
+        with self._lock:
+            self._last = now if now >> _COUNTER_BITS > self._last >> _COUNTER_BITS else self._last + 1
+            return self._last
+
+
+_clock = _Clock()
+
+
+def uuid7() -> str:
+    """Return a new UUID of version 7 as text, greater than all that this process made before.
+
+    62 bits are random, and drawn from the system for each id. So no two processes make the same id, forked ones too.
+    """
+    drawn = int.from_bytes(os.urandom(10))
+    moment = _clock.tick(drawn >> 64)
+    high = (moment >> _COUNTER_BITS) << 16 | 0x7000 | moment & 0xFFF
+    low = 1 << 63 | drawn & (1 << 62) - 1
+    text = f"{high:016x}{low:016x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+class Source:
+    """The process that emits, as `service/instance/pid-start`.
+
+    `start` is the time in µs since 1970 at which the process first used this source. It tells a process from an earlier
+    one with the same pid, and two writers of one process from each other: each numbers its own events. After a fork the
+    child's source is new.
+    """
+
+    __slots__ = ("_pid", "_text", "instance", "service")
+
+    def __init__(self, service: str, instance: str | None = None) -> None:
+        """Name a service, and the instance of it that this process is.
+
+        Args:
+            service: the application, such as `orders-api`.
+            instance: one of several that run it; the host's name if not given.
+
+        Raises:
+            ConfigurationError: a name has other characters than letters, digits, `.`, `_`, `:` and `-`.
+        """
+        host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:100].lstrip("._-") or "host"
+        self.service = _check_name("service", service)
+        self.instance = host if instance is None else _check_name("instance", instance)
+        self._pid = 0
+        self._text = ""
+
+    def __str__(self) -> str:
+        # The pid is asked each time: it costs less than a microsecond, and no fork escapes it.
+        pid = os.getpid()
+        if self._pid != pid:
+            self._text = f"{self.service}/{self.instance}/{pid}-{_next_start()}"
+            self._pid = pid
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"Source({str(self)!r})"
+
+
+_last_start = 0
+
+
+def _next_start() -> int:
+    """Return the time in µs since 1970, later than any that this process has returned."""
+    global _last_start
+    _last_start = max(_last_start + 1, time.time_ns() // 1_000)
+    return _last_start
+
+
+def _check_name(kind: str, name: str) -> str:
+    """Return a name that may be part of a source.
+
+    Raises:
+        ConfigurationError: it may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"the {kind} of a source is 1 to 100 letters, digits and `._:-`, and begins with a letter or digit:"
+            " choose such a name"
+        )
+    return name

@@ -1,0 +1,306 @@
+"""Finds credentials in a text and replaces them: keys by their shapes, and values behind a name in any notation.
+
+Each part below reads a text once, from its begin to its end. Quantifiers are possessive, or bounded by a small number,
+so time grows with the size of the text, whatever it is.
+
+- **Shapes**: strings that are keys wherever they stand, such as `ghp_…`, JSON Web Tokens and private keys in PEM.
+- **Named values**: `password=x`, `"token": "x"`, `Authorization: Bearer x`, `?api_key=x&`, `--password x`, and so on.
+  The name decides, as it does for a field (`secret_names`).
+- **URLs**: the part before the `@`.
+- **Cookies** and **elements of XML**.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable
+from typing import Final
+
+from custody.emit.secret_names import Verdict, word_set
+
+REDACTED: Final = "[redacted]"
+
+SHAPES: Final[dict[str, str]] = {
+    "JSON Web Token": r"eyJ[A-Za-z0-9_-]{8,}+(?:\.[A-Za-z0-9_-]*+){1,4}",
+    "private key (PEM)": r"-----BEGIN [A-Z0-9 ]{0,40}?PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:(?s:.)*?-----END [A-Z0-9 ]{0,40}?PRIVATE KEY(?: BLOCK)?-----|(?s:.)*+)",
+    "AWS access key id": r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])",
+    "GitHub": r"(?:gh[pousr]_[A-Za-z0-9]{16,}+|github_pat_[A-Za-z0-9_]{16,}+)",
+    "GitLab": r"gl(?:pat|dt|rt|ptt|soat|cbt|ft|agent|oas|imt)-[A-Za-z0-9_.-]{16,}+",
+    "Slack": r"(?:xox[a-z]-[A-Za-z0-9-]{8,}+|xoxe\.xox[bp]-[A-Za-z0-9-]{8,}+|xapp-[A-Za-z0-9-]{8,}+)",
+    "Slack webhook": r"hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9/_+-]{8,}+",
+    "Discord webhook": r"discord(?:app)?\.com/api/webhooks/[0-9]{5,}+/[A-Za-z0-9_-]{8,}+",
+    "Stripe": r"(?:(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{8,}+|whsec_[A-Za-z0-9+/=]{8,}+)",
+    "Google": r"(?:AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_.-]{16,}+"
+    r"|GOCSPX-[A-Za-z0-9_-]{16,}+|1//0[A-Za-z0-9_-]{24,}+)",
+    "OpenAI, Anthropic": r"sk-(?=[A-Za-z_-]{0,64}[0-9])[A-Za-z0-9_-]{16,}+",
+    "SendGrid": r"SG\.[A-Za-z0-9_-]{16,}+\.[A-Za-z0-9_-]{16,}+",
+    "Twilio": r"SK[0-9a-f]{32}(?![A-Za-z0-9])",
+    "npm": r"npm_[A-Za-z0-9]{30,}+",
+    "PyPI": r"pypi-[A-Za-z0-9_-]{32,}+",
+    "Hugging Face": r"hf_[A-Za-z0-9]{30,}+",
+    "DigitalOcean": r"do[por]_v1_[0-9a-f]{32,}+",
+    "Shopify": r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}",
+    "Telegram": r"[0-9]{8,10}:AA[A-Za-z0-9_-]{32,}+",
+    "Vault": r"hv[sbr]\.[A-Za-z0-9_-]{24,}+",
+    "Databricks": r"dapi[0-9a-f]{32}",
+    "age": r"AGE-SECRET-KEY-1[A-Z0-9]{16,}+",
+    "Docker": r"dckr_[po]at_[A-Za-z0-9_-]{16,}+",
+    "Grafana": r"(?:glsa_|glc_)[A-Za-z0-9_+/=-]{24,}+",
+    "Sentry": r"sntry[su]_[A-Za-z0-9+/=_-]{24,}+",
+    "Linear, Notion, Supabase": r"(?:lin_api_|ntn_|sbp_)[A-Za-z0-9]{24,}+",
+    "New Relic, Postman, 1Password": r"(?:NRAK-[A-Z0-9]{24,}+|PMAK-[a-f0-9-]{32,}+|ops_eyJ[A-Za-z0-9_-]{16,}+)",
+    "signature of a URL": r"(?:(?<=[?&])|(?<=X-Amz-)|(?<=X-Goog-))Signature=[A-Za-z0-9%+/=_~-]{8,}+",
+    "DSN of Go": r"[A-Za-z0-9_.-]{1,64}+:[^\s:@/]{1,128}+@(?:tcp|unix|udp)\(",
+    "JDBC of Oracle": r"jdbc:oracle:thin:[^\s@/]{1,64}+/[^\s@]{1,128}+@",
+}
+"""Shapes of keys: what they are for, and a pattern. Each stands at the begin of a word."""
+_shapes = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(SHAPES.values())})")
+# What each of the shapes has in it, for a quick look: `re` is fast where each choice begins with a letter of its own.
+_HINT = re.compile(
+    r"eyJ|-----BEGIN|A(?:KI|SI|BI|CC)A|gh[pousr]_|github_pat_|gl[a-z]{2,5}-|gl(?:sa|c)_|xox|xapp-|hooks\.s|/webhooks/"
+    r"|sk_live_|sk_test_|rk_live_|rk_test_|whsec_|AIza|ya29\.|GOCSPX-|1//0|sk-|SG\.|SK[0-9a-f]{2}"
+    r"|npm_|pypi-|hf_|do[por]_v1|shp[acps]|:AA|hv[sbr]\.|dapi|AGE-SECRET|dckr_|sntry|lin_api_|ntn_|sbp_|NRAK-|PMAK-|Signature=|@(?:tcp|unix|udp)\(|:thin:"
+)
+_SCHEME = re.compile(
+    r"(?<![A-Za-z0-9])(bearer|basic|token|apikey|negotiate|ntlm)([ \t]{1,8}+)([A-Za-z0-9._~+/=:-]{6,}+)", re.IGNORECASE
+)
+_SCHEME_ALONE = re.compile(
+    r"\s{0,8}+(bearer|negotiate)\s{1,8}+(?!(?:tokens?|auth\w*|scheme)\s*$)\S++\s*+", re.IGNORECASE
+)
+
+_ROOTS = (
+    "pass|pwd|pw|secret|token|key|auth|cred|cookie|sess|sid|sig|jwt|bearer|otp|pin|cv|csc|mnemonic|seed|csrf|xsrf|code"
+    "|string|priv|senha|wort|contrase|basic|negotiate|ntlm"
+)
+"""What is in each name of a secret and in each scheme: a text with none of it needs no closer look."""
+_MARKS = re.compile(r"[ \t=:<,]|--|%3")
+"""What stands between a name or scheme and its value."""
+_NAMED = re.compile(
+    r"(?P<name>(?<![\w.-])[\w.-]++(?:\[[\w.-]{0,64}+\]){0,4}+"
+    r"(?: (?:[kK][eE][yY]|[tT]oken|[sS]ecret|[cC]ode|[pP]hrase))?)"
+    r"(?P<quote>\\{0,15}+[\"'])?\s{0,8}+(?P<mark>=>|:=|==|=|:(?!:|//)|,|%3[DdAa])"
+    r"\s{0,8}+(?:b(?=\\{0,15}+[\"']))?(?P<open>\\{0,15}+[\"'])?"
+)
+_BEFORE_A_PAIR = re.compile(r"[\[(]\s{0,8}[bu]?\\{0,15}[\"']$")
+_NEAR = 512
+"""Characters between the name of a secret and its value, in an object such as `{'name': 'token', 'value': 'x'}`."""
+_OPTION = re.compile(r"(?<![\w-])--(?P<name>[A-Za-z][\w-]*+)[ \t]{1,8}+(?P<value>[^\s-][^\s]*+)")
+_BARE = re.compile(r"(?:[^\s\"'<>&;]|&(?![\w.%\[\]-]{1,64}+=)|;(?!\s{0,2}+(?:[\w ]{1,64}+=|\s|$)))*+")
+_SCALAR = re.compile(r"[^\s,}\]\"'<>]*+")
+_BARE_ESCAPED = re.compile(r"(?:[^\s\"'<>&;%]|%(?!26))*+")
+_TO_SEMICOLON = re.compile(r"[^;\r\n\"'<>]{0,256}+")
+_TO_NEXT_PAIR = re.compile(r"[^;=\r\n\"'<>]{0,256}+(?=;\s{0,2}+[\w ]{1,64}+=)")
+_TO_LINE_END = re.compile(r"[^\r\n]*+")
+_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+BESIDE_NAMES: Final = word_set(
+    "name key field field_name setting header parameter param option variable attribute property column resource"
+)
+"""Names of what names a secret that stands beside it, in the same object."""
+NAMED_VALUES: Final = word_set(
+    "value values val old new old_value new_value oldValue newValue before after from to content default current"
+    " previous data"
+)
+"""Names of what may be the value of a secret that stands beside it."""
+_HEADERS = frozenset({"authorization", "proxyauthorization", "cookie", "setcookie", "cookies"})
+"""Names of which the value is all of the line."""
+_PHRASES = ("phrase", "mnemonic")
+_USERINFO = re.compile(r":(?:\\?/){2}(?P<info>[^\s/?#\"'<>\\]++)")
+_PASSWORD_WITH_SLASH = re.compile(
+    r"(?<=://)[^\s/?#@:\"'<>]{1,64}+:(?![0-9]{1,5}+(?:[/?#\s\"']|$))[^\s\"'<>@]{1,128}+(?=@)"
+)
+_ELEMENT = re.compile(r"<(?P<name>[A-Za-z][\w.:-]*+)(?:\s[^<>]{0,512}+)?>(?P<value>[^<]++)")
+_COOKIE_FLAG = re.compile(r";\s?(?:HttpOnly|SameSite)", re.IGNORECASE)
+_COOKIE = re.compile(r"(?P<before>^\s*+[\w.-]++=)(?P<value>[^;\s]++)")
+
+_NO_SECRETS = frozenset(("", "true", "false", "null", "none", "nil", "undefined"))
+
+Named = Callable[[str], Verdict]
+"""Which values a name makes secret."""
+
+
+class TextRules:
+    """Replaces credentials in texts.
+
+    Args:
+        named: decides on names.
+        extra: more shapes, as regular expressions.
+        roots: more beginnings of names of secrets.
+    """
+
+    __slots__ = ("_extra", "_hint", "_named", "_roots")
+
+    def __init__(self, named: Named, extra: tuple[str, ...], roots: frozenset[str]) -> None:
+        self._named = named
+        self._extra = tuple(map(re.compile, extra))
+        self._roots = re.compile("|".join((_ROOTS, *map(re.escape, sorted(roots)))))
+
+    def redact(self, text: str) -> str:
+        """Return a text without the credentials in it; the text itself where there is none."""
+        if _HINT.search(text) is not None:
+            text = _shapes.sub(REDACTED, text)
+        if "@" in text and "/" in text:
+            text = _PASSWORD_WITH_SLASH.sub(REDACTED, _USERINFO.sub(_without_userinfo, text))
+        if _MARKS.search(text) is not None and self._roots.search(text.lower()) is not None:
+            text = self._values(self._schemes(text))
+        if ";" in text and _COOKIE_FLAG.search(text) is not None:
+            text = _cookies(text)
+        for pattern in self._extra:
+            text = pattern.sub(REDACTED, text)
+        return text
+
+    def _schemes(self, text: str) -> str:
+        alone = _SCHEME_ALONE.fullmatch(text)
+        if alone is not None:
+            return f"{alone[1]} {REDACTED}"
+        return _SCHEME.sub(_without_token, text)
+
+    def _values(self, text: str) -> str:
+        text = self._marked(text)
+        if "--" in text:
+            text = _OPTION.sub(self._behind, text)
+        if "<" in text:
+            text = _ELEMENT.sub(self._behind, text)
+        return text
+
+    def _is_secret(self, name: str, value: str) -> bool:
+        verdict = self._named(name)
+        if verdict is Verdict.PLAIN or value.strip().lower() in _NO_SECRETS:
+            return False
+        return verdict is not Verdict.NOT_NUMBERS or not value.isdecimal()
+
+    def _behind(self, match: re.Match[str]) -> str:
+        """Return what an option or element is without its value, if that is secret."""
+        if not self._is_secret(match["name"], match["value"]):
+            return match[0]
+        return match[0][: match.start("value") - match.start()] + REDACTED
+
+    def _marked(self, text: str) -> str:
+        """Return the text without the values behind names of secrets and `=`, `:` and the like."""
+        parts: list[str] = []
+        done = position = 0
+        beside = -1
+        while (match := _NAMED.search(text, position)) is not None:
+            # The value may itself be the name of another, as in `a=password=b`: the search goes on behind the mark.
+            position = match.end("mark") if match["open"] is None else match.start("open")
+            name = match["name"]
+            if name in BESIDE_NAMES and match["open"] is not None:
+                value = text[match.end() : min(_closing(text, match.end(), match["open"]), match.end() + _NEAR)]
+                beside = match.end() if self._named(value) is not Verdict.PLAIN else beside
+            elif (
+                name in NAMED_VALUES
+                and 0 <= match.start() - beside <= _NEAR
+                and "}" not in text[beside : match.start()]
+            ):
+                name = "secret"
+            if self._named(name) is Verdict.PLAIN or not _is_named(text, match):
+                continue
+            start, end = _value(text, match)
+            if not self._is_secret(name, text[start:end]) or text.startswith(REDACTED, start):
+                position = max(position, end)
+                continue
+            parts += (text[done:start], REDACTED)
+            done = position = end
+        return "".join((*parts, text[done:])) if parts else text
+
+
+def _is_named(text: str, match: re.Match[str]) -> bool:
+    """Return whether a name and a mark have a value behind them."""
+    before = text[max(0, match.start() - 32) : match.start()]
+    if match["mark"] == ",":
+        # `['Cookie', 'x']`, `'--token', 'x'`: quoted, and the first of two, or an option.
+        quoted = match["quote"] is not None and match["open"] is not None
+        return quoted and (match["name"].startswith("--") or _BEFORE_A_PAIR.search(before) is not None)
+    # In GraphQL `$token: String` declares a variable.
+    return match["mark"] != ":" or not before.endswith("$")
+
+
+def _value(text: str, match: re.Match[str]) -> tuple[int, int]:
+    """Return where the value behind a name begins and ends."""
+    start = match.end()
+    if match["open"] is not None:
+        return start, _closing(text, start, match["open"])
+    if text[start : start + 1] in {"{", "["} and not text.startswith(REDACTED, start):
+        return start, _closing_bracket(text, start)
+    name = match["name"].lower()
+    if match["mark"] == ":" and re.sub(r"[^a-z]", "", name) in _HEADERS:
+        before = text[match.start() - 1 : match.start()]
+        end = _end(_TO_LINE_END, text, start)
+        # A header within quotes, as in `curl -H 'Cookie: a=b' URL`, ends with them.
+        closing = text.find(before, start, end) if before in {'"', "'"} and match["quote"] is None else -1
+        return start, end if closing < 0 else closing
+    if any(phrase in name for phrase in _PHRASES):
+        return start, _end(_TO_LINE_END, text, start)
+    if match["mark"].startswith("%"):
+        return start, _end(_BARE_ESCAPED, text, start)
+    if match["quote"] is not None:
+        return start, _end(_SCALAR, text, start)
+    end = _end(_BARE, text, start)
+    # `Server=x;Password=a b c;Database=y`: values may have blanks, where semicolons part them.
+    if match["mark"] == "=" and text.endswith((";", "; "), 0, match.start()):
+        end = max(end, _end(_TO_SEMICOLON, text, start))
+    elif match["mark"] == "=" and text.startswith(" ", end):
+        end = max(end, _end(_TO_NEXT_PAIR, text, start))
+    return start, end
+
+
+def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
+    match = pattern.match(text, start)
+    return start if match is None else match.end()
+
+
+def _closing(text: str, start: int, quote: str) -> int:
+    """Return where a quoted value ends: before the next quote with as many backslashes; at the text's end without."""
+    at = start
+    while (at := text.find(quote, at)) >= 0:
+        backslashes = 0
+        while at - backslashes > start and text[at - backslashes - 1] == "\\":
+            backslashes += 1
+        if backslashes == 0 or (len(quote) == 1 and backslashes % 2 == 0):
+            return at
+        at += len(quote)
+    return len(text)
+
+
+def _closing_bracket(text: str, start: int) -> int:
+    """Return the position behind the bracket that closes the one at the start; the text's end without one."""
+    depth = 0
+    for match in _BRACKET.finditer(text, start):
+        if match[0] in {"{", "["}:
+            depth += 1
+        elif match[0] in {"}", "]"}:
+            depth -= 1
+            if depth == 0:
+                return match.end()
+    return len(text)
+
+
+def _without_userinfo(match: re.Match[str]) -> str:
+    _, at, host = match["info"].rpartition("@")
+    return f"{match[0][: match.start('info') - match.start()]}{REDACTED}@{host}" if at else match[0]
+
+
+def _without_token(match: re.Match[str]) -> str:
+    """Return a scheme without the token behind it, or the match itself where it reads like plain words."""
+    scheme, blank, token = match.groups()
+    if scheme.lower() == "basic":
+        secret = _is_basic(token)
+    else:
+        # "bearer certificates", "token expired" are words. A token has a digit, a capital within it, or is very long.
+        secret = len(token) >= 32 or any(map(str.isdecimal, token)) or any(map(str.isupper, token[1:]))
+    return f"{scheme}{blank}{REDACTED}" if secret else match[0]
+
+
+def _is_basic(token: str) -> bool:
+    try:
+        return b":" in base64.b64decode(token + "=" * (-len(token) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _cookies(text: str) -> str:
+    """Return a text without the values of cookies that a server sets."""
+    lines = text.splitlines(keepends=True)
+    return "".join(
+        _COOKIE.sub(rf"\g<before>{REDACTED}", line, count=1) if _COOKIE_FLAG.search(line) else line for line in lines
+    )
