@@ -86,11 +86,7 @@ def open_root(path: str) -> int:
         AuditError: `Spool`: it cannot be used, or another user may write to it.
     """
     with explained(path, "open it"):
-        parent = Path(path).parent
-        parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)  # noqa: PTH102
-            _sync_path(str(parent))
+        _make_path(Path(path))
         root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             status = os.fstat(root)
@@ -268,9 +264,13 @@ def _read(descriptor: int, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-def _sync_path(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _make_path(path: Path) -> None:
+    """Make a folder and those above it that are missing, and sync their names."""
+    for folder in reversed([each for each in (path, *path.parents) if not each.exists()]):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(0o700)
+        descriptor = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
