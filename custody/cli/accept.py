@@ -83,7 +83,7 @@ def accept(  # noqa: PLR0913 - each is an option of the command
         common.print_json({"trust": str(file), "dry_run": dry_run, "added": added, "accepted": accepted})
         return
     out = render.console()
-    out.print(render.FindingsTable([chosen]))
+    out.print(render.FindingsTable([chosen]), crop=False)
     for entry in entries[:_SHOWN]:
         out.print(render.safe(f"  {_described(entry)}"), soft_wrap=True)
     if len(entries) > _SHOWN:
