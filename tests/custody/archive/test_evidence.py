@@ -896,8 +896,8 @@ def test_sentences_fit_the_screen(leafy: Leafy, tmp_path: Path, monkeypatch: pyt
     assert json.loads(event)
     assert max(map(len, [*made.output.splitlines(), *said])) <= 80
     refused = runner.invoke(app, ["check-evidence", "evidence.zip", "--trust", str(nobody)])
-    said, note = refused.output.split("\nThe checkpoint in the file:\n")
-    assert (refused.exit_code, max(map(len, said.splitlines())) <= 80) == (12, True)
+    sentences, note = refused.output.split("\nThe checkpoint in the file:\n")
+    assert (refused.exit_code, max(map(len, sentences.splitlines())) <= 80) == (12, True)
     assert parse_note(note.encode()).encode() == note.encode()
 
 
