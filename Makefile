@@ -10,7 +10,7 @@ export UV_PROJECT_ENVIRONMENT := .venv-$(PYTHON)
 endif
 
 TESTS ?=
-BENCH ?= drain verify index query
+BENCH ?= drain verify index query spool
 INPUTS ?= 1000000
 MODULES ?=
 
@@ -40,7 +40,7 @@ docs: ## Build the pages into build/site; a broken link or a page that docs/READ
 	rm -rf build/site build/doctrees
 	uv run --no-sync python -m sphinx -q -E -W --keep-going -c docs/site -d build/doctrees . build/site
 
-docs-reference: ## Make docs/options.md and the tables of docs/settings.md from the code
+docs-reference: ## Make the reference pages, and the tables of others, from the code
 	uv run --no-sync python -m docs.reference
 
 test-fast: ## Test the library alone: no Kafka, no Elasticsearch, no Java. TESTS=tests/custody/tlog for less

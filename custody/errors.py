@@ -21,6 +21,7 @@
     │   ├── TransientSourceError    the broker does not answer at the moment
     │   ├── LogChanged          the topic was recreated or moved: the operator must begin a new epoch
     │   └── SourceRefused       the broker refuses, or a topic cannot be archived
+    ├── AuditError              (custody.emit.errors) an application's event could not be written
     └── SearchError             Elasticsearch did not do what was asked; the archive is complete without it
         └── TransientSearchError    it does not answer at the moment
 
@@ -54,12 +55,18 @@ __all__ = [
     "TransientSearchError",
     "TransientSourceError",
     "TransientStoreError",
+    "counted",
     "escape",
     "legible",
 ]
 
 
 _DETAIL_CHARACTERS = 300
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """Return a number with its noun, such as `1 topic` or `2,000 topics`, and with a verb if both forms are given."""
+    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def escape(text: str) -> str:

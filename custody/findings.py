@@ -15,6 +15,8 @@ from typing import Annotated, Any, Protocol
 
 import msgspec
 
+from custody.errors import counted
+
 __all__ = ["Accepted", "Finding", "Severity"]
 
 FOREIGN_LIMIT = 1_000
@@ -274,13 +276,13 @@ def _sameness(kept: Finding) -> tuple[object, ...]:
 def _join(group: Sequence[Finding]) -> Finding:
     first, count = group[0], sum(kept.count for kept in group)
     if first.log is None:
-        return replace(first, message=f"{first.message} (and {len(group) - 1} more requests, for this reason)")
+        return replace(first, message=f"{first.message} (and {counted(count - 1, 'more request')}, for this reason)")
     logs = list(dict.fromkeys(kept.log for kept in group if kept.log))
     rest = len(logs) - _LOGS_NAMED
     if rest <= 1:
         names = " and ".join(filter(None, (", ".join(logs[:-1]), logs[-1])))
     else:
-        names = f"{', '.join(logs[:_LOGS_NAMED])} and {rest:,} more logs"
+        names = f"{', '.join(logs[:_LOGS_NAMED])} and {counted(rest, 'more log')}"
     return replace(
         first, log=names, sequence=None, through=None, batch=None, byte=None, key=None, sha256=None, count=count
     )

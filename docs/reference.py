@@ -1,7 +1,10 @@
 """Make the reference pages from the code: `make docs-reference`. A test compares the pages with what this makes.
 
 Rules:
-- docs/options.md is made whole: every command with its arguments, options and exit codes, from its own help.
+- These pages are made whole: docs/options.md of the commands' own help, docs/views.md of the list of SQL's tables, and
+  docs/findings.md of the explanations of findings.
+- In three pages somebody wrote the text, and the tables between two comments are made: the exit codes in
+  docs/commands.md, the fields of the six types in docs/events.md, and the metrics in docs/metrics.md.
 - In the tables of docs/settings.md the names, their order and the defaults come from the code. The meanings stay as
   somebody wrote them; a new setting begins with the description that `custody config` shows.
 """
@@ -9,16 +12,23 @@ Rules:
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from pydantic import BaseModel
 from typer.main import get_command
 
-from custody.cli.common import COMMON_PANEL, EXIT_CODES, PANELS, parameter_row
+from custody.cli import explain
+from custody.cli.common import COMMON_PANEL, EVERY_EXIT_CODE, EXIT_CODES, PANELS, parameter_row
 from custody.cli.main import app
+from custody.format.events import EVENT_TYPES, Event
+from custody.query import views
 from custody.settings import OPERATORS_SECTIONS, S3_MEANINGS
+from tasks.metrics.catalogue import BUCKETS, CATALOGUE
 from tasks.settings import Settings
 
 PAGES = Path(__file__).resolve().parent
@@ -131,10 +141,108 @@ def options_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+# --- the exit codes
+
+
+def exit_codes() -> Iterator[str]:
+    """Yield the table of every command's exit codes. Commands that share a list are one row."""
+    yield from ("| command | code | meaning, and what to do |", "|---|---|---|")
+    shared: list[tuple[list[str], Mapping[int, str]]] = []
+    for name, codes in EXIT_CODES.items():
+        if shared and shared[-1][1] is codes:
+            shared[-1][0].append(f"`custody {name}`")
+        else:
+            shared.append(([f"`custody {name}`"], codes))
+    for names, codes in [*shared, (["every command, if its rows above do not say otherwise"], EVERY_EXIT_CODE)]:
+        for number, (code, meaning) in enumerate(codes.items()):
+            options = re.sub(r"--[a-z-]+", r"`\g<0>`", cell(meaning))
+            yield f"| {'' if number else ', '.join(names)} | {code} | {options} |".replace("|  |", "| |")
+
+
+# --- the events
+
+
+def value_rule(annotation: Any) -> str:
+    """Return what a field's value must be, in words."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        bounds = [part for part in arguments[1:] if part.ge is not None]
+        return f"{value_rule(arguments[0])}{''.join(map(_bounds, bounds))}"
+    if origin in {typing.Union, types.UnionType}:
+        (inner,) = (part for part in arguments if part is not type(None))
+        return f"{value_rule(inner)}, or null"
+    if origin is typing.Literal:
+        *others, last = (f"`{value}`" for value in arguments)
+        return f"{', '.join(others)} or {last}"
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", list: "list", dict: "object"}
+    return names[origin or annotation]
+
+
+def _bounds(bound: msgspec.Meta) -> str:
+    if bound.le is None:
+        return f", at least {bound.ge}"
+    return f", {'0' if bound.ge == 0 else '-2^63'} to 2^63-1"
+
+
+def event_fields(kind: type[Event], inherited: set[str]) -> Iterator[str]:
+    """Yield a table's row for each field of a type but the inherited ones."""
+    yield from ("| field | required | value | meaning |", "|---|---|---|---|")
+    for field in msgspec.structs.fields(kind):
+        if field.name not in inherited:
+            meanings = (getattr(part, "description", None) for part in field.type.__metadata__)
+            required = "yes" if field.required else "no"
+            yield f"| `{field.name}` | {required} | {value_rule(field.type)} | {next(filter(None, meanings))} |"
+
+
+def events() -> Iterator[str]:
+    """Yield the fields of the six types of events."""
+    common = set(Event.__struct_fields__)
+    yield from ("### Fields of all six types", "", *event_fields(Event, set()))
+    for name, kind in EVENT_TYPES.items():
+        yield from ("", f"### {name}", "", str(kind.__doc__), "", *event_fields(kind, common))
+
+
+# --- the metrics
+
+
+def metrics() -> Iterator[str]:
+    """Yield the table of metrics, and the bounds of the histogram."""
+    yield from ("| metric | type | labels | meaning | source |", "|---|---|---|---|---|")
+    for metric in CATALOGUE:
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
+        yield f"| `{metric.name}` | {metric.kind} | {labels} | {cell(metric.help)} | {metric.source} |"
+    yield ""
+    yield f"The bounds of the histogram, in seconds: {', '.join(f'{bound:g}' for bound in BUCKETS)}."
+
+
+# --- the pages
+
+MADE: Mapping[str, tuple[str, Callable[[], Iterator[str]]]] = {
+    "commands.md": ("custody/cli/common.py", exit_codes),
+    "events.md": ("custody/format/events.py", events),
+    "metrics.md": ("tasks/metrics/catalogue.py", metrics),
+}
+"""By page, the module whose values the part between the comments has, and what makes that part."""
+
+
+def with_made_part(name: str, page: str) -> str:
+    """Return a page with the part between its two comments as the code has it."""
+    source, lines = MADE[name]
+    begin, end = f"<!-- From {source}, by `make docs-reference` -->\n", "\n<!-- End -->\n"
+    before, _, rest = page.partition(begin)
+    return "".join((before, begin, "\n", *(f"{line}\n" for line in lines()), end, rest.partition(end)[2]))
+
+
 def pages() -> dict[Path, str]:
     """Return the text that each page should have."""
     settings = PAGES / "settings.md"
-    return {settings: settings_page(settings.read_text()), PAGES / "options.md": options_page()}
+    return {
+        settings: settings_page(settings.read_text()),
+        PAGES / "options.md": options_page(),
+        PAGES / "findings.md": explain.page(),
+        PAGES / "views.md": views.page(),
+        **{PAGES / name: with_made_part(name, (PAGES / name).read_text()) for name in MADE},
+    }
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ the outcome: an artifact with the verdict and the worst findings, a link to the 
 of the whole archive.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +16,9 @@ from custody.errors import CustodyError, Fenced
 from custody.findings import Severity
 from custody.format.times import as_utc
 from flows.parameters import Logs, Time
-from flows.publish import HEARD, add_to_name, emit, fail, finish, publish_report, publish_table, run_name
+from flows.publish import HEARD, add_to_name, emit, fail, finish, publish_report, publish_text, run_name
 from flows.runners import run_parallel
-from flows.summaries import audit_details, audit_summary
+from flows.summaries import audit_details, audit_summary, findings_markdown
 from tasks.audit.conclude import Outcome
 from tasks.audit.plan import Request
 from tasks.audit.task import read_pieces, report, sign, survey
@@ -88,7 +87,7 @@ def _run(run: Run, request: Request) -> Outcome:
 def _conclude(outcome: Outcome) -> State[Any]:
     """Publish the findings, and end the run as completed or failed."""
     summary = audit_summary(outcome)
-    publish_table("audit", [_row(finding) for finding in outcome.findings], summary)
+    publish_text("audit", findings_markdown(outcome), summary)
     if outcome.report:
         publish_report(outcome.report, summary)
     get_run_logger().info(summary)
@@ -96,21 +95,3 @@ def _conclude(outcome: Outcome) -> State[Any]:
     if outcome.exit_code >= Severity.POLICY:
         return fail(audit_details(outcome))
     return Completed(message=summary, data=outcome)
-
-
-def _row(finding: Mapping[str, Any]) -> dict[str, Any]:
-    # The page cuts a wide table on the right.
-    names = (
-        "severity",
-        "finding",
-        "key",
-        "action",
-        "log",
-        "sequence",
-        "offset",
-        "message",
-        "expected",
-        "found",
-        "count",
-    )
-    return {name: finding.get(name, "") for name in names}

@@ -33,7 +33,12 @@ ROWS = 100
 def publish_table(key: str, rows: Sequence[dict[str, Any]], description: str) -> None:
     """Publish the first rows as an artifact, and say so if there are more."""
     more = f" The table shows the first {ROWS} of {len(rows):,} rows." if len(rows) > ROWS else ""
-    create_table_artifact(key=key, table=list(rows[:ROWS]) or [{"rows": "none"}], description=description + more)
+    create_table_artifact(key=key, table=list(rows[:ROWS]) or [{key: "none"}], description=description + more)
+
+
+def publish_text(key: str, markdown: str, description: str) -> None:
+    """Publish text as an artifact. On Prefect's page text wraps; a table's wide cells hide what is right of them."""
+    create_markdown_artifact(key=key, markdown=markdown, description=description)
 
 
 def publish_report(address: str, summary: str) -> None:
@@ -49,7 +54,8 @@ def publish_report(address: str, summary: str) -> None:
         if on_aws
         else "Open this file in a browser, on a machine that has it:"
     )
-    create_markdown_artifact(key="integrity-report", markdown=f"{summary}\n\n{where}\n\n    {address}\n")
+    # Inline code wraps on the page, a block of code is cut on the right.
+    publish_text("integrity-report", f"{summary}\n\n{where}\n\n`{address}`\n", "")
 
 
 def run_name(subject: str) -> Callable[[], str]:

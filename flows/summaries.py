@@ -1,15 +1,16 @@
 """Results of the operator's commands and flows, as tables and sentences."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
 from custody.cli import render
+from custody.errors import counted, escape
 from custody.findings import Finding, Severity, joined
 from custody.format.times import duration_text
-from tasks.check.model import counted
 
 if TYPE_CHECKING:
     from tasks.audit.conclude import Outcome
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 _FINDINGS_TOLD = 10
 """Findings of which an alert has a line."""
+_FINDINGS_SHOWN = 100
+"""Findings on Prefect's page; it lives in Prefect's database."""
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~&])")
+"""What Markdown would not show as it is."""
 
 
 def drain_table(results: "Sequence[LogResult]") -> render.Fitted:
@@ -91,6 +96,33 @@ def audit_details(outcome: "Outcome") -> str:
     return "\n".join([audit_summary(outcome), *map(_finding_line, outcome.findings[:_FINDINGS_TOLD])])
 
 
+def findings_markdown(outcome: "Outcome") -> str:
+    """Return findings for Prefect's page, the worst first: what is wrong, with what, and what to do."""
+    findings = outcome.findings
+    shown = [_finding_paragraph(finding) for finding in findings[:_FINDINGS_SHOWN]] or ["Nothing was found."]
+    if len(findings) > _FINDINGS_SHOWN:
+        shown.append(f"These are the first {_FINDINGS_SHOWN} of {len(findings):,}; all are in {_plain(outcome.whole)}.")
+    return "\n\n".join(shown) + "\n"
+
+
+def _finding_paragraph(finding: Mapping[str, Any]) -> str:
+    sequence = f" #{finding['sequence']}" if "sequence" in finding else ""
+    place = f"{finding.get('log', '')}{sequence}".strip()
+    key = finding.get("key")
+    lines = [
+        f"**{finding['severity']}: {finding['finding']}**{f' in {_plain(place)}' if place else ''}",
+        f"{_plain(str(finding['message']))}.",
+        *([f"Object: {_plain(key)}"] if key else []),
+        f"To do: {_plain(str(finding['action']))}. Read on: `custody explain {finding['finding']}`",
+    ]
+    return "  \n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it is, in one line."""
+    return _MARKDOWN.sub(r"\\\1", escape(text))
+
+
 def _finding_line(finding: Mapping[str, Any]) -> str:
     """Return a finding in one line: what it is, where, what is wrong, what to do, and the command that says more."""
     sequence = f" #{finding['sequence']}" if "sequence" in finding else ""
@@ -108,12 +140,12 @@ def audit_summary(outcome: "Outcome") -> str:
     unsearchable = f" Elasticsearch rejected {rejected:,} of these events: they cannot be searched." if rejected else ""
     first, last = (moment[:10] for moment in outcome.expired or ("", ""))
     records = counts.get("expired_quarantined", 0)
-    quarantined = f" and {records:,} quarantined records" if records else ""
+    quarantined = f" and {counted(records, 'quarantined record')}" if records else ""
     events = f"{counts.get('expired_events', 0):,} more"
     gone = f" {events}{quarantined} have expired (sealed from {first} to {last})." if first else ""
     return (
-        f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
-        f" {counts.get('statements', 0):,} statements were read.{gone}{unsearchable}"
+        f"Audit {outcome.sequence}: {outcome.verdict}. {counted(counts.get('events', 0), 'event')} in"
+        f" {counted(counts.get('statements', 0), 'statement was', 'statements were')} read.{gone}{unsearchable}"
         f" Findings: {len(outcome.findings):,}, in {outcome.whole}"
     )
 
@@ -159,7 +191,7 @@ def copy_summary(progress: "Progress") -> str:
     remaining = progress.remaining
     rest = f", {duration_text(remaining)} left" if remaining else ""
     return (
-        f"{progress.looked_at:,} of {progress.events:,} events checked: {progress.created:,} copied,"
+        f"{progress.looked_at:,} of {counted(progress.events, 'event')} checked: {progress.created:,} copied,"
         f" {progress.there:,} already there, {progress.rejected:,} rejected; {progress.rate:,.0f} events/s, "
         f"{decimal(progress.read)} read{rest}."
     )

@@ -1,6 +1,8 @@
-"""The reference pages are what the code gives: commands, options, and the names and defaults of settings."""
+"""The reference pages are what the code gives: options, settings, exit codes, findings, events, tables, metrics."""
 
-from docs.reference import PAGES, pages, settings_page
+import pytest
+
+from docs.reference import MADE, PAGES, pages, settings_page, with_made_part
 
 
 def test_the_pages_are_what_the_code_gives() -> None:
@@ -18,3 +20,24 @@ def test_a_wrong_default_and_a_missing_setting_are_put_right() -> None:
     right = settings_page(wrong)
     assert rows[0] in right
     assert "| `search.url` | none | " in right
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("commands.md", "| | 12 | no checkpoint of a log is signed by a trusted key |"),
+        ("commands.md", "| | 130 | Ctrl-C ended `--watch` |"),
+        ("commands.md", "| | 2 | a wrong argument or setting |"),
+        ("events.md", "| `key_age_days` | yes | integer, -2^63 to 2^63-1, or null | days since that key was made |"),
+        (
+            "metrics.md",
+            "| `custody_lag_records` | gauge | `log` | Offsets in Kafka that are not archived yet |",
+        ),
+    ],
+)
+def test_a_row_that_somebody_took_out_is_made_again(name: str, row: str) -> None:
+    """The rows between the two comments are the code's, and what stands around them stays."""
+    page = (PAGES / name).read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith(row)]
+    assert with_made_part(name, page.replace(f"{line}\n", "")) == page
+    assert set(MADE) == {"commands.md", "events.md", "metrics.md"}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from custody.errors import FormatError, ObjectMissing
+from custody.errors import FormatError, ObjectMissing, counted
 from custody.findings import Severity
 from custody.format import limits
 from custody.format.audit import Audit, ObjectRef
@@ -103,6 +103,7 @@ def _typed(statement: Audit, stated: list[Any], whole: ObjectRef | None) -> Audi
             continue
     odd = len(stated) - len(typed)
     message = (
-        f"{odd:,} of {len(stated):,} findings of audit {statement.sequence} are not well formed, and are not shown"
+        f"{odd:,} of {counted(len(stated), 'finding')} of audit {statement.sequence} {'is' if odd == 1 else 'are'} not"
+        " well formed, and not shown"
     )
     return AuditFindings(tuple(typed), whole, ((Severity.UNVERIFIABLE, message),) if odd else ())

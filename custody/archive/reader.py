@@ -101,7 +101,7 @@ Holds = Callable[[E, int], bool]
 def unknown_log(name: str, logs: Collection[Log]) -> ConfigurationError:
     """Return the error for a log that is not there, with the names that are near, else the first ones."""
     known = [str(log) for log in sorted(logs)]
-    within = [log for log in known if re.match(rf"{re.escape(log)}[,:@/ ]", name)]
+    within = [str(log) for log in sorted(logs) if re.match(rf"{re.escape(log.name)}[/-]{log.partition}[,:@/ -]", name)]
     if within:
         return ConfigurationError(f"{name[:300]!r} names a part of a log, and a log is wanted: give {within[0]}")
     topics = sorted({log.name for log in logs})

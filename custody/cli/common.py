@@ -5,7 +5,7 @@ Rules:
 - A common option sets the variable of a setting until the command ends, so that worker processes see it too.
 - The help is plain text, and imports neither the settings nor rich. So do the modules of the commands: they import what
   they need when a command runs.
-- `EXIT_CODES` is the only list of exit codes. The help prints it, and a test compares docs/commands.md with it.
+- `EXIT_CODES` is the only list of exit codes. The help prints it, and the table in docs/commands.md is made of it.
 """
 
 import json
@@ -36,6 +36,7 @@ PANELS = (START, OPERATE, VERIFY, INVESTIGATE, KEYS)
 
 COMMON_PANEL = "Common options"
 
+_STDIN = "the input on stdin"
 _PIECE = 1_048_576
 """Bytes of a file that are read at a time."""
 
@@ -51,11 +52,11 @@ WITHOUT: Mapping[str, frozenset[str]] = {
 
 _VERDICTS = {
     0: "verified",
-    3: "verified, with notices only",
-    10: "against policy",
-    11: "something is missing",
-    12: "something could not be checked",
-    13: "tampered",
+    3: "verified, with notices only: read them once",
+    10: "against policy, such as a lock, a lifecycle rule or a retention: correct it",
+    11: "something is missing: restore it, or accept the loss",
+    12: "something could not be checked, such as a key or an object: provide it, and verify again",
+    13: "tampered: keep everything as it is, and find out who did it",
 }
 EXIT_CODES: Mapping[str, Mapping[int, str]] = {
     "verify": _VERDICTS,
@@ -67,7 +68,10 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         12: "not signed by a trusted key or by enough witnesses, or signed after the key's end",
         13: "a signature is wrong, parts do not match, or the history contradicts a known head",
     },
-    "check-events": {0: "all lines are events", 1: "some lines would be quarantined"},
+    "check-events": {
+        0: "all lines are events",
+        1: "some lines would be quarantined: correct the application that wrote them",
+    },
     "report": {
         0: "written; with --check: a signed audit states the file's digest",
         12: "with --check: no signed audit states the file's digest",
@@ -86,19 +90,28 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
     },
     "drain": {
         0: "all logs are drained",
-        1: "at least one log failed, or a topic does not exist and others were drained",
+        1: "at least one log failed, or a topic does not exist and others were drained: stderr says why",
         2: "a wrong argument or setting, such as topics of which none exists",
     },
     "index": {0: "all logs are indexed", 1: "a log could not be indexed, or all events were rejected"},
     "roll": {0: "done, or nothing to do", 1: "an action failed"},
-    "backfill": {0: "done", 1: "it failed, or nothing of what was asked was copied", 3: "restores are under way"},
+    "backfill": {
+        0: "done",
+        1: "it failed, or nothing of what was asked was copied",
+        3: "restores are under way: run it again later",
+    },
     "metrics": {0: "printed, or exported", 1: "the archive cannot be read, or an export failed"},
     "alert": {0: "all were told", 1: "somebody was not told, or there is nobody to tell"},
     "up": {0: "ended by Ctrl-C or SIGTERM", 1: "nothing was started, or Prefect's server ended"},
-    "deploy": {0: "deployed, or unchanged", 1: "the server does not answer, or did not take it"},
+    "deploy": {0: "deployed, or unchanged", 1: "the server does not answer, or did not take the deployments"},
     "config": {0: "shown", 1: "the output could not be written"},
-    "check": {0: "all is well", 1: "at least one line failed", 3: "warnings only"},
-    "status": {0: "healthy", 1: "a problem that needs you now", 3: "warnings only", 130: "Ctrl-C ended --watch"},
+    "check": {0: "all is ok", 1: "at least one line is failed", 3: "warnings only: a success too"},
+    "status": {
+        0: "healthy",
+        1: "at least one problem is failed: act now",
+        3: "warnings only: a success too. Read them in the morning",
+        130: "Ctrl-C ended --watch",
+    },
 }
 """Exit codes of the commands that say more of them than `EVERY_EXIT_CODE`."""
 EVERY_EXIT_CODE: Mapping[int, str] = {0: "done", 1: "it failed", 2: "a wrong argument or setting"}
@@ -439,10 +452,8 @@ def read_file(path: Path, noun: str, limit: int) -> tuple[bytes, str]:
     Raises:
         ConfigurationError: it cannot be read; the message says what it should be.
     """
-    if str(path) == "-":
-        return stdin().read(limit + 1), "the input on stdin"
     with _opened(path, noun) as file:
-        return file.read(limit + 1), str(path)
+        return file.read(limit + 1), _STDIN if str(path) == "-" else str(path)
 
 
 def stdin() -> BinaryIO:
@@ -453,7 +464,7 @@ def stdin() -> BinaryIO:
     """
     # Python has none where the file descriptor is closed, as after `<&-`.
     if sys.stdin is None:
-        raise ConfigurationError("the input on stdin cannot be read: it is closed")
+        raise ConfigurationError(f"{_STDIN} cannot be read: it is closed")
     return sys.stdin.buffer
 
 
@@ -464,7 +475,7 @@ def file_digest(path: Path, noun: str) -> str:
         ConfigurationError: it cannot be read; the message says what it should be.
     """
     digest = sha256()
-    with nullcontext(stdin()) if str(path) == "-" else _opened(path, noun) as file:
+    with _opened(path, noun) as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()
@@ -472,9 +483,11 @@ def file_digest(path: Path, noun: str) -> str:
 
 @contextmanager
 def _opened(path: Path, noun: str) -> Iterator[BinaryIO]:
+    """Open a file for reading; `-` is stdin. What is wrong while it is read is an error that names it, too."""
+    name = _STDIN if str(path) == "-" else f"the {noun} {path}"
     try:
-        with path.open("rb") as file:
+        with nullcontext(stdin()) if name == _STDIN else path.open("rb") as file:
             yield file
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
-        raise ConfigurationError(f"the {noun} {path} cannot be read: {reason}") from None
+        raise ConfigurationError(f"{name} cannot be read: {reason}") from None

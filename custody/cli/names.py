@@ -10,7 +10,9 @@ A log is `topic/partition` everywhere; from its second epoch on, `topic@epoch/pa
 | `audit.events/0 8 36a520de4ef1`, a head | its newest statement, here 7 |
 | `audit 7` | a signed audit |
 
-Where a finding names a statement and an offset, it is about the record.
+Where a finding names a statement and an offset, it is about the record. Where a log is wanted (`--log`, `checkpoint`,
+`index`), a statement, a record, a head or an object's key stands for its whole log, and a note says so. An `_id` does
+not: a topic may have such a name.
 """
 
 import os
@@ -19,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from custody.errors import ConfigurationError
+from custody.cli import common
+from custody.errors import ConfigurationError, escape
 from custody.format import layout
 
 _LOG = r"(?P<log>[^\s/,;:]+/[0-9]{1,10})"
@@ -73,6 +76,44 @@ def record(words: Sequence[str]) -> tuple[str, int]:
     return match[0], int(match[2])
 
 
+def logs(given: list[str] | None) -> list[str] | None:
+    """Return the log of each printed name. A topic, and what has no form of ours, stays as it is.
+
+    It is the callback of options and arguments that take logs. The words of one unquoted name are one log.
+    """
+    if not given:
+        return given
+    one_name = _joined(given)
+    texts = [one_name] if _log_of(one_name) else [_joined([text]) for text in given]
+    wanted = [_log_of(text) for text in texts]
+    for text, log in zip(texts, wanted, strict=True):
+        if log not in {None, text}:
+            common.note(escape(f"custody: {text[:200]!r} is a part of {log}: the whole log is taken"))
+    return [log or text for text, log in zip(texts, wanted, strict=True)]
+
+
+def statement(name: str, sequence: int | None) -> tuple[str, int | None]:
+    """Return the log and the sequence of a printed statement, or of a log and a sequence that was given beside it.
+
+    Raises:
+        ConfigurationError: the name has another sequence than the one beside it.
+    """
+    text = _joined([name])
+    log, own, _ = _match_ours(text) or (text, None, None)
+    if own is None:
+        return text, sequence
+    if sequence not in {None, int(own)}:
+        raise ConfigurationError(f"{text[:200]!r} names sequence {int(own)}, and --sequence is {sequence}: give one")
+    return log, int(own)
+
+
+def _log_of(name: str) -> str | None:
+    """Return the log of which this is the name, or the name of a part."""
+    match = _head(name) or _match_ours(name)
+    log = layout.log_of(name)
+    return match[0] if match else str(log) if log else None
+
+
 def _joined(words: Sequence[str]) -> str:
     """Return the words as one text, without the punctuation of the sentence from which they were copied."""
     return " ".join(" ".join(words).split()).rstrip(",;:.")
@@ -106,9 +147,16 @@ def _head(text: str) -> tuple[str, str | None, str | None] | None:
 
 def _match(text: str) -> tuple[str, str | None, str | None] | None:
     """Return log, sequence and offset of a text; None if it has none of the forms."""
-    for form in (_SHORT, _AFTER, _BEFORE):
-        if match := form.fullmatch(text):
-            return match["log"], match["sequence"], match["offset"]
+    if ours := _match_ours(text):
+        return ours
     match = _DOCUMENT.fullmatch(text)
     log = layout.parse_log(match["name"], int(match["partition"])) if match else None
     return (str(log), None, match["offset"]) if match and log else None
+
+
+def _match_ours(text: str) -> tuple[str, str | None, str | None] | None:
+    """Return them of a text in one of the forms but the `_id` of a document, which may be a topic's name, too."""
+    for form in (_SHORT, _AFTER, _BEFORE):
+        if match := form.fullmatch(text):
+            return match["log"], match["sequence"], match["offset"]
+    return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from custody.cli import common, operators
+from custody.cli import common, names, operators
 from custody.cli.common import App
 from custody.cli.terminal import echo
 from custody.cli.times import time_option
@@ -61,7 +61,11 @@ def verify(  # noqa: PLR0913 - each is an option of the command
     logs: Annotated[
         list[str] | None,
         typer.Option(
-            "--log", help="Verify only this LOG/PARTITION, or LOG. Can be repeated.", metavar="LOG", show_default="all"
+            "--log",
+            help="Verify only this LOG/PARTITION, or LOG. Can be repeated.",
+            metavar="LOG",
+            show_default="all",
+            callback=names.logs,
         ),
     ] = None,
     since: Annotated[

@@ -8,7 +8,7 @@
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NewType
 
 import msgspec
 
@@ -26,7 +26,11 @@ RESERVED: Final = len(b',"source":"","source_seq":') + SOURCE_BYTES + _SEQ_BYTES
 """Bytes of an event that `encode` leaves for `number`."""
 
 
-def encode(event: AuditEvent, redaction: Redaction) -> bytes:
+CheckedLine = NewType("CheckedLine", bytes)
+"""A line of JSON that has passed the check."""
+
+
+def encode(event: AuditEvent, redaction: Redaction) -> CheckedLine:
     """Return an event as a line of JSON, without credentials, and without `source` and `source_seq`.
 
     Raises:
@@ -38,12 +42,12 @@ def encode(event: AuditEvent, redaction: Redaction) -> bytes:
     return encoded
 
 
-def encode_all(batch: Sequence[AuditEvent], redaction: Redaction) -> list[bytes | AuditError]:
+def encode_all(batch: Sequence[AuditEvent], redaction: Redaction) -> list[CheckedLine | AuditError]:
     """Return for each event its line, or the error with which `encode` refuses it. Many are checked at once."""
-    made: list[bytes | AuditError] = []
+    made: list[CheckedLine | AuditError] = []
     for event in batch:
         try:
-            made.append(_line(event, redaction))
+            made.append(CheckedLine(_line(event, redaction)))
         except AuditError as error:
             # Its traceback would keep the event's values in memory, for as long as the error is kept.
             made.append(error.with_traceback(None))

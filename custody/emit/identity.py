@@ -10,7 +10,9 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
 from custody.errors import ConfigurationError
@@ -61,21 +63,20 @@ def uuid7() -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Process:
-    """A process, and when it loaded this module or was forked, in µs since 1970."""
+    """A process, and starts for its sources: when it loaded this module or was forked, in µs since 1970, and later."""
 
     pid: int
-    start: int
+    starts: Iterator[int]
 
 
 def _begin() -> None:
     """Note that this is a process of its own."""
     global _this_process
-    _this_process = _Process(os.getpid(), time.time_ns() // 1_000)
+    _this_process = _Process(os.getpid(), count(time.time_ns() // 1_000))
 
 
-_this_process = _Process(0, 0)
+_this_process = _Process(0, count())
 _begin()
-# In the child there is one thread yet, so all its sources get one start.
 os.register_at_fork(after_in_child=_begin)
 
 
@@ -83,7 +84,8 @@ class Source:
     """The process that emits, as `service/instance/pid-start`.
 
     `start` is the time in µs since 1970 at which the process loaded this module, or was forked. It tells a process
-    from an earlier one with the same pid. After a fork the child's source is new.
+    from an earlier one with the same pid. A process's second source starts a microsecond later, because each numbers
+    its own events. After a fork the child's source is new.
     """
 
     __slots__ = ("_process", "_text", "instance", "service")
@@ -107,7 +109,7 @@ class Source:
     def __str__(self) -> str:
         process = _this_process
         if self._process is not process:
-            self._text = f"{self.service}/{self.instance}/{process.pid}-{process.start}"
+            self._text = f"{self.service}/{self.instance}/{process.pid}-{next(process.starts)}"
             self._process = process
         return self._text
 

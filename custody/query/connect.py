@@ -45,7 +45,7 @@ from custody.format.manifest import QuarantineRef, Statement
 from custody.format.quarantine import quarantine_lines
 from custody.format.times import as_utc, kafka_moment, parse_time
 from custody.keys.trust import Trust
-from custody.query import tables, views
+from custody.query import sources, tables, views
 from custody.query.files import Files, check_signed
 from custody.query.unread import Unread
 from custody.settings import Settings
@@ -87,8 +87,8 @@ def connect(
         trust: a `trust.json` with the keys that you trust. Default: the `trust` setting.
 
     Returns:
-        A connection with the tables `events`, `batches`, `manifests`, `quarantined`, `audits`, `findings` and
-        `warnings`. The last one says what is unverified, damaged or ignored. All times are UTC. Its temporary files
+        A connection with the tables `events`, `sources`, `batches`, `manifests`, `quarantined`, `audits`, `findings`
+        and `warnings`. The last one says what is unverified, damaged or ignored. All times are UTC. Its temporary files
         are removed when the process ends.
 
     Raises:
@@ -187,6 +187,7 @@ class _Loader:
         if any(file.startswith(Files.protocol) for file in files):
             self._connection.register_filesystem(Files(self._store, self._digests))
         _create_events(self._connection, self._folder, [*self._files, *files])
+        self._connection.execute(sources.VIEW)
         self._report()
 
     def _report(self) -> None:

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from custody.archive import signed_notes
 from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid
-from custody.format import layout, lines
+from custody.format import layout, lines, sources
 from custody.format.events import EVENT_TYPES
 from custody.format.manifest import Batch
 from custody.format.offsets import line_offsets
@@ -82,7 +82,15 @@ def _fields() -> dict[str, tuple[pa.DataType, Any]]:
             if not name.startswith("_"):
                 fields.setdefault(name, _arrow_type(annotation))
     del fields["timestamp"]
-    return fields
+    return {**fields, **{name: (kind, msgspec.Raw) for name, (kind, _) in _EXTRA.items()}}
+
+
+_EXTRA: dict[str, tuple[pa.DataType, Any]] = {
+    sources.EVENT_ID: (pa.string(), sources.texts_of),
+    sources.SOURCE: (pa.string(), sources.sources_of),
+    sources.NUMBER: (pa.int64(), sources.numbers_of),
+}
+"""Fields that events of any type may have, though none defines them: Arrow type, and what reads them from JSON."""
 
 
 FIELDS = _fields()
@@ -113,6 +121,7 @@ def _loose(name: str, kind: Any) -> tuple[str, Any, Any]:
 def _struct(tag: str, kind: type) -> Any:
     """Return the struct that an event type is decoded to. Fields that are not text or numbers stay JSON."""
     names = [name for name in kind.__struct_fields__ if name != "timestamp"]  # type: ignore[attr-defined]
+    names += _EXTRA
     fields: list[Any] = [("timestamp", str), *(_loose(name, FIELDS[name][1]) for name in names)]
     return msgspec.defstruct(f"_{kind.__name__}", fields, tag=tag, tag_field="event_type", gc=False)
 
@@ -141,6 +150,7 @@ _HOSTILE = (msgspec.MsgspecError, ValueError, RecursionError)
 _REPEATING = [
     *("event_type", "topic", "log", "api_key_id", "status", "failure_reason", "resource_type", "field_name"),
     *("operation", "tier", "severity", "alert_type", "action_taken", "resource", "changed_by", "approval_status"),
+    sources.SOURCE,
 ]
 
 
@@ -345,7 +355,9 @@ class Rows:
             known["event_type"] = pa.repeat(pa.scalar(_NAMES[kind]), count)
         for name in names:
             values = list(map(attrgetter(name), rows))
-            if name == "event" or FIELDS[name][1] is msgspec.Raw:
+            if name in _EXTRA:
+                values = _EXTRA[name][1](list(map(bytes, values)))
+            elif name == "event" or FIELDS[name][1] is msgspec.Raw:
                 values = list(map(_json_text, values))
             known[name] = column(values, SCHEMA.field(name).type)
         columns = [known[name] if name in known else pa.nulls(count, SCHEMA.field(name).type) for name in SCHEMA.names]

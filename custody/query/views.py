@@ -1,8 +1,8 @@
 """The tables of `custody query`: their columns, types and meanings, in one list.
 
-The help, docs/views.md, the hints for a wrong name, and all tables but `events` are made from it. `events` selects the
-columns of `tables.SCHEMA` in this order; a test compares them with this list. Imports neither DuckDB nor Arrow, because
-the help uses it.
+The help, docs/views.md, the hints for a wrong name, and the tables that are filled are made from it. `events` selects
+the columns of `tables.SCHEMA` in this order, and `sources` sums up `events`; a test compares both with this list.
+Imports neither DuckDB nor Arrow, because the help uses it.
 """
 
 from dataclasses import dataclass
@@ -66,12 +66,34 @@ VIEWS = (
             changed_by VARCHAR `config_change`: who changed it
             changes VARCHAR `config_change`: the changes, as JSON
             approval_status VARCHAR `config_change`: whether it was approved
+            event_id VARCHAR the event's own id, if its emitter gave it one; repeats of an event have the same
+            source VARCHAR the process that emitted it: `service/instance/pid-start`, of at most 256 characters
+            source_seq BIGINT its number among the events of its source: 1, 2, 3 …
             event VARCHAR an event of an own type, or one that its type's columns do not hold, whole, as JSON
             topic VARCHAR the Kafka topic
             partition INTEGER the Kafka partition
             batch BIGINT the batch's number in its log
             sequence BIGINT the number of its statement, for `custody show LOG/SEQUENCE`
             day DATE the day on which its statement was sealed
+        """),
+    ),
+    View(
+        "sources",
+        "one row for each source that numbers its events. What is not archived, has expired, or was left out by"
+        " `--since` and `--until` is missing here; the nightly audit says what was lost (`source-gap`)",
+        _columns("""
+            source VARCHAR the process that emitted: `service/instance/pid-start`
+            first BIGINT its lowest number; if that is not 1, earlier ones are missing, and not counted in `missing`
+            last BIGINT its highest number
+            events BIGINT how many events name it
+            missing BIGINT how many numbers between `first` and `last` are missing
+            holes BIGINT in how many places they are missing
+            repeats BIGINT how many events have a number that another event of the source has
+            started TIMESTAMP when it started: the time of its event `emitter_started`
+            stopped TIMESTAMP when it stopped: the time of its event `emitter_stopped`
+            first_time TIMESTAMP the earliest time of its events
+            last_time TIMESTAMP the latest time of its events
+            silent_since TIMESTAMP the same, if it has not stopped: what it emitted later is lost, or not archived yet
         """),
     ),
     View(
@@ -182,12 +204,16 @@ VIEWS = (
 NAMES = tuple(view.name for view in VIEWS)
 
 
+_DERIVED = frozenset({"events", "sources"})
+"""Views: of files, and of `events`."""
+
+
 def create_tables() -> str:
-    """Return the SQL that makes all tables but `events`, which is a view of files."""
+    """Return the SQL that makes all tables but those that are views."""
     made = [
         (view.name, ", ".join(f'"{column.name}" {column.type}' for column in view.columns))
         for view in VIEWS
-        if view.name != "events"
+        if view.name not in _DERIVED
     ]
     return "\n".join(f"CREATE TABLE {name} ({columns});" for name, columns in made)
 

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 from custody.format.manifest import Statement
-from custody.format.times import parse_time
+from custody.format.times import duration_text, parse_time
 from custody.tlog.log import Fault
 
 _SLACK = timedelta(minutes=5)
@@ -45,9 +45,8 @@ class Clock:
             message, bound = "the statement was sealed in the future", f"not after {self._now:%Y-%m-%dT%H:%M:%S.%fZ}"
             faults.append(_at_fault("clock", message, "future", expected=bound, found=statement.sealed_at))
         if before is not None and self._heartbeat and sealed_at - before > 2 * self._heartbeat:
-            faults.append(
-                _at_fault("stale", f"nothing was written for {sealed_at - before} before this statement", "silent")
-            )
+            silent = duration_text((sealed_at - before).total_seconds())
+            faults.append(_at_fault("stale", f"nothing was written for {silent} before this statement", "silent"))
         self.sealed_at = sealed_at
         if sealed_at <= self._now + _SLACK:
             self._newest_past = sealed_at
@@ -65,7 +64,8 @@ class Clock:
         since = self._newest_past
         if not self._heartbeat or not since or self._now - since <= 2 * self._heartbeat:
             return None
-        return Fault("stale", f"nothing has been written since {since:%Y-%m-%dT%H:%M:%SZ} ({self._now - since})")
+        silent = duration_text((self._now - since).total_seconds())
+        return Fault("stale", f"nothing has been written since {since:%Y-%m-%dT%H:%M:%SZ}, {silent} ago")
 
     def latest_up_to(self, statement: Statement) -> datetime:
         """Return the latest time at which any statement up to this one was sealed. It never decreases along a log."""

@@ -1,4 +1,6 @@
-"""All metrics, as data. What exports, the dashboard, the alert rules and docs/metrics.md follow this list.
+"""All metrics, as data. What exports, the dashboard and the alert rules follow this list.
+
+The table in docs/metrics.md is made of it.
 
 Rules:
 - A label has few values: logs, event types, kinds of reasons, flows, steps, servers and types of errors. Keys,
@@ -10,6 +12,7 @@ Rules:
 from dataclasses import dataclass
 from typing import Literal
 
+Source = Literal["statements", "statements and quarantine", "Kafka", "archive", "Elasticsearch", "runs"]
 Unit = Literal["s", "{record}", "{event}", "{call}", "By", "1"]
 
 BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -25,6 +28,7 @@ class Metric:
         kind: its type.
         unit: its unit, as UCUM has it.
         labels: the names of its labels.
+        source: where its numbers come from.
         help: what it counts or measures, in one sentence.
     """
 
@@ -32,6 +36,7 @@ class Metric:
     kind: Literal["counter", "gauge", "histogram"]
     unit: Unit
     labels: tuple[str, ...]
+    source: Source
     help: str
 
     @property
@@ -45,13 +50,15 @@ EVENTS = Metric(
     "counter",
     "{event}",
     ("log", "event_type"),
-    "Events that the statements of a log account for, by type.",
+    "statements",
+    "Events that the statements of a log account for, by type; types that custody does not know are other.",
 )
 BYTES = Metric(
     "custody_bytes_archived_total",
     "counter",
     "By",
     ("log", "kind"),
+    "statements",
     "Bytes of events that the statements of a log account for: raw as JSONL, gz as stored.",
 )
 QUARANTINED = Metric(
@@ -59,48 +66,88 @@ QUARANTINED = Metric(
     "counter",
     "{record}",
     ("log", "reason"),
-    "Records that the statements of a log put into quarantine, by kind of reason.",
+    "statements and quarantine",
+    "Records that the statements of a log put into quarantine, by kind of reason; each kind is there, also with 0.",
 )
 LAG_RECORDS = Metric(
-    "custody_lag_records", "gauge", "{record}", ("log",), "Offsets in Kafka that are not archived yet."
+    "custody_lag_records",
+    "gauge",
+    "{record}",
+    ("log",),
+    "Kafka",
+    "Offsets in Kafka that are not archived yet.",
 )
 LAG_SECONDS = Metric(
     "custody_lag_seconds",
     "gauge",
     "s",
     ("log",),
-    "How long the oldest record that is not archived has been in Kafka; 0 if none waits.",
+    "Kafka",
+    "How long the oldest record that is not archived has been in Kafka; 0 if none waits, absent if not known.",
 )
 HEADROOM = Metric(
     "custody_retention_headroom_seconds",
     "gauge",
     "s",
     ("log",),
-    "How long until Kafka deletes the oldest record that is not archived; absent if none waits.",
+    "Kafka",
+    "How long until Kafka deletes the oldest record that is not archived; absent if none waits, if there is no"
+    " limit, or if not known.",
 )
-HEAD_AGE = Metric("custody_head_age_seconds", "gauge", "s", ("log",), "How long ago the newest statement was sealed.")
+HEAD_AGE = Metric(
+    "custody_head_age_seconds",
+    "gauge",
+    "s",
+    ("log",),
+    "archive",
+    "How long ago the newest statement was sealed whose time is not of the future.",
+)
 INDEX_DELAY = Metric(
     "custody_index_delay_seconds",
     "gauge",
     "s",
     ("log",),
+    "Elasticsearch",
     "How long ago the oldest statement that cannot be searched yet was sealed; 0 if all can be.",
 )
-AUDIT_OK = Metric("custody_audit_ok", "gauge", "1", (), "Whether the newest audit found nothing wrong: 1 or 0.")
-AUDIT_AGE = Metric("custody_audit_age_seconds", "gauge", "s", (), "How long ago the newest audit was signed.")
-STEP = Metric("custody_step_duration_seconds", "histogram", "s", ("flow", "step"), "How long a step of a flow took.")
+AUDIT_OK = Metric(
+    "custody_audit_ok",
+    "gauge",
+    "1",
+    (),
+    "archive",
+    "Whether the newest audit found nothing wrong: 1 or 0.",
+)
+AUDIT_AGE = Metric(
+    "custody_audit_age_seconds",
+    "gauge",
+    "s",
+    (),
+    "archive",
+    "How long ago the newest audit was signed whose time is not of the future.",
+)
+STEP = Metric(
+    "custody_step_duration_seconds",
+    "histogram",
+    "s",
+    ("flow", "step"),
+    "runs",
+    "How long a step of a flow took.",
+)
 RETRIES = Metric(
     "custody_retries_total",
     "counter",
     "{call}",
     ("backend", "error_type"),
-    "Calls to a server that runs made again, by the type of the error before.",
+    "runs",
+    "Calls to elasticsearch, kafka, kms or s3 that runs made again, by the type of the error before.",
 )
 LAST_SUCCESS = Metric(
     "custody_last_success_timestamp_seconds",
     "gauge",
     "s",
     ("flow",),
+    "runs",
     "When a flow last ended well, in seconds since 1970.",
 )
 

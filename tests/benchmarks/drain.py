@@ -265,7 +265,7 @@ def main() -> None:
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="custody-benchmark-") as name:
         folder = Path(name)
-        with KafkaServer(folder / "kafka", heap="1g") as kafka:
+        with KafkaServer(folder / "kafka", heap="1g", measured=True) as kafka:
             topic = kafka.create_topic("audit.benchmark", PARTITIONS)
             begin = time.perf_counter()
             size = load(kafka, topic, options.events)

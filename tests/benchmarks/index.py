@@ -283,7 +283,10 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=1000, help="events a second")
     options = parser.parse_args()
     console = Console(highlight=False)
-    with tempfile.TemporaryDirectory(prefix="custody-benchmark-") as name, ElasticsearchServer(heap="1g") as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="custody-benchmark-") as name,
+        ElasticsearchServer(heap="1g", measured=True) as server,
+    ):
         folder = Path(name)
         archive = folder / "archive"
         keyring, _ = verify.build(str(archive), folder, options.events)
@@ -314,7 +317,7 @@ def main() -> None:
         )
         if options.backfilled:
             run_backfill(server, folder / "backfill", options.backfilled, console)
-        with KafkaServer(folder / "kafka", heap="1g") as kafka:
+        with KafkaServer(folder / "kafka", heap="1g", measured=True) as kafka:
             if options.drained:
                 run_drains(kafka, folder, options.drained, console)
             if options.minutes:

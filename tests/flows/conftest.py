@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[None]:
     """A Prefect server with a database of its own."""
+    # It imports the server: each test process would, before its first test.
+    from prefect.testing.utilities import prefect_test_harness
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("DO_NOT_TRACK", "1")
         patched.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

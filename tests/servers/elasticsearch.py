@@ -29,7 +29,7 @@ import psutil
 import pytest
 
 from tests.servers.guard import start_guard
-from tests.servers.kafka import CACHE, SHARED, locked
+from tests.servers.kafka import BRIEF, CACHE, SHARED, locked
 from tests.servers.ports import free_ports
 from tests.servers.require import unavailable
 
@@ -62,8 +62,6 @@ xpack.security.autoconfiguration.enabled: false
 xpack.security.http.ssl.enabled: false
 xpack.security.transport.ssl.enabled: false"""
 
-_QUICK = "-XX:TieredStopAtLevel=1"
-"""Of a node of a cluster, which is up for one test: it starts with less work."""
 _ALONE = "discovery.type: single-node"
 _FOUNDING = """\
 cluster.initial_master_nodes: [{name}]
@@ -91,6 +89,7 @@ class ElasticsearchServer:
         name: the node's.
         roles: the node's (`data_warm`, say); all of them where there are none.
         joins: the node, of roles too, whose cluster it joins; they may start at the same time, see `launch`.
+        measured: as in production, for benchmarks: Java compiles and collects in the way that pays in the long run.
     """
 
     def __init__(
@@ -99,10 +98,12 @@ class ElasticsearchServer:
         name: str = "tests-1",
         roles: Sequence[str] = (),
         joins: "ElasticsearchServer | None" = None,
+        *,
+        measured: bool = False,
     ) -> None:
         # Not below a private folder: whoever it runs as has to get there.
         self.folder = Path(tempfile.mkdtemp(prefix="custody-elasticsearch-"))
-        self.heap = heap
+        self.heap, self._measured = heap, measured
         self.name, self._roles, self._joins = name, roles, joins
         self.port, self._transport = free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
@@ -148,7 +149,7 @@ class ElasticsearchServer:
                     "ES_JAVA_HOME": str(java),
                     "ES_PATH_CONF": str(self.folder / "config"),
                     "ES_TMPDIR": str(self.folder / "tmp"),
-                    "ES_JAVA_OPTS": f"-Xms{self.heap} -Xmx{self.heap} {_QUICK if self._roles else ''}",
+                    "ES_JAVA_OPTS": " ".join((f"-Xms{self.heap}", f"-Xmx{self.heap}", *self._brief())),
                     "CLI_JAVA_OPTS": "-Xmx64m -XX:+UseSerialGC",
                 },
                 stdin=subprocess.DEVNULL,
@@ -196,6 +197,9 @@ class ElasticsearchServer:
         server._process = server._guard = None
         return server
 
+    def _brief(self) -> tuple[str, ...]:
+        return () if self._measured else BRIEF
+
     def _lay_out(self, home: Path) -> None:
         if not (self.folder / "home").exists():
             with contextlib.suppress(OSError):
@@ -205,7 +209,9 @@ class ElasticsearchServer:
                 shutil.copytree(home, self.folder / "home", symlinks=True)
             shutil.copytree(home / "config", self.folder / "config")
             options = (home / "config" / "jvm.options").read_text()
-            kept = [line for line in options.splitlines() if "Xlog:gc" not in line and "ErrorFile" not in line]
+            # Java takes one collector alone.
+            left_out = ("Xlog:gc", "ErrorFile", *(("UseG1GC",) if self._brief() else ()))
+            kept = [line for line in options.splitlines() if not any(option in line for option in left_out)]
             (self.folder / "config" / "jvm.options").write_text("\n".join(kept) + "\n")
             for name in ("data", "logs", "tmp"):
                 (self.folder / name).mkdir()

@@ -48,6 +48,8 @@ from tests.servers.require import unavailable
 
 VERSION = "4.1.2"
 CACHE = Path(__file__).resolve().parents[2] / ".servers"
+BRIEF = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+"""Java's options for a server that is up for minutes: half of the CPU time goes to compiling what soon ends."""
 SHARED: pytest.StashKey[Path] = pytest.StashKey()
 """The folder that all processes of a test session share, where the controlling process keeps it."""
 
@@ -113,11 +115,17 @@ class KafkaUnavailableError(Exception):
 
 
 class KafkaServer:
-    """One broker with its data in one folder: started, stopped, killed and started again on the same data and port."""
+    """One broker with its data in one folder: started, stopped, killed and started again on the same data and port.
 
-    def __init__(self, folder: Path, heap: str = "512m") -> None:
+    Args:
+        folder: for its data and its log.
+        heap: Java's, as Java writes it.
+        measured: as in production, for benchmarks: Java compiles and collects in the way that pays in the long run.
+    """
+
+    def __init__(self, folder: Path, heap: str = "512m", *, measured: bool = False) -> None:
         self.folder = folder
-        self.heap = heap
+        self.heap, self._measured = heap, measured
         self.port, self._controller_port = free_ports(2)
         self._pid: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -151,6 +159,7 @@ class KafkaServer:
             java,
             "-Xms128m",
             f"-Xmx{self.heap}",
+            *(() if self._measured else BRIEF),
             "-XX:-UsePerfData",
             # Native libraries are unpacked there, and left behind.
             f"-Djava.io.tmpdir={self.folder / 'tmp'}",

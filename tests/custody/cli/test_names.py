@@ -42,6 +42,37 @@ PRINTED = {
 }
 
 
+def key_of(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+@pytest.mark.parametrize("text", [text for text, name in PRINTED.items() if "audit.x@2/3" in text])
+def test_where_a_log_is_wanted_each_printed_form_is_its_log(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name of a part stands for the whole log, quoted or not, and a note says so."""
+    assert names.logs([text]) == ["audit.x@2/3"]
+    noted = capsys.readouterr().err
+    assert ("is a part of audit.x@2/3: the whole log is taken" in noted) == (text != "audit.x@2/3")
+    assert names.logs(text.split()) == ["audit.x@2/3"]
+    assert names.logs(["a/0", text]) == ["a/0", "audit.x@2/3"]
+
+
+@pytest.mark.parametrize("text", [text for text, name in PRINTED.items() if name == STATEMENT and "36a5" not in text])
+def test_a_printed_statement_is_a_log_and_a_sequence(text: str) -> None:
+    """`accept --log` takes the place of a finding as it is printed, and no other sequence beside it."""
+    assert names.statement(text, None) == names.statement(text, 7) == names.statement("audit.x@2/3", 7)
+    with pytest.raises(ConfigurationError, match="names sequence 7, and --sequence is 8"):
+        names.statement(text, 8)
+    assert names.statement("audit.x@2/3", None) == ("audit.x@2/3", None)
+
+
+@pytest.mark.parametrize("text", ["audit.x", "audit.x-2-3", "\0", "x" * 5000])
+def test_a_topic_stays_a_topic(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What may be a topic's name is never read as another log, and what is nothing is refused where logs are known."""
+    assert names.logs([text]) == [text]
+    assert (names.logs([text, "b"]), names.logs([]), names.logs(None)) == ([text, "b"], [], None)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("text", PRINTED)
 def test_each_printed_form_is_read(text: str) -> None:
     """Each form is the same thing, quoted as one word or not."""
@@ -147,16 +178,25 @@ def test_what_commands_print_can_be_pasted(custody: Command, tmp_path: Path, mon
     assert head
     assert place(head[1])["sequence"] == 4
     assert place(path)["sequence"] == 1
-    # The log's name, where a log is wanted.
-    wrong = ("backfill", "--since", "2d", "--until", "now", "--log", f"{row['log']}, sequence 1", "--to", "tables")
-    refused = custody(*wrong, "--dry-run")
-    assert (refused.code, f"a log is wanted: give {row['log']}" in refused.err) == (2, True)
-    assert custody("checkpoint", row["log"]).code == 0
-    assert (
-        custody("backfill", "--since", "2d", "--until", "now", "--log", row["log"], "--to", "tables", "--dry-run").code
-        == 0
+    check_where_a_log_is_wanted(
+        custody, row["log"], (place_of, f"{row['log']}@7", head[1], key_of(path, growing.folder))
     )
-    assert custody("audit", "--log", row["log"]).code == 13
+
+
+def check_where_a_log_is_wanted(custody: Command, log: str, parts: Sequence[str]) -> None:
+    backfill = ("backfill", "--since", "2d", "--until", "now", "--to", "tables", "--dry-run", "--log")
+    plan = custody(*backfill, log)
+    assert (plan.code, plan.err) == (0, "")
+    refused = custody(*backfill, "audit.grows-0-7")
+    assert (refused.code, f"a log is wanted: give {log}" in refused.err) == (2, True)
+    for name in parts:
+        pasted = custody(*backfill, name)
+        assert (pasted.code, pasted.out) == (0, plan.out)
+        assert f"is a part of {log}: the whole log is taken" in pasted.err
+    note = custody("checkpoint", log)
+    assert (note.code, custody("checkpoint", *parts[0].split()).out) == (0, note.out)
+    assert custody("verify", "--workers", 0, "--log", parts[0]).code == 13
+    assert custody("audit", "--log", parts[0]).code == 13
 
 
 @pytest.mark.parametrize("slot", [1, 99])

@@ -7,7 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from types import SimpleNamespace
 
 import pytest
@@ -49,7 +49,7 @@ after = [uuid7() for _ in range(500)]
 with open(reader) as answers:
     in_child, fresh_in_child, *made = answers.read().split("\\n")
 os.waitpid(child, 0)
-assert in_child == fresh_in_child != parent == str(source)
+assert len({in_child, fresh_in_child, parent}) == 3 and parent == str(source)
 assert in_child.startswith(f"orders/host-1/{child}-"), in_child
 assert len({*before, *made, *after}) == 1100
 assert sorted(made) == made and made[0] > before[-1]
@@ -115,21 +115,29 @@ def test_a_forked_process_has_ids_and_a_source_of_its_own() -> None:
 
 
 def test_a_source_names_the_process() -> None:
-    """It is `service/instance/pid-start`, the same for all of a process, and never too long for an event."""
-    text = str(Source("orders-api", "host-1"))
+    """It is `service/instance/pid-start`, and never too long for an event."""
+    source = Source("orders-api", "host-1")
+    text = str(source)
     assert re.fullmatch(r"orders-api/host-1/[0-9]+-[0-9]{16}", text)
-    assert str(Source("orders-api", "host-1")) == text
-    assert repr(Source("orders-api", "host-1")) == f"Source({text!r})"
+    assert str(source) == text
+    assert repr(source) == f"Source({text!r})"
     assert re.fullmatch(r"orders-api/[A-Za-z0-9][A-Za-z0-9._-]*/[0-9]+-[0-9]+", str(Source("orders-api")))
     assert len(str(Source("s" * 100, "i" * 100))) <= SOURCE_BYTES
+
+
+def test_two_sources_of_a_process_differ() -> None:
+    """Each numbers its own events: with one name, the numbers of two writers would be repeats."""
+    sources = [Source("orders-api", "host-1") for _ in range(100)]
+    assert len({str(source) for source in sources}) == 100
+    assert len({str(source) for source in sources}) == 100
 
 
 def test_a_start_that_comes_later_is_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that gets the pid of an earlier one is told from it by its start; a source that exists follows."""
     source = Source("a", "b")
     first = str(source)
-    monkeypatch.setattr(identity, "_this_process", replace(identity._this_process, start=1_764_000_000_000_000))
-    assert first != str(source) == str(Source("a", "b"))
+    monkeypatch.setattr(identity, "_this_process", replace(identity._this_process, starts=count(1_764_000_000_000_000)))
+    assert first != str(source)
     assert str(source).endswith("-1764000000000000")
 
 

@@ -362,7 +362,7 @@ def test_what_is_no_finding_is_a_problem(settings: Settings, sample: Sample, odd
     for trust in (None, Trust()):
         facts = gathered(settings, trust)
         assert [each.key for each in facts.audits.findings] == ["events/x"]
-        assert "1 of 2 findings of audit 1 are not well formed" in Elements(render(facts)).text
+        assert "1 of 2 findings of audit 1 is not well formed" in Elements(render(facts)).text
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(-60, True), (86_400, False), (10**12, False), (2**63, False)])
@@ -426,7 +426,7 @@ def test_foreign_text_is_text(settings: Settings, sample: Sample) -> None:
     signed(settings, findings=bad, writer=HOSTILE, verdict="tampered", covered={name: [Covered(0, 1, "new")]})
     accepted = Accepted(finding=HOSTILE, reason=HOSTILE, by=HOSTILE, at=HOSTILE, key=HOSTILE)
     facts = gathered(settings)
-    facts.accepted = (accepted,)
+    facts.reader = replace(facts.reader, accepted=(accepted,))
     facts.figures.types[HOSTILE] = 7
     page = render(facts)
     elements = Elements(page)

@@ -104,7 +104,11 @@ class Sent:
 
 
 def send(producer: Producer, topic: str, values: Sequence[bytes | None], **more: Any) -> list[Sent]:
-    """Produce records to partition 0, and return what the broker took of them, in the order of sending."""
+    """Produce records to partition 0, and return what the broker took of them, in the order of sending.
+
+    The topic is asked for first: a client that meets it with the first record may send that one in a batch of its own.
+    """
+    producer.list_topics(topic, 60)
     sent: dict[int, Sent] = {}
     for place, value in enumerate(values):
 

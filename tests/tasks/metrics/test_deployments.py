@@ -99,15 +99,9 @@ def test_each_rule_says_what_to_do() -> None:
         assert (page, anchor in headings) == ("docs/alerts.md", True), rule["alert"]
 
 
-def test_the_page_lists_the_catalogue() -> None:
-    """docs/metrics.md has a row for each metric, in its order, with type, labels and unit as they are."""
-    rows = re.findall(r"^\| `(custody_[a-z_]+)` \| (\w+) \| ([^|]*) \|", PAGE.read_text(), re.MULTILINE)
-    labels = [(metric, ", ".join(f"`{label}`" for label in metric.labels) or "none") for metric in CATALOGUE]
-    assert [(name, kind, shown) for name, kind, shown in rows] == [
-        (metric.name, metric.kind, shown) for metric, shown in labels
-    ]
+def test_the_page_names_no_other_metric() -> None:
+    """What somebody wrote around the made table of docs/metrics.md names metrics that exist."""
     assert named(PAGE.read_text()) <= SERIES
-    assert ", ".join(f"{bound:g}" for bound in BUCKETS) in PAGE.read_text()
 
 
 def parsed(*arguments: object) -> tuple[int, str]:

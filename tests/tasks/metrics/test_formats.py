@@ -143,7 +143,7 @@ def test_lines_for_cloudwatch() -> None:
 def test_a_line_for_cloudwatch_has_a_hundred_metrics_at_most() -> None:
     """More metrics of the same labels go into more lines."""
     samples = [
-        Sample(Metric(f"custody_m{number}", "gauge", "1", ("log",), "A test."), ("a/0",), number)
+        Sample(Metric(f"custody_m{number}", "gauge", "1", ("log",), "runs", "A test."), ("a/0",), number)
         for number in range(250)
     ]
     lines = [json.loads(line) for line in emf.lines(Snapshot("a", 0.0, 1.0, tuple(samples)))]

@@ -1,0 +1,244 @@
+"""Brings numbered lines to a sink, and through the spool while the sink is slow or away.
+
+A line is in one place at a time: held, on its way, in the spool, or settled (delivered or refused). While anything is
+in the spool, new lines go behind it, and the spool is replayed in its order. A line that failed goes to the spool.
+Without a spool it is held and sent again, and nothing more is taken meanwhile.
+
+What may be sent twice: lines whose delivery was not confirmed when the process ended. They are the same bytes, with the
+same `event_id` and `source_seq`.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import TypeVar
+
+from custody.emit.errors import AuditError
+from custody.emit.quiet import QuietLog
+from custody.emit.sink import Outcome, Sink
+from custody.emit.spool import Batch, Spool
+
+SLOW_SECONDS = 2.0
+"""Without any delivery for so long, new lines go to the spool."""
+GROUP_SECONDS, GROUP_LINES = 0.05, 1_000
+"""Lines for the spool are written together: when there are so many, or the first has waited for so long."""
+REPLAY_LINES = 5_000
+"""Lines of the spool that are on their way at once."""
+RETRY_SECONDS = 1.0
+"""How long what failed waits before it is sent again."""
+ADOPT_SECONDS = 60.0
+"""How often spools that dead processes left are looked for."""
+COUNTED = (
+    "in_flight",
+    "spool_events",
+    "spool_bytes",
+    "bad_segments",
+    "delivered",
+    "spooled",
+    "replayed",
+    "failed",
+    "refused",
+    "lost",
+)
+"""Names of the counters."""
+_SEND_LINES = 200
+
+T = TypeVar("T")
+
+
+class Delivery:
+    """Sink and spool of one writer. One thread uses it."""
+
+    def __init__(self, sink: Sink, spool: Spool | None, quiet: QuietLog, *, spool_first: bool = False) -> None:
+        """Set up.
+
+        Args:
+            sink: where lines go.
+            spool: where they wait; None if there is no disk for it.
+            quiet: for what goes wrong.
+            spool_first: every line goes through the spool, also while the sink is well.
+        """
+        self._sink, self._spool, self._quiet, self._spool_first = sink, spool, quiet, spool_first
+        self._held: deque[bytes] = deque()
+        self._failed: list[bytes] = []
+        self._sent = 0
+        self._batch: Batch | None = None
+        self._batch_left: deque[bytes] = deque()
+        self._batch_sent = 0
+        self._progress = time.monotonic()
+        self._retry_at = 0.0
+        self._held_since = 0.0
+        self._adopted = 0.0
+        self._spooling = spool is not None
+        self._delivered = self._replayed = self._refused = self._failures = self._spooled = self.lost = 0
+
+    @property
+    def takes(self) -> bool:
+        """Whether more lines may be given."""
+        return len(self._held) < (GROUP_LINES if self._spooling else 1)
+
+    @property
+    def unsettled(self) -> int:
+        """Lines that are held, on their way, or in the spool."""
+        return len(self._held) + len(self._failed) + self._sent + (self._spool.waiting if self._spool else 0)
+
+    def counters(self) -> dict[str, int]:
+        """Return the numbers that `COUNTED` names."""
+        return {
+            "in_flight": self._sent + self._batch_sent,
+            "spool_events": self._spool.waiting if self._spool else 0,
+            "spool_bytes": self._spool.counters()["bytes"] if self._spool else 0,
+            "bad_segments": self._spool.counters()["bad_segments"] if self._spool else 0,
+            "delivered": self._delivered,
+            "spooled": self._spooled,
+            "replayed": self._replayed,
+            "failed": self._failures,
+            "refused": self._refused,
+            "lost": self.lost,
+        }
+
+    def deliver(self, lines: Sequence[bytes]) -> None:
+        """Take lines, and pass on what can be."""
+        if not self._held:
+            self._held_since = time.monotonic()
+        self._held.extend(lines)
+        self._push()
+
+    def step(self, seconds: float) -> None:
+        """Learn what became of lines, spool what failed, and replay. Waits no longer than this for the first report."""
+        before = self._delivered
+        self._sink.poll(seconds)
+        now = time.monotonic()
+        if self._delivered != before or not (self._sent or self._batch_sent):
+            self._progress = now
+        if self._failed:
+            self._retry_at = now + RETRY_SECONDS
+            self._spooling = self._spool is not None
+            self._take_back()
+        self._push()
+        if self._spool is not None:
+            self._guarded(self._replay)
+
+    def close(self, seconds: float) -> int:
+        """Settle what can be settled in this time, leave the rest in the spool, and return how many lines are there.
+
+        Lines that the spool does not take are lost, and counted.
+        """
+        deadline = time.monotonic() + seconds
+        while self.unsettled and (left := deadline - time.monotonic()) > 0:
+            self.step(min(left, GROUP_SECONDS))
+        self._sink.close(max(0.0, deadline - time.monotonic()))
+        self._take_back()
+        self._to_spool()
+        self.lost += len(self._held)
+        self._held.clear()
+        waiting = self._spool.waiting if self._spool else 0
+        self._guarded(Spool.close)
+        return waiting
+
+    def _push(self) -> None:
+        """Pass held lines on: to the sink, or to the spool while anything is in it."""
+        if self._spool is not None and self._slow():
+            self._spooling = True
+        if not self._spooling:
+            self._to_sink()
+        late = time.monotonic() - self._held_since >= GROUP_SECONDS
+        if self._spooling and (len(self._held) >= GROUP_LINES or late):
+            self._to_spool()
+
+    def _take_back(self) -> None:
+        """Hold again what failed, before what came later."""
+        self._held.extendleft(reversed(self._failed))
+        self._failed.clear()
+
+    def _slow(self) -> bool:
+        return self._sent > 0 and time.monotonic() - self._progress > SLOW_SECONDS
+
+    def _to_sink(self) -> None:
+        while self._held and self._retry_at <= time.monotonic():
+            lines = list(islice(self._held, _SEND_LINES))
+            taken = self._sink.send(lines, self._report)
+            self._sent += taken
+            _drop_first(self._held, taken)
+            if taken < len(lines):
+                self._spooling = self._spool is not None
+                return
+
+    def _to_spool(self) -> None:
+        """Write held lines to the disk, as many as there is room for. They are held until they are there."""
+        lines = list(self._held)
+        taken = self._guarded(lambda spool: _written(spool, lines)) or 0
+        self._spooled += taken
+        _drop_first(self._held, taken)
+        self._held_since = time.monotonic()
+
+    def _report(self, line: bytes, outcome: Outcome) -> None:
+        # In this order, another thread never counts too few.
+        if outcome == "failed":
+            self._failures += 1
+            self._failed.append(line)
+        else:
+            self._settle(outcome)
+        self._sent -= 1
+
+    def _settle(self, outcome: Outcome) -> None:
+        if outcome == "delivered":
+            self._delivered += 1
+        else:
+            self._refused += 1
+            self._quiet.warn("refused", "an audit event was refused by where it was sent, and is not sent again")
+
+    def _replay(self, spool: Spool) -> None:
+        """Send what is in the spool, a batch at a time, and adopt what dead processes left."""
+        now = time.monotonic()
+        if now - self._adopted >= ADOPT_SECONDS:
+            self._adopted = now
+            self._spooling = spool.adopt() > 0 or self._spooling
+        if not self._spooling or now < self._retry_at:
+            return
+        if self._batch is None:
+            batch = spool.peek(REPLAY_LINES)
+            if not batch.lines:
+                self._spooling = self._spool_first or self._slow()
+                return
+            self._batch = batch
+            self._batch_left.extend(batch.lines)
+        taken = self._sink.send(list(self._batch_left), self._report_replayed)
+        self._batch_sent += taken
+        _drop_first(self._batch_left, taken)
+        if not self._batch_left and not self._batch_sent:
+            done, self._batch = self._batch, None
+            spool.done(done)
+
+    def _report_replayed(self, line: bytes, outcome: Outcome) -> None:
+        self._batch_sent -= 1
+        if outcome == "failed":
+            self._failures += 1
+            self._batch_left.append(line)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+        else:
+            self._replayed += outcome == "delivered"
+            self._settle(outcome)
+
+    def _guarded(self, use: Callable[[Spool], T]) -> T | None:
+        """Use the spool; where the disk fails, warn and return None. What it did not take is still held."""
+        if self._spool is None:
+            return None
+        try:
+            return use(self._spool)
+        except AuditError as error:
+            self._quiet.warn("spool", str(error))
+            return None
+
+
+def _written(spool: Spool, lines: Sequence[bytes]) -> int:
+    """Return how many lines are in the spool now, and on the disk."""
+    taken = spool.append(lines)
+    spool.sync()
+    return taken
+
+
+def _drop_first(lines: deque[bytes], number: int) -> None:
+    for _ in range(number):
+        lines.popleft()

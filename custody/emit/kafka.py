@@ -1,0 +1,160 @@
+"""Sends events to Kafka, by librdkafka's idempotent producer.
+
+A producer does not survive a fork, so each process makes its own. librdkafka sends a batch again while it is not
+acknowledged; after `DELIVERY_SECONDS` it gives the records back, and they go to the spool.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from custody.emit.errors import AuditError
+from custody.emit.quiet import QuietLog
+from custody.emit.sink import Outcome, Report, Sink
+from custody.emit.writer import Options, QueuedWriter
+from custody.errors import legible
+
+DELIVERY_SECONDS: Final = 30
+"""How long librdkafka tries."""
+QUEUE_KBYTES: Final = 64 * 1024
+"""Memory of records on their way."""
+_DEFAULTS: Final[Mapping[str, object]] = {
+    "compression.type": "lz4",
+    "linger.ms": 20,
+    "message.timeout.ms": DELIVERY_SECONDS * 1000,
+    "queue.buffering.max.kbytes": QUEUE_KBYTES,
+    "queue.buffering.max.messages": 100_000,
+}
+_OURS: Final[Mapping[str, object]] = {"enable.idempotence": True, "acks": "all"}
+"""What the application may not change: with less, records are lost or doubled without a word."""
+_NEVER: Final = frozenset(
+    {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD, KafkaError.INVALID_MSG_SIZE}
+)
+"""Errors that are about the one record: it would be refused again."""
+_PURGE_SECONDS: Final = 1.0
+_SOURCE: Final = b',"source":"'
+
+
+class KafkaWriter(QueuedWriter):
+    """Writes audit events to a topic of Kafka."""
+
+    kind = "Kafka"
+
+    def __init__(self, topic: str, client: Mapping[str, object], options: Options) -> None:
+        """Set up. Nothing is connected before the first event.
+
+        Args:
+            topic: where events go. One process's events have one key, its source, so they keep their order.
+            client: librdkafka's properties; `bootstrap.servers` at least. Idempotence and `acks` are ours.
+            options: how events are treated.
+
+        Raises:
+            AuditError: librdkafka refuses a property, or the spool's folder cannot be used.
+        """
+        self._topic, self._client = topic, dict(client)
+        super().__init__(options)
+        # Names and values of properties are checked by making a producer. It connects to nobody that soon.
+        _make(self._client, QuietLog())
+
+    def open_sink(self, quiet: QuietLog) -> Sink:
+        """Return a producer of this process."""
+        return KafkaSink(self._topic, self._client, quiet)
+
+
+class _Lines:
+    """A logger for librdkafka, whose lines come often while a broker is away."""
+
+    def __init__(self, quiet: QuietLog) -> None:
+        self._quiet = quiet
+
+    def log(self, level: int, message: str, *arguments: object) -> None:
+        """Log a line at most once a minute for each kind."""
+        text = legible(message % arguments if arguments else message)
+        self._quiet.log(min(level, logging.WARNING), f"librdkafka {text.partition(' ')[0]}", f"librdkafka: {text}")
+
+
+class KafkaSink:
+    """A producer. Its callbacks run in `poll`, `send` and `close`, on the thread that calls them."""
+
+    def __init__(self, topic: str, client: Mapping[str, object], quiet: QuietLog) -> None:
+        """Make the producer.
+
+        Raises:
+            AuditError: librdkafka refuses a property.
+        """
+        self._topic, self._client, self._quiet = topic, client, quiet
+        self._producer = _make(client, quiet, self._fatal)
+        self._broken = False
+
+    def send(self, lines: Sequence[bytes], report: Report) -> int:
+        """Pass lines to librdkafka's queue; fewer if it is full."""
+        if self._broken:
+            self._renew()
+        produce, topic = self._producer.produce, self._topic
+
+        def delivered(error: KafkaError | None, message: Any) -> None:
+            report(message.value(), "delivered" if error is None else self._outcome(error))
+
+        for taken, line in enumerate(lines):
+            try:
+                produce(topic, line, _source(line), on_delivery=delivered)
+            except BufferError:
+                return taken
+            except KafkaException as error:
+                outcome = self._outcome(error.args[0])
+                if outcome == "failed":
+                    return taken
+                report(line, outcome)
+        return len(lines)
+
+    def poll(self, seconds: float) -> None:
+        """Run callbacks of records that were acknowledged or given up."""
+        self._producer.poll(seconds)
+
+    def close(self, seconds: float) -> None:
+        """Wait for acknowledgements, then give up the rest."""
+        self._producer.flush(seconds)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        self._producer.purge(in_queue=True, in_flight=True, blocking=False)
+        self._producer.flush(_PURGE_SECONDS)
+
+    def _renew(self) -> None:
+        """Make a new producer, because this one cannot go on."""
+        self._give_up()
+        self._producer, self._broken = _make(self._client, self._quiet, self._fatal), False
+
+    def _fatal(self, error: KafkaError) -> None:
+        self._broken = self._broken or error.fatal()
+
+    def _outcome(self, error: KafkaError) -> Outcome:
+        code = error.code()
+        self._quiet.warn(f"Kafka {code}", f"Kafka, topic {self._topic}: an audit event was not taken: {error.str()}")
+        return "refused" if code in _NEVER else "failed"
+
+
+def _source(line: bytes) -> bytes:
+    """Return the source of a numbered line. A spool has lines of other processes too."""
+    start = line.rfind(_SOURCE) + len(_SOURCE)
+    return line[start : line.find(b'"', start)]
+
+
+def _make(
+    client: Mapping[str, object], quiet: QuietLog, on_error: Callable[[KafkaError], None] = lambda _: None
+) -> Any:
+    """Return a producer.
+
+    Raises:
+        AuditError: librdkafka refuses a property.
+    """
+    try:
+        return Producer({**_DEFAULTS, **client, **_OURS, "error_cb": on_error}, logger=_Lines(quiet))
+    except KafkaException as error:
+        # Its text may have the value of a property, such as a password.
+        code = error.args[0].code()
+        raise AuditError(
+            "Kafka", f"librdkafka does not accept the client's properties (error {code}): check names and values"
+        ) from None

@@ -1,0 +1,139 @@
+"""The bounded queue between an application's threads and a writer's one thread.
+
+Appending is all that a request waits for. The queue is bounded in items and in bytes, and counts what it drops, so that
+the numbers of dropped events can be left out.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from custody.emit.builders import AuditEvent
+from custody.emit.encode import CheckedLine
+
+Build = Callable[[], Iterable[AuditEvent]]
+"""Makes the events of a request, on the writer's thread."""
+Item = CheckedLine | Build
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a queue takes.
+
+    Attributes:
+        events: how many items.
+        bytes: their size. For what makes events it is the size that the caller gives.
+    """
+
+    events: int = 100_000
+    bytes: int = 64 * 1024 * 1024
+
+
+class Queue:
+    """Items for one thread, offered by any thread."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Set up an empty queue."""
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._items: deque[tuple[Item, int]] = deque()
+        self._bytes = self._reserved = self._dropped = self._taken = 0
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._waiting = False
+        self.closed = False
+        self.written = self.dropped = 0
+
+    def __len__(self) -> int:
+        """Return how many items wait."""
+        return len(self._items)
+
+    @property
+    def open_items(self) -> int:
+        """Items that wait, or were taken and are not passed on."""
+        with self._lock:
+            return len(self._items) + self._taken
+
+    @property
+    def bytes(self) -> int:
+        """The size of the items that wait."""
+        return self._bytes
+
+    def offer(self, item: Item, size: int, *, reserved: bool = False) -> bool:
+        """Append an item if there is room, and return whether there was.
+
+        Args:
+            item: an encoded event, or what makes events.
+            size: its bytes.
+            reserved: `reserve` has kept a place for it.
+        """
+        with self._lock:
+            if self.closed:
+                return False
+            if reserved:
+                self._reserved -= 1
+            elif not self.has_room(size):
+                return False
+            self._items.append((item, size))
+            self._bytes += size
+            self.written += 1
+        if self._waiting:
+            self._wake.set()
+        return True
+
+    def reserve(self) -> bool:
+        """Keep a place for an item that comes later, and return whether there was room."""
+        with self._lock:
+            if self.closed or not self.has_room(0):
+                return False
+            self._reserved += 1
+            return True
+
+    def release(self) -> None:
+        """Give a reserved place back."""
+        with self._lock:
+            self._reserved -= 1
+
+    def drop(self, events: int = 1) -> None:
+        """Count events that are not written, though they happened. Their numbers are left out."""
+        with self._lock:
+            self._dropped += events
+            self.dropped += events
+
+    def take(self, most: int) -> tuple[list[Item], int]:
+        """Remove the oldest items, and return them with how many events were dropped since the last call.
+
+        Items of the call before count as passed on.
+        """
+        with self._lock:
+            taken = [self._items.popleft() for _ in range(min(most, len(self._items)))]
+            self._bytes -= sum(size for _, size in taken)
+            self._taken = len(taken)
+            dropped, self._dropped = self._dropped, 0
+        return [item for item, _ in taken], dropped
+
+    def wait(self, seconds: float) -> None:
+        """Return when there is an item, when the queue is closed, or after a time."""
+        self._waiting = True
+        if not self._items and not self.closed:
+            self._wake.wait(seconds)
+        self._waiting = False
+        self._wake.clear()
+
+    def wait_for_close(self, seconds: float) -> None:
+        """Return when the queue is closed, or after a time."""
+        self._closing.wait(seconds)
+
+    def close(self) -> None:
+        """Take no more items."""
+        with self._lock:
+            self.closed = True
+        self._closing.set()
+        self._wake.set()
+
+    def has_room(self, size: int) -> bool:
+        """Return whether an item of so many bytes would be taken now."""
+        return len(self._items) + self._reserved < self._limits.events and (
+            not self._items or self._bytes + size <= self._limits.bytes
+        )

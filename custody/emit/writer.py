@@ -1,0 +1,314 @@
+"""What an application writes audit events with.
+
+    with KafkaWriter("audit", {"bootstrap.servers": "…"}, service="shop") as writer:
+        writer.write(auth_attempt(api_key_id="k1", status="failure", failure_reason="expired"))
+
+A writer may be made before a fork (gunicorn's `preload_app`): each process gets its own queue, thread, connection and
+source at its first event. At the interpreter's exit, open writers are closed: they deliver for `close_seconds`, spool
+the rest, and say on stderr what was left.
+"""
+
+import asyncio
+import atexit
+import os
+import sys
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from custody.emit.builders import AuditEvent
+from custody.emit.delivery import Delivery
+from custody.emit.encode import CheckedLine, encode
+from custody.emit.errors import AuditError, Kind
+from custody.emit.identity import Source
+from custody.emit.queue import Build, Item, Limits, Queue
+from custody.emit.quiet import QuietLog
+from custody.emit.redact import Redaction
+from custody.emit.sink import Sink
+from custody.emit.spool import Spool
+from custody.emit.spool_folders import open_root
+from custody.emit.worker import Left, Worker
+
+OnFull = Literal["wait", "fail", "drop"]
+"""What happens to an event for which the queue has no room."""
+_WAIT_STEP = 0.005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a writer treats events, whatever it sends to.
+
+    Attributes:
+        service: the application's name, such as `orders-api`.
+        instance: one of several that run it; the host's name if None.
+        spool: the folder for events that cannot be sent at once; None if there is no disk for it, and then they wait in
+            memory.
+        spool_bytes: the size of that folder at most, for all processes of the host.
+        queue: how much waits in memory.
+        on_full: `wait` for room for `wait_seconds`, then as `fail`; `fail` with an AuditError; `drop` and count.
+        wait_seconds: how long `wait` waits.
+        close_seconds: how long the interpreter's exit may take for this writer.
+        redaction: what is hidden.
+    """
+
+    service: str
+    instance: str | None = None
+    spool: Path | None = None
+    spool_bytes: int = 1 << 30
+    queue: Limits = field(default_factory=Limits)
+    on_full: OnFull = "wait"
+    wait_seconds: float = 1.0
+    close_seconds: float = 5.0
+    redaction: Redaction = field(default_factory=Redaction)
+
+
+class AuditWriter(ABC):
+    """Takes audit events. Its methods may be called from any thread."""
+
+    @abstractmethod
+    def write(self, event: AuditEvent | CheckedLine) -> None:
+        """Take an event. It is sent later.
+
+        Args:
+            event: what a builder made, or what `encode` made of it.
+
+        Raises:
+            AuditError: the event is not valid (`Serialization`, with the reason that the drain would give), there is no
+                room for it, or the writer is closed.
+        """
+
+    @abstractmethod
+    def flush(self, seconds: float) -> int:
+        """Wait until all events are delivered, for so long at most, and return how many are not."""
+
+    @abstractmethod
+    def close(self, seconds: float | None = None) -> Left:
+        """Take no more events, deliver for so long, spool the rest, and return what was left.
+
+        Args:
+            seconds: how long; `Options.close_seconds` if None.
+        """
+
+    @abstractmethod
+    def counters(self) -> dict[str, int]:
+        """Return counts of this process: see docs/emit.md for each."""
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the writer."""
+        self.close()
+
+
+class QueuedWriter(AuditWriter):
+    """A writer with a queue and a thread in each process that uses it. What it sends to is a subclass's."""
+
+    kind: Kind
+    """Which AuditError it raises."""
+    spool_first = False
+    """Whether each event goes through the spool, also while nothing is slow."""
+
+    def __init__(self, options: Options) -> None:
+        """Set up. No thread runs, and nothing is connected, before the first event.
+
+        Raises:
+            AuditError: the spool's folder cannot be used.
+        """
+        self.options = options
+        self._source = Source(options.service, options.instance)
+        self._worker: Worker | None = None
+        self._closed = False
+        if options.spool is not None:
+            os.close(open_root(str(options.spool)))
+        with _lock:
+            _writers.add(self)
+
+    @abstractmethod
+    def open_sink(self, quiet: QuietLog) -> Sink:
+        """Return what this process sends to.
+
+        Raises:
+            AuditError: it cannot be made now.
+        """
+
+    def write(self, event: AuditEvent | CheckedLine) -> None:
+        """Take an event; as `AuditWriter.write`."""
+        line = event if isinstance(event, bytes) else encode(event, self.options.redaction)
+        self._offer(line, len(line))
+
+    def submit(self, build: Build, size: int, *, reserved: bool = False) -> None:
+        """Take what makes events, and call it on the writer's thread. Whatever it raises counts as a refused event.
+
+        Args:
+            build: returns the events.
+            size: about how many bytes it keeps.
+            reserved: `reserve` has kept a place for it.
+
+        Raises:
+            AuditError: there is no room for it, or the writer is closed.
+        """
+        self._offer(build, size, reserved=reserved)
+
+    def reserve(self) -> bool:
+        """Keep a place in the queue for a `submit` that comes later, and return whether there is room."""
+        return self._in_this_process().queue.reserve()
+
+    def release(self) -> None:
+        """Give back a reserved place that is not needed."""
+        self._in_this_process().queue.release()
+
+    def drop(self, events: int = 1) -> None:
+        """Count events that happened and were not written. Their numbers are left out, so the archive has a hole."""
+        self._in_this_process().queue.drop(events)
+
+    def flush(self, seconds: float) -> int:
+        """Wait until all events are delivered; as `AuditWriter.flush`."""
+        worker, deadline = self._worker, time.monotonic() + seconds
+        if worker is None:
+            return 0
+        while (left := worker.unsettled()) and time.monotonic() < deadline:
+            time.sleep(_WAIT_STEP)
+        return left
+
+    def close(self, seconds: float | None = None) -> Left:
+        """Close the writer; as `AuditWriter.close`. A second call does nothing."""
+        with _lock:
+            worker, already, self._closed = self._worker, self._closed, True
+            _writers.discard(self)
+        if worker is None or already:
+            return Left(0, 0)
+        return worker.close(self.options.close_seconds if seconds is None else seconds)
+
+    def counters(self) -> dict[str, int]:
+        """Return counts of this process; as `AuditWriter.counters`."""
+        return self._in_this_process().counters()
+
+    @property
+    def source(self) -> str:
+        """The source of this process's events, as `service/instance/pid-start`."""
+        return self._in_this_process().source
+
+    def has_room(self, size: int) -> bool:
+        """Return whether `write` would find room for so many bytes now."""
+        return self._in_this_process().queue.has_room(size)
+
+    def after_fork(self) -> None:
+        """Begin anew in a child process: the parent sends what the parent has taken."""
+        if self._worker is not None:
+            # Its destructors would wait for threads that the child does not have.
+            _of_parents.append(self._worker)
+            self._worker = None
+
+    def _in_this_process(self) -> Worker:
+        worker = self._worker
+        if worker is not None:
+            return worker
+        with _lock:
+            if self._worker is None:
+                worker = Worker(
+                    str(self._source), self.options.redaction, Queue(self.options.queue), self._open_delivery
+                )
+                if self._closed:
+                    worker.queue.close()
+                else:
+                    worker.start()
+                self._worker = worker
+            return self._worker
+
+    def _open_delivery(self, quiet: QuietLog) -> Delivery:
+        options = self.options
+        sink = self.open_sink(quiet)
+        spool = None if options.spool is None else Spool(options.spool, options.spool_bytes)
+        return Delivery(sink, spool, quiet, spool_first=self.spool_first)
+
+    def _offer(self, item: Item, size: int, *, reserved: bool = False) -> None:
+        queue = self._in_this_process().queue
+        if queue.offer(item, size, reserved=reserved):
+            return
+        deadline = time.monotonic() + self.options.wait_seconds
+        while self.options.on_full == "wait" and not queue.closed and time.monotonic() < deadline:
+            time.sleep(_WAIT_STEP)
+            if queue.offer(item, size):
+                return
+        if queue.closed:
+            raise AuditError(self.kind, "the writer is closed; write before `close`, or make a new one")
+        if self.options.on_full == "drop":
+            queue.drop()
+            return
+        raise AuditError(
+            self.kind,
+            f"the queue is full ({len(queue):,} events, {queue.bytes:,} bytes), because {self.kind} is slow or away"
+            " and the spool is full or there is none; the event was not taken",
+        )
+
+
+class AsyncWriter:
+    """A writer for coroutines: where the writer would wait, the event loop goes on."""
+
+    def __init__(self, writer: QueuedWriter) -> None:
+        """Use a writer; closing this closes it."""
+        self.writer = writer
+
+    async def write(self, event: AuditEvent | CheckedLine) -> None:
+        """Take an event; as `AuditWriter.write`."""
+        line = event if isinstance(event, bytes) else encode(event, self.writer.options.redaction)
+        if self.writer.options.on_full == "wait":
+            deadline = time.monotonic() + self.writer.options.wait_seconds
+            while not self.writer.has_room(len(line)) and time.monotonic() < deadline:
+                await asyncio.sleep(_WAIT_STEP)
+        self.writer.write(line)
+
+    async def flush(self, seconds: float) -> int:
+        """Wait until all events are delivered; as `AuditWriter.flush`."""
+        return await asyncio.to_thread(self.writer.flush, seconds)
+
+    async def close(self, seconds: float | None = None) -> Left:
+        """Close the writer; as `AuditWriter.close`."""
+        return await asyncio.to_thread(self.writer.close, seconds)
+
+    async def __aenter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the writer."""
+        await self.close()
+
+
+_lock = threading.RLock()
+_writers: weakref.WeakSet[QueuedWriter] = weakref.WeakSet()
+"""Those that are not closed."""
+_of_parents: list[Worker] = []
+"""Workers of parent processes, which must not be collected here."""
+
+
+def _after_fork_in_child() -> None:
+    _lock.release()
+    for writer in _writers:
+        writer.after_fork()
+
+
+def _close_at_exit() -> None:
+    for writer in list(_writers):
+        left = writer.close()
+        if left.spooled or left.lost:
+            spooled = f"{left.spooled:,} are in the spool {writer.options.spool} and will be sent by the next process"
+            lost = f"{left.lost:,} are lost: {writer.kind} did not take them in time, and there was no room in a spool"
+            said = "; ".join([spooled] * bool(left.spooled) + [lost] * bool(left.lost))
+            sys.stderr.write(f"custody: audit events at exit: {said}\n")
+
+
+# Held while the process forks, so that the child's set of writers is whole.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork_in_child)
+atexit.register(_close_at_exit)
