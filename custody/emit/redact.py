@@ -126,6 +126,8 @@ class Redaction:
             set_field(self, "_text", TextRules(self.verdict_on, shapes, roots))
         except re.error as error:
             raise ConfigurationError(f"a shape is no regular expression: {error}") from None
+        if any(re.search(shape, "") for shape in shapes):
+            raise ConfigurationError("a shape matches an empty text, which is everywhere: make a part of it mandatory")
 
     def __reduce__(self) -> tuple[type["Redaction"], tuple[frozenset[str], frozenset[str], tuple[str, ...]]]:
         return type(self), (self.keys, self.plain, self.shapes)
@@ -190,9 +192,10 @@ def _several(kind: str, texts: Iterable[str] | str) -> tuple[str, ...]:
     Raises:
         ConfigurationError: they are one text, which is several too: its letters.
     """
-    if isinstance(texts, str):
-        raise ConfigurationError(f"`{kind}` of a redaction are several: give a tuple or a set of them")
-    return tuple(texts)
+    several = () if isinstance(texts, str) else tuple(texts)
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in several):
+        raise ConfigurationError(f"`{kind}` of a redaction are several texts: give a tuple or a set of them")
+    return several
 
 
 def _names(kind: str, names: Iterable[str]) -> frozenset[str]:

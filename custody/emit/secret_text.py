@@ -89,6 +89,10 @@ _NEAR = 512
 _OPTION = re.compile(r"(?<![\w-])--(?P<name>[A-Za-z][\w-]*+)[ \t]{1,8}+(?P<value>[^\s-][^\s]*+)")
 _BARE = re.compile(r"(?:[^\s\"'<>&;]|&(?![\w.%\[\]-]{1,64}+=)|;(?!\s{0,2}+(?:[\w ]{1,64}+=|\s|$)))*+")
 _SCALAR = re.compile(r"[^\s,}\]\"'<>]*+")
+_ARGUMENT = re.compile(r"[^\s,)}\]\"'<>]*+")
+_GRAPHQL = re.compile(r"\s{0,8}+(?:(?:query|mutation|subscription|fragment)\b|\{\s{0,8}+\w{1,64}+\s{0,8}+[({])")
+_NO_LITERAL = re.compile(r"(?:\$[A-Za-z_]\w*+|0|\[\]|\{\})(?=[\s,)}\]]|$)")
+"""An argument of GraphQL that is a variable, or what an operation's signature has in place of a literal."""
 _BARE_ESCAPED = re.compile(r"(?:[^\s\"'<>&;%]|%(?!(?:25){0,3}26))*+")
 _TO_SEMICOLON = re.compile(r"[^;\r\n\"'<>]{0,256}+")
 _TO_NEXT_PAIR = re.compile(r"[^;=\r\n\"'<>]{0,256}+(?=;\s{0,2}+[\w ]{1,64}+=)")
@@ -135,7 +139,7 @@ class TextRules:
         roots: more beginnings of names of secrets.
     """
 
-    __slots__ = ("_extra", "_hint", "_named", "_roots")
+    __slots__ = ("_extra", "_named", "_roots")
 
     def __init__(self, named: Named, extra: tuple[str, ...], roots: frozenset[str]) -> None:
         self._named = named
@@ -188,6 +192,7 @@ class TextRules:
         parts: list[str] = []
         done = position = 0
         beside = -1
+        graphql = _GRAPHQL.match(text) is not None
         while (match := _NAMED.search(text, position)) is not None:
             # The value may itself be the name of another, as in `a=password=b`: the search goes on behind the mark.
             position = match.end("mark") if match["open"] is None else match.start("open")
@@ -201,9 +206,9 @@ class TextRules:
                 and "}" not in text[beside : match.start()]
             ):
                 name = "secret"
-            if self._named(name) is Verdict.PLAIN or not _is_named(text, match):
+            if self._named(name) is Verdict.PLAIN or not _is_named(text, match, graphql=graphql):
                 continue
-            start, end = _value(text, match)
+            start, end = _value(text, match, graphql=graphql)
             if not self._is_secret(name, text[start:end]) or text.startswith(REDACTED, start):
                 position = max(position, end)
                 continue
@@ -212,18 +217,20 @@ class TextRules:
         return "".join((*parts, text[done:])) if parts else text
 
 
-def _is_named(text: str, match: re.Match[str]) -> bool:
+def _is_named(text: str, match: re.Match[str], *, graphql: bool) -> bool:
     """Return whether a name and a mark have a value behind them."""
     before = text[max(0, match.start() - 32) : match.start()]
     if match["mark"] == ",":
         # `['Cookie', 'x']`, `'--token', 'x'`: quoted, and the first of two, or an option.
         quoted = match["quote"] is not None and match["open"] is not None
         return quoted and (match["name"].startswith("--") or _BEFORE_A_PAIR.search(before) is not None)
-    # In GraphQL `$token: String` declares a variable.
-    return match["mark"] != ":" or not before.endswith("$")
+    if match["mark"] != ":":
+        return True
+    # In GraphQL `$token: String` declares a variable, and `token: $token` passes one on.
+    return not before.endswith("$") and not (graphql and _NO_LITERAL.match(text, match.end()))
 
 
-def _value(text: str, match: re.Match[str]) -> tuple[int, int]:
+def _value(text: str, match: re.Match[str], *, graphql: bool) -> tuple[int, int]:
     """Return where the value behind a name begins and ends."""
     start = match.end()
     if match["open"] is not None:
@@ -241,8 +248,8 @@ def _value(text: str, match: re.Match[str]) -> tuple[int, int]:
         return start, _end(_TO_LINE_END, text, start)
     if match["mark"].startswith("%"):
         return start, _end(_BARE_ESCAPED, text, start)
-    if match["quote"] is not None:
-        return start, _end(_SCALAR, text, start)
+    if match["quote"] is not None or graphql:
+        return start, _end(_ARGUMENT if graphql else _SCALAR, text, start)
     end = _end(_BARE, text, start)
     # `Server=x;Password=a b c;Database=y`: values may have blanks, where semicolons part them.
     if match["mark"] == "=" and text.endswith((";", "; "), 0, match.start()):

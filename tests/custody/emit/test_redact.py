@@ -313,7 +313,9 @@ def test_rules_are_a_value() -> None:
 @pytest.mark.parametrize(
     ("rules", "problem"),
     [
-        ({"keys": "password"}, "`keys` of a redaction are several"),
+        ({"keys": "password"}, "`keys` of a redaction are several texts"),
+        ({"plain": {1}}, "`plain` of a redaction are several texts"),
+        ({"shapes": ("a*",)}, "a shape matches an empty text"),
         ({"shapes": "a"}, "`shapes` of a redaction are several"),
         ({"keys": {"--"}}, "a name in `keys` of a redaction has no letter"),
         ({"shapes": ("(",)}, "a shape is no regular expression"),

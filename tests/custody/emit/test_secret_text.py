@@ -114,6 +114,9 @@ NAMED = [
     ("{'name': 'token'} {'value': 'x'}", "{'name': 'token'} {'value': 'x'}"),
     ("/to?x=%253Ftoken%253Dhunter2%2526b%253D1", "/to?x=%253Ftoken%253D[redacted]%2526b%253D1"),
     ('mutation { login(user: "ada", password: "hunter2") }', 'mutation { login(user: "ada", password: "[redacted]") }'),
+    ("mutation{login(password:hunter2,pin:1){token}}", "mutation{login(password:[redacted],pin:[redacted]){token}}"),
+    ("{login(password:$ecret-x){token}}", "{login(password:[redacted]){token}}"),
+    ("login with password: $ecret", "login with password: [redacted]"),
     ("Your PIN code: 1234.", "Your PIN code: [redacted]"),
     ("Bearer hunter", "Bearer [redacted]"),
 ]
@@ -162,6 +165,8 @@ HARMLESS = [
     "read:secrets",
     "invalid token: expired",
     "bad password: not long enough.",
+    "mutation L($p:String!){login(password:$p,pin:0,tokens:[],auth:{}){token user{name}}}",
+    "{ login(password: $p) { token } }",
     "query Orders($token: String) { x }",
     "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko)",
     "a=b; c=d",
