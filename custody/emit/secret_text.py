@@ -15,6 +15,7 @@ import binascii
 import re
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import unquote
 
 from custody.emit.secret_names import Verdict, word_set
 
@@ -81,9 +82,14 @@ _NAMED = re.compile(
     r"(?P<name>(?<![\w.-])[\w.-]++(?:\[[\w.-]{0,64}+\]){0,4}+"
     r"(?: (?:[kK][eE][yY]|[tT]oken|[sS]ecret|[cC]ode|[pP]hrase))?)"
     r"(?P<quote>\\{0,15}+[\"'])?\s{0,8}+(?P<mark>=>|:=|==|=|:(?!:|//)|,|%(?:25){0,3}3[DdAa])"
-    r"[ \t]{0,8}+(?:\r?\n[ \t]{1,8}+)?(?:b(?=\\{0,15}+[\"']))?(?P<open>\\{0,15}+[\"'])?"
+    # Behind it a quoted value may stand on the next line, also where the line's end is an escape. Another is indented.
+    r"(?:(?:\s|\\{1,15}+[nrt]){0,24}+(?=b?\\{0,15}+[\"'])|[ \t]{0,8}+(?:\r?\n[ \t]{1,8}+)?)"
+    r"(?:b(?=\\{0,15}+[\"']))?(?P<open>\\{0,15}+[\"'])?"
 )
-_BEFORE_A_PAIR = re.compile(r"[\[(]\s{0,8}[bu]?\\{0,15}[\"']$")
+_PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
+_ENCODINGS = 4
+"""How often a text may have been percent-encoded."""
+_BEFORE_A_PAIR = re.compile(r"[\[(](?:\s|\\{1,15}+[nrt]){0,16}+[bu]?\\{0,15}[\"']$")
 _NEAR = 512
 """Characters between the name of a secret and its value, in an object such as `{'name': 'token', 'value': 'x'}`."""
 _OPTION = re.compile(r"(?<![\w-])--(?P<name>[A-Za-z][\w-]*+)[ \t]{1,8}+(?P<value>[^\s-][^\s]*+)")
@@ -147,7 +153,21 @@ class TextRules:
         self._roots = re.compile("|".join((_ROOTS, *map(re.escape, sorted(roots)))))
 
     def redact(self, text: str) -> str:
-        """Return a text without the credentials in it; the text itself where there is none."""
+        """Return a text without the credentials in it; the text itself where there is none.
+
+        Of a text in percent-encoding it is the decoded one, if only that shows them.
+        """
+        shown = decoded = self._plainly(text)
+        for _ in range(_ENCODINGS):
+            if _PERCENT.search(decoded) is None:
+                break
+            decoded = unquote(decoded)
+            redacted = self._plainly(decoded)
+            if redacted != decoded:
+                shown = decoded = redacted
+        return shown
+
+    def _plainly(self, text: str) -> str:
         if _HINT.search(text) is not None:
             text = _shapes.sub(REDACTED, text)
         if "@" in text and "/" in text:
@@ -219,7 +239,7 @@ class TextRules:
 
 def _is_named(text: str, match: re.Match[str], *, graphql: bool) -> bool:
     """Return whether a name and a mark have a value behind them."""
-    before = text[max(0, match.start() - 32) : match.start()]
+    before = text[max(0, match.start() - 64) : match.start()]
     if match["mark"] == ",":
         # `['Cookie', 'x']`, `'--token', 'x'`: quoted, and the first of two, or an option.
         quoted = match["quote"] is not None and match["open"] is not None

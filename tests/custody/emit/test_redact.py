@@ -14,11 +14,12 @@ from ipaddress import ip_address
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -270,10 +271,13 @@ WRAPS: list[Wrap] = [
     lambda value: f"it was {value} then",
     lambda value: str(value).encode(),
     lambda value: {"message": str(value), "level": "info"},
+    lambda value: quote(str(value)),
+    lambda value: f"/graphql?variables={quote(str(value), safe='')}&x=1",
 ]
 
 
 @given(st.sampled_from(BASES), st.lists(st.sampled_from(WRAPS), max_size=4))
+@example([["Cookie", SECRET]], [lambda value: json.dumps(value, indent=1), repr])
 def test_no_nesting_hides_a_secret(value: Any, wraps: list[Wrap]) -> None:
     """Objects, lists, JSON in texts in JSON, reprs and sentences around it, in any order."""
     for wrap in wraps:

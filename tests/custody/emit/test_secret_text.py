@@ -117,6 +117,9 @@ NAMED = [
     ("mutation{login(password:hunter2,pin:1){token}}", "mutation{login(password:[redacted],pin:[redacted]){token}}"),
     ("{login(password:$ecret-x){token}}", "{login(password:[redacted]){token}}"),
     ("login with password: $ecret", "login with password: [redacted]"),
+    ("/?variables=%7B%22pin%22%3A%22hunter2%22%7D&a=%20", '/?variables={"pin":"[redacted]"}&a= '),
+    ("/?a=%20&p%61ssword=hunter2", "/?a= &password=[redacted]"),
+    ("/?u=https%3A%2F%2Fada%3Ahunter2%40db", "/?u=https://[redacted]@db"),
     ("Your PIN code: 1234.", "Your PIN code: [redacted]"),
     ("Bearer hunter", "Bearer [redacted]"),
 ]
@@ -166,6 +169,7 @@ HARMLESS = [
     "invalid token: expired",
     "bad password: not long enough.",
     "mutation L($p:String!){login(password:$p,pin:0,tokens:[],auth:{}){token user{name}}}",
+    "/?q=100%25&r=%7B%22a%22%3A1%7D&s=%zz%C3",
     "{ login(password: $p) { token } }",
     "query Orders($token: String) { x }",
     "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko)",
@@ -304,6 +308,9 @@ SLOW: dict[str, Callable[[int], bytes]] = {
             '"\\"',
         )
     },
+    "percent": repeat("%25"),
+    "percents of percents": repeat("25", "%", "41"),
+    "percent-encoded": repeat("%22token%22%3A1%2C"),
     "pairs": repeat("'token','a',"),
     "names beside": repeat("'name':'token','x':1,"),
     "names beside without end": repeat("a,", "'name':'token',"),
