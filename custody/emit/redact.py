@@ -350,7 +350,7 @@ class _Walk:
             raise _Refusal(_TOO_LARGE)
         if len(text) < len("p=ab"):
             return text
-        if text[0] in '{["' or text[0].isspace():
+        if text[0] in '{["\t\n\r ':
             rewritten = self._json(text, depth)
             if rewritten is not None:
                 return rewritten

@@ -158,6 +158,8 @@ class TextRules:
         Of a text in percent-encoding it is the decoded one, if only that shows them.
         """
         shown = decoded = self._plainly(text)
+        if "%" not in shown:
+            return shown
         for _ in range(_ENCODINGS):
             if _PERCENT.search(decoded) is None:
                 break
