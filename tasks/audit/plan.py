@@ -91,6 +91,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             for a log that was not surveyed, or whose chain is not valid.
         marks: for each log, where the next audit continues.
         findings: the survey's findings.
+        whole: whether it is of the whole archive.
+        full: whether it reads all of that.
         clock: seconds by which the host's clock is ahead of the store's; behind it, if negative. None below five
             minutes, or if the store tells no time.
     """
@@ -104,6 +106,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     heads: dict[str, tuple[int, str]]
     marks: dict[str, Marks]
     findings: tuple[dict[str, Any], ...]
+    whole: bool = True
+    full: bool = False
     clock: float | None = None
 
 
@@ -172,6 +176,8 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         heads=_heads(report, reads, before),
         marks=_marks(report, reads, before, indexed, now, turned=turned),
         findings=(*(problem.to_dict() for problem in report.findings), *others),
+        whole=request.whole,
+        full=request.whole and request.full,
         clock=clock,
     )
 
