@@ -16,10 +16,11 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from custody.archive import reader
+from custody.archive import reader, sources
 from custody.archive.audit_findings import StatedFinding
 from custody.archive.covered import Coverage
 from custody.archive.forms import form_of, statements_of
+from custody.archive.sources import Source
 from custody.archive.trusted import Judge, beyond_end, check_archive, check_keys, empty_slots, known_heads, unverified
 from custody.archive.writer import writer_name
 from custody.errors import CustodyError, FormatError, HeadRollback, ObjectMissing
@@ -107,6 +108,7 @@ class Facts:
         quorum: how many witnesses must cosign a checkpoint.
         witnesses: names of the trusted witnesses.
         accepted: the findings that somebody accepted.
+        sources: the sources that the audit knows, those that lack most first; None if it says nothing of sources.
         figures: of the period's statements.
         since, until: the period that was asked for.
         reread_days: within how many days all is read again; None if this reader does not know.
@@ -127,6 +129,7 @@ class Facts:
     quorum: int
     witnesses: tuple[str, ...]
     accepted: tuple[Accepted, ...]
+    sources: list[Source] | None
     figures: Figures
     since: datetime | None
     until: datetime | None
@@ -229,11 +232,24 @@ def gather(
         quorum=trust.quorum,
         witnesses=tuple(witness.name for witness in trust.witnesses),
         accepted=trust.accepted,
+        sources=_sources(store, statement, problems),
         figures=figures,
         since=since,
         until=until,
         reread_days=reread_days,
     )
+
+
+def _sources(store: Store, statement: Audit, problems: list[Problem]) -> list[Source] | None:
+    try:
+        known = sources.read(store, statement)
+    except FormatError as error:
+        # A finding of the next audit. No verdict rests on it.
+        problems.append(Problem(Severity.NOTICE, f"what the audit knew of sources is not shown: {error}"))
+        return None
+    if known is None:
+        return None
+    return sorted(known.sources.values(), key=lambda source: (-source.missing, -source.repeats, source.name))
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from custody.report.facts import Facts, LogFact
 
 FINDINGS_SHOWN = 5_000
 """Findings that the page has in full. With more, no browser opens it; the page says where all are."""
+SOURCES_SHOWN = 100
 NOTHING = "\N{EN DASH}"
 _TYPES_SHOWN = 12
 _EVIDENCE_SHOWN = 20_000
@@ -81,6 +82,7 @@ def render(facts: Facts) -> bytes:
         unit=unit,
         types=_types(facts),
         shown=FINDINGS_SHOWN,
+        sources=(facts.sources or [])[:SOURCES_SHOWN],
         moment=lambda seconds: _time(datetime.fromtimestamp(seconds, UTC)),
     )
     return text.encode("utf-8", "backslashreplace")
