@@ -14,6 +14,7 @@ import msgspec
 from custody.format import lines
 from custody.format.manifest import Batch
 from custody.format.sources import NUMBER, STARTED, STOPPED, number_of, sources_of
+from custody.format.times import format_us
 from custody.verify.work import Work
 from tasks.audit.numbers import Numbers, Part, Room
 
@@ -155,7 +156,7 @@ def numbered(payload: bytes) -> Iterator[tuple[int, str, int, _Row]]:
 def moment_of(row: _Row) -> str | None:
     """Return an event's own time in UTC; None if it has none."""
     time = lines.parse_time(row.timestamp)
-    return None if time is None else str(time)
+    return None if time is None else format_us(time.microseconds[0])
 
 
 def _row(line: bytes) -> _Row | None:

@@ -243,7 +243,7 @@ def _place(source: Source, number: int) -> Where | None:
 
 
 def _gaps(settings: Settings, known: Sources, now: datetime) -> Iterator[Finding]:
-    """Yield a finding for each source that lacks numbers, the expected ones first."""
+    """Yield a finding for each source that lacks numbers, the expected ones first, and for a service without one."""
     settled = format_time(shift(now, -timedelta(minutes=settings.sources.settle)))
     lacking = [
         (source, holes)
@@ -251,6 +251,12 @@ def _gaps(settings: Settings, known: Sources, now: datetime) -> Iterator[Finding
         if not source.partial and (holes := [hole for hole in source.holes if hole.sealed_at <= settled])
     ]
     lacking.sort(key=lambda item: (not _is_expected(settings, item[0].name), item[0].name))
+    seen = {service_of(name) for name in known.sources}
+    for service in settings.sources.expected:
+        if service not in seen:
+            message = f"no event names a source of the service {shorten(service)}, which sources.expected names"
+            advice = "check the name in the settings, and that this service emits numbered events"
+            yield finding("source-gap", message, severity=Severity.NOTICE, advice=advice)
     for source, holes in lacking[:_FINDINGS]:
         yield _gap(settings, source, holes)
     if rest := lacking[_FINDINGS:]:
