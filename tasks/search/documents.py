@@ -201,7 +201,7 @@ _CHECKED = {kind: frozenset(type_.__struct_fields__) for kind, type_ in EVENT_TY
 _CLAIMED = frozenset({OWN, *_aliases()})
 """Members in which an event of the six types cannot have a value of its own: Elasticsearch might refuse it."""
 _CLAIMED_BYTES = re.compile(
-    rb'"(?:%b)["\\\\.]|"(?:event_id|trace_id)(?:[\\\\.]|"(?!: ?["n]))|"source_seq(?:[\\\\.]|"(?!: ?[0-9n]))'
+    rb'"(?:%b|event_id(?!": ?["n])|trace_id(?!": ?["n])|source_seq(?!": ?[0-9n]))["\\.]'
     % "|".join(map(re.escape, sorted(_CLAIMED))).encode()
 )
 """One of these names, unless it is one of `_EXTRA` whose value begins as one that fits."""
