@@ -105,6 +105,7 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     format: Literal["custody/sources/1"]
     archive: str
     known_from: str | None
+    counted: dict[str, int]
 
 
 class Sources(msgspec.Struct):
@@ -114,10 +115,12 @@ class Sources(msgspec.Struct):
         sources: by name.
         known_from: of sources first seen in statements sealed before this time, the beginning may have been missed;
             None if all statements were looked at.
+        counted: how many statements of each log are in it. Where a log is damaged, an audit reads some again as new.
     """
 
     sources: dict[str, Source]
     known_from: str | None = None
+    counted: dict[str, int] = {}
 
 
 _head: msgspec.json.Decoder[_Head] = msgspec.json.Decoder(_Head)
@@ -126,7 +129,7 @@ _source: msgspec.json.Decoder[Source] = msgspec.json.Decoder(Source)
 
 def encode(archive: str, known: Sources) -> bytes:
     """Return the bytes of the object."""
-    head = _Head(FORMAT, archive, known.known_from)
+    head = _Head(FORMAT, archive, known.known_from, dict(sorted(known.counted.items())))
     lines = (msgspec.json.encode(line) for line in (head, *(known.sources[name] for name in sorted(known.sources))))
     return b"\n".join(lines) + b"\n"
 
@@ -169,7 +172,7 @@ def read(store: Store, audit: Audit) -> Sources | None:
         raise FormatError(f"{ref.key} has another form: {error}") from None
     if head.archive != audit.archive:
         raise FormatError(f"{ref.key} is of another archive")
-    return Sources(sources, head.known_from)
+    return Sources(sources, head.known_from, head.counted)
 
 
 def _sources(lines: Iterator[bytes]) -> Iterator[Source]:

@@ -169,7 +169,9 @@ def _row(line: bytes) -> _Row | None:
 class Collector:
     """Collects sources from batches that a verification has read."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 0) -> None:
+        """Begin. Statements before `first` were counted by an earlier audit."""
+        self._first = first
         self._sources: dict[str, _Collected] = {}
         self._room = Room(CHUNKS)
         self.left_out = 0
@@ -177,6 +179,8 @@ class Collector:
 
     def add(self, work: Work, batch: Batch, payload: bytes) -> None:  # noqa: ARG002 - as a sink
         """Add a batch of JSON lines."""
+        if work.sequence < self._first:
+            return
         for _, name, number, row in numbered(payload):
             source = self._sources.get(name)
             if source is None:

@@ -20,14 +20,12 @@ from hashlib import sha256
 from typing import Any
 
 from custody.archive import sources as stored
-from custody.archive.forms import AUDITS
-from custody.archive.reader import read_audit, read_batch, read_manifest
+from custody.archive.reader import read_batch, read_manifest
 from custody.archive.sources import Hole, Source, Sources, Where
-from custody.archive.trusted import Judge, standing
-from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody.archive.trusted import standing
+from custody.errors import CustodyError, FormatError
 from custody.findings import Acceptances, Finding, Severity, finding
-from custody.format import layout
-from custody.format.audit import Audit, ObjectRef
+from custody.format.audit import ObjectRef
 from custody.format.lines import shorten
 from custody.format.offsets import line_offsets, unlined_ranges
 from custody.format.sources import service_of
@@ -39,7 +37,7 @@ from tasks.audit.emitters import moment_of, numbered
 from tasks.audit.objects import log_named
 from tasks.audit.pieces import PieceResult
 from tasks.audit.plan import Plan
-from tasks.audit.signed import is_of_roll
+from tasks.audit.signed import newest_reading
 from tasks.settings import Settings
 
 _STATEMENTS = 2_000
@@ -48,8 +46,6 @@ _HOLES = 400
 """Holes of an audit whose neighbours are looked at."""
 _FINDINGS = 1_000
 _SHOWN = 5
-_ROLLS = 1_000
-"""Records of the roll between two audits."""
 _READ_ALL = frozenset({"deferred", "segment-missing", "unreadable"})
 """Findings about events that were not read."""
 
@@ -94,8 +90,15 @@ def account(
     """
     known, problem = _before(store, trust, plan, results, now)
     again = plan.full and _is_anew(results)
-    seen = [(done.piece.log, each) for done in results if again or done.piece.read == "new" for each in done.sources]
+    seen = [
+        (done.piece.log, each)
+        for done in results
+        if again or (done.piece.read == "new" and done.piece.end > known.counted.get(done.piece.log, 0))
+        for each in done.sources
+    ]
     made = advance(known, seen, plan.sequence)
+    for done in results:
+        known.counted[done.piece.log] = max(known.counted.get(done.piece.log, 0), done.piece.end)
     events = _look(store, plan.archive, trust, made)
     _describe(made, events)
     excess = forget(known, now)
@@ -132,7 +135,7 @@ def _before(
     if plan.full and _is_anew(results):
         expired = [done.expired_sealed[1] for done in results if done.expired_sealed]
         return Sources({}, _later(parse_time(max(expired))) if expired else None), []
-    audit = _newest(store, trust, plan)
+    audit = newest_reading(store, plan.archive, trust, plan.audits)
     if audit is None and not plan.audits:
         return Sources({}), []
     try:
@@ -148,19 +151,6 @@ def _before(
 
 def _later(moment: datetime) -> str:
     return format_time(shift(moment, LEARNING))
-
-
-def _newest(store: Store, trust: Trust, plan: Plan) -> Audit | None:
-    """Return the newest audit that is no record of a roll; None if there is none that counts."""
-    judge = Judge(store, layout.AUDIT_LOG, AUDITS, plan.archive, trust)
-    for sequence in range(plan.audits - 1, max(plan.audits - 1 - _ROLLS, -1), -1):
-        try:
-            signed = read_audit(store, sequence, judge.is_of_place)
-        except (ObjectMissing, FormatError):
-            continue
-        if judge.verdict(signed, sequence).clean and not is_of_roll(signed.statement):
-            return signed.statement
-    return None
 
 
 def _wanted(made: Advanced) -> Iterator[Key]:

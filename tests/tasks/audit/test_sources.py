@@ -24,7 +24,7 @@ from tasks.audit import advance as advancing
 from tasks.audit import emitters
 from tasks.audit import sources as accounting
 from tasks.audit.advance import advance, forget
-from tasks.audit.conclude import Outcome, conclude
+from tasks.audit.conclude import TAKEN_OVER, Outcome, conclude
 from tasks.audit.emitters import Collector, Seen, SeenSpan
 from tasks.audit.numbers import Numbers, Room
 from tasks.audit.pieces import verify_pieces
@@ -146,6 +146,31 @@ def test_a_late_replay_closes_a_gap(growing: Growing) -> None:
     put(growing, lines[25:])
     assert audit(given).verdict == "verified"
     assert known(growing, 5).sources[SOURCE].missing == 0
+
+
+def test_a_damaged_log_is_counted_once(growing: Growing) -> None:
+    """Where a log has lost a statement, each audit reads what follows as new. Its events are no repeats."""
+    given = settings(growing)
+    lines = life(40)
+    put(growing, lines[:20])
+    audit(given)
+    put(growing, lines[20:])
+    (growing.folder / f"manifests/{growing.log}/{5:012}.json").unlink()
+    wanted = said(audit(given))
+    assert ["numbers 26 to 30" in message for *_, message in wanted] == [True]
+    assert said(audit(given)) == wanted
+    assert known(growing, 2).sources[SOURCE].repeats == 0
+
+
+def test_an_audit_that_resumes(growing: Growing) -> None:
+    """What pieces of a killed run have counted is taken over with them."""
+    given = settings(growing)
+    put(growing, [line for at, line in enumerate(life(30)) if at != 4])
+    plan = plan_audit(given, Request(), datetime.now(UTC))
+    assert len(list(verify_pieces(given, plan, plan.pieces))) == 2
+    outcome = audit(given)
+    assert outcome.counts[TAKEN_OVER] == 2
+    assert "number 5 (between" in said(outcome)[0][2]
 
 
 def test_an_audit_with_very_many_objects(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
