@@ -164,7 +164,7 @@ def gather(
         problems=problems,
         unverified=[f"{log}: {message}" if log else message for log, message in unchecked],
         reader=Reader(tuple(trust.keys.values()), trust.quorum, witnesses, trust.accepted, reread_days),
-        sources=_sources(store, statement, problems),
+        sources=_sources(store, newest.statement, problems),
         figures=reading.figures,
         period=reading.period,
     )
