@@ -9,10 +9,9 @@ A thread cannot be started while the interpreter ends. Then `close` does the wor
 Nothing that goes wrong ends the thread: it is counted in `faults`, logged, and the next step is taken.
 """
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from custody.emit.builders import AuditEvent, own
@@ -71,11 +70,12 @@ class Worker:
 
     def start(self) -> None:
         """Start the thread, if the interpreter lets it. Otherwise it may be tried again; `close` does the work."""
-        thread = threading.Thread(target=self._run, name="custody-emit", daemon=True)
-        # Raised while the interpreter ends, or where the process has too many threads.
-        with contextlib.suppress(RuntimeError):
-            thread.start()
-            self._thread = thread
+        self._thread = threading.Thread(target=self._run, name="custody-emit", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # The interpreter ends, or the process has too many threads.
+            self._thread = None
 
     def stop(self, seconds: float) -> None:
         """Take no more events, and end after so many seconds, or sooner. Does not wait."""
@@ -217,7 +217,8 @@ class Worker:
     def _build(self, build: Callable[[], Iterable[AuditEvent]], lines: list[bytes]) -> None:
         """Add the lines of what a request's function makes; whatever it raises refuses the event."""
         try:
-            encoded = encode_all(list(build()), self._redaction)
+            events = list(build())
+            encoded = [line for batch in _batches(events) for line in encode_all(batch, self._redaction)]
         except BaseException as error:  # noqa: BLE001 - asyncio's CancelledError and SystemExit would end this thread
             # Its text may have what was in the request.
             self._refuse(f"making it raised {type(error).__name__}")
@@ -231,3 +232,8 @@ class Worker:
     def _refuse(self, reason: str) -> None:
         self._refused += 1
         self._quiet.warn("invalid", f"an audit event was refused: {reason}")
+
+
+def _batches(events: Sequence[AuditEvent]) -> Iterator[Sequence[AuditEvent]]:
+    for start in range(0, len(events), STEP_ITEMS):
+        yield events[start : start + STEP_ITEMS]
