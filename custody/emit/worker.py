@@ -26,6 +26,8 @@ STEP_ITEMS = 200
 """Items taken at once: with more, this thread would keep others from the interpreter for too long."""
 STOP_SECONDS = 2.0
 """How much longer than its own limit the thread may take to end."""
+COUNTERS = (*COUNTED, "written", "queued", "queued_bytes", "dropped")
+"""Names of all counters of a writer."""
 _BUSY_SECONDS, _IDLE_SECONDS = 0.02, 0.5
 
 
