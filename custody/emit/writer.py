@@ -32,7 +32,7 @@ from custody.emit.redact import Redaction
 from custody.emit.sink import Sink, SteadySink
 from custody.emit.spool import Spool
 from custody.emit.spool_folders import open_root
-from custody.emit.worker import Left, Worker
+from custody.emit.worker import COUNTERS, Left, Worker
 from custody.format.limits import EVENT_BYTES
 from custody.format.lines import oversize
 
@@ -83,6 +83,31 @@ class AuditWriter(ABC):
             AuditError: the event is not valid (`Serialization`, with the reason that the drain would give), there is no
                 room for it, or the writer is closed.
         """
+
+    @abstractmethod
+    def submit(self, build: Build, size: int, *, reserved: bool = False) -> None:
+        """Take what makes events, and call it on another thread. Whatever it raises counts as a refused event.
+
+        Args:
+            build: returns the events.
+            size: about how many bytes it keeps.
+            reserved: `reserve` has kept a place for it.
+
+        Raises:
+            AuditError: there is no room for it, or the writer is closed.
+        """
+
+    @abstractmethod
+    def reserve(self) -> bool:
+        """Keep a place in the queue for a `submit` that comes later, and return whether there is room."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give back a reserved place that is not needed."""
+
+    @abstractmethod
+    def drop(self, events: int = 1) -> None:
+        """Count events that happened and were not written. Their numbers are left out, so the archive has a hole."""
 
     @abstractmethod
     def flush(self, seconds: float) -> int:
@@ -163,28 +188,19 @@ class QueuedWriter(AuditWriter):
         return event
 
     def submit(self, build: Build, size: int, *, reserved: bool = False) -> None:
-        """Take what makes events, and call it on the writer's thread. Whatever it raises counts as a refused event.
-
-        Args:
-            build: returns the events.
-            size: about how many bytes it keeps.
-            reserved: `reserve` has kept a place for it.
-
-        Raises:
-            AuditError: there is no room for it, or the writer is closed.
-        """
+        """Take what makes events, and call it on the writer's thread; as `AuditWriter.submit`."""
         self._offer(build, size, reserved=reserved)
 
     def reserve(self) -> bool:
-        """Keep a place in the queue for a `submit` that comes later, and return whether there is room."""
+        """Keep a place in the queue; as `AuditWriter.reserve`."""
         return self._in_this_process().queue.reserve()
 
     def release(self) -> None:
-        """Give back a reserved place that is not needed."""
+        """Give back a reserved place; as `AuditWriter.release`."""
         self._in_this_process().queue.release()
 
     def drop(self, events: int = 1) -> None:
-        """Count events that happened and were not written. Their numbers are left out, so the archive has a hole."""
+        """Count events that were not written; as `AuditWriter.drop`."""
         self._in_this_process().queue.drop(events)
 
     def flush(self, seconds: float) -> int:
@@ -211,8 +227,10 @@ class QueuedWriter(AuditWriter):
             self._worker.stop(self.options.close_seconds)
 
     def counters(self) -> dict[str, int]:
-        """Return counts of this process; as `AuditWriter.counters`. Starts no thread."""
-        return (self._worker or self._new_worker()).counters()
+        """Return counts of this process; as `AuditWriter.counters`."""
+        # Who reads metrics starts no thread, and makes no source of a process that emits nothing.
+        worker = self._worker
+        return worker.counters() if worker is not None else dict.fromkeys(COUNTERS, 0)
 
     @property
     def source(self) -> str:

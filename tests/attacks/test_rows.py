@@ -160,8 +160,8 @@ ELSEWHERE: dict[int, list[str]] = {
         "tests/tasks/drain/test_drain.py::test_the_others_first",
     ],
     63: [
-        "tests/tasks/drain/test_assemble.py::test_time_grows_with_the_size_at_most",
-        "tests/tasks/drain/test_assemble.py::test_memory_grows_with_the_size_at_most",
+        "tests/custody/archive/test_assemble.py::test_time_grows_with_the_size_at_most",
+        "tests/custody/archive/test_assemble.py::test_memory_grows_with_the_size_at_most",
     ],
     64: [
         "tests/tasks/drain/test_drain.py::test_sigterm_while_kafka_hangs",
