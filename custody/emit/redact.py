@@ -54,6 +54,16 @@ _CHECKED_OWN: Final = frozenset(("timestamp",))
 """The same of own types."""
 
 
+class Signature(str):
+    """A GraphQL operation's signature, which has no literals: what stands behind a name is a variable or empty.
+
+    By the rules for other texts it would lose names of variables, and its hash would be another. So only keys by their
+    shapes, and words behind a secret's name, are replaced in it.
+    """
+
+    __slots__ = ()
+
+
 class _Refusal(Exception):
     """Fields have no form in JSON, or one that is too large or too deep. Its text has no value."""
 
@@ -381,6 +391,9 @@ class _Walk:
         """Return a value of a type that JSON lacks."""
         if isinstance(value, Enum):
             return self._value(value.value, depth)
+        if isinstance(value, Signature):
+            self._characters += len(value)
+            return self._text.redact_signature(str.__str__(value))
         if isinstance(value, str):
             return self._string(str.__str__(value), depth)
         if isinstance(value, int | float):
