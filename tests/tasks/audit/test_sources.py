@@ -395,6 +395,19 @@ def test_bounds_of_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
         ("a", 9, True), ("b0", 1, True), ("b1", 1, True),
     ]  # fmt: skip
     assert collector.left_out == 7
+    monkeypatch.undo()
+    monkeypatch.setattr(emitters, "HANDED_ON", 12)
+    shared = Collector(pieces=4)
+    lines = [emitted(number, "a") for number in range(1, 9000, 2)] + [emitted(1, f"b{at}") for at in range(9)]
+    shared.add(WORK, BATCH, b"".join(line + b"\n" for line in lines))
+    taken = shared.take()
+    assert [(each.source, bool(each.numbers), each.partial) for each in taken] == [
+        ("a", False, True), ("b0", True, False), ("b1", True, False),
+    ]  # fmt: skip
+    assert shared.left_out == 7 + 4500
+    made = Sources({})
+    advance(made, [("log/0", each) for each in taken], 0)
+    assert made.sources["a"].partial
     spans = Collector()
     for sequence in range(500):
         work = Work(**{name: getattr(WORK, name) for name in WORK.__struct_fields__} | {"sequence": sequence})
