@@ -1,7 +1,8 @@
 """Collects the numbers of sources while an audit reads events (`custody.format.sources`).
 
-Memory is bounded for any events: a piece has at most `SOURCES` sources and `CHUNKS` chunks of numbers. What is beyond
-is counted, and no gap of such a source is reported, because it may be none.
+Memory is bounded for any events: a piece has at most `SOURCES` sources and `CHUNKS` chunks of numbers, and all pieces
+of an audit hand on at most about `HANDED_ON` sources, and as many scattered chunks. What is beyond is counted, and no
+gap of such a source is reported, because it may be none.
 """
 
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ SOURCES = 10_000
 """Sources of a piece."""
 CHUNKS = 100_000
 """Chunks of numbers of a piece, each of 1,024 numbers: some 20 MB."""
+HANDED_ON = 500_000
 SPANS = 16
 """Parts of a piece's statements in which a source's numbers are looked for again."""
 REPEATS = 1_000
@@ -169,9 +171,15 @@ def _row(line: bytes) -> _Row | None:
 class Collector:
     """Collects sources from batches that a verification has read."""
 
-    def __init__(self, first: int = 0) -> None:
-        """Begin. Statements before `first` were counted by an earlier audit."""
+    def __init__(self, first: int = 0, pieces: int = 1) -> None:
+        """Begin.
+
+        Args:
+            first: statements before this one were counted by an earlier audit.
+            pieces: how many pieces the audit has.
+        """
         self._first = first
+        self._share = max(HANDED_ON // max(pieces, 1), 1)
         self._sources: dict[str, _Collected] = {}
         self._room = Room(CHUNKS)
         self.left_out = 0
@@ -184,7 +192,7 @@ class Collector:
         for _, name, number, row in numbered(payload):
             source = self._sources.get(name)
             if source is None:
-                if len(self._sources) >= SOURCES:
+                if len(self._sources) >= min(SOURCES, self._share):
                     self.left_out += 1
                     continue
                 source = self._sources[name] = _Collected(work.sealed_at)
@@ -195,12 +203,20 @@ class Collector:
                 source.stopped = moment_of(row)
 
     def take(self) -> list[Seen]:
-        """Return what was collected, by name."""
+        """Return what was collected, by name. The most scattered numbers are left out if they are too many."""
+        parts = {name: source.numbers.parts() for name, source in self._sources.items()}
+        room = self._share
+        for name in sorted(parts, key=lambda name: len(parts[name])):
+            room -= len(parts[name])
+            if room < 0:
+                self._sources[name].partial = True
+                self.left_out += self._sources[name].events
+                parts[name] = []
         return [
             Seen(
                 source=name,
                 events=source.events,
-                numbers=source.numbers.parts(),
+                numbers=parts[name],
                 repeated=source.repeated,
                 repeats=source.repeats,
                 started=source.started,

@@ -131,7 +131,7 @@ def _verify_piece(
     expired = {log: marks.expired} if marks else {}
     scope = Scope({log: [Span(piece.first, piece.end)]}, listing=False, expired=expired)
     objects: list[ObjectRef] = []
-    collector = Collector(0 if plan.full else plan.counted.get(piece.log, 0))
+    collector = Collector(0 if plan.full else plan.counted.get(piece.log, 0), len(plan.pieces))
     if settings.audit.tables and piece.read == "new":
         with TableWriter(store, log, piece.first, piece.end, archive=plan.archive, signers=signers) as writer:
             report = verify(store, trust, now=started_at, workers=0, scope=scope, sink=Sinks(writer, collector))

@@ -342,5 +342,7 @@ def _bounds(excess: int, left_out: int) -> Iterator[Finding]:
         )
         yield finding("source-gap", message, severity=Severity.NOTICE)
     if left_out:
-        message = f"there are too many sources in one piece: {left_out:,} events of further ones were not counted"
+        message = (
+            f"there are too many sources, or their numbers are too scattered: {left_out:,} events were not counted"
+        )
         yield finding("source-gap", message, severity=Severity.NOTICE)
