@@ -10,6 +10,7 @@ Rules:
 - Every command line of custody in any page, run or not, is one that the real command line takes.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -280,9 +281,15 @@ def command_lines(text: str) -> Iterator[list[str]]:
         yield from custody_lines(re.sub(r"[\[\]]", "", shown.replace("\\|", "|").replace("…", "etc")))
 
 
+@functools.cache
+def command_line() -> Any:
+    """Return the command line, which is only looked at."""
+    return get_command(app)
+
+
 def taken(words: list[str]) -> None:
     """Raise a usage error if the command line does not take these words: a command, its options and arguments."""
-    command: Any = get_command(app)
+    command = command_line()
     context = command.make_context("custody", [], resilient_parsing=True)
     while hasattr(command, "get_command") and words and not words[0].startswith("-"):
         name, *words = words
