@@ -281,7 +281,7 @@ def test_a_sink_that_opens_late_gets_what_was_spooled(tmp_path: Path, caplog: py
 def test_a_sink_that_raises_has_taken_nothing(
     sink: MemorySink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever a client library raises, lines stay where they are, and its text, which may be an event's, is not logged."""
+    """Whatever a client library raises, lines stay where they are. Its text may be an event's, and is not logged."""
     delivery = make(sink, tmp_path)
 
     def fails(*_: object) -> int:
