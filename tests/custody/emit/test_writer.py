@@ -6,13 +6,13 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
-from custody.emit import builders, identity
+from custody.emit import builders
 from custody.emit import delivery as delivery_module
 from custody.emit import worker as worker_module
 from custody.emit import writer as writer_module
@@ -103,8 +103,8 @@ def test_a_full_queue_that_drops_counts_each_and_leaves_a_hole_for_each() -> Non
 def test_a_full_queue_that_has_room_again_in_time_takes_the_event() -> None:
     """`wait` waits no longer than it must."""
     writer = full("wait", wait_seconds=20)
-    threading.Timer(0.02, lambda: setattr(writer.sink, "away", False)).start()
     begun = time.monotonic()
+    threading.Timer(0.02, lambda: setattr(writer.sink, "away", False)).start()
     writer.write(event(1))
     assert 0.01 < time.monotonic() - begun < 10
     assert writer.close(5) == Left(0, 0)
@@ -131,11 +131,12 @@ def test_a_closed_writer_refuses_and_says_so() -> None:
     writer.write(event(1))
     assert writer.close() == Left(0, 0)
     assert writer.close() == Left(0, 0)
-    for refused in (
+    calls: list[Callable[[], None]] = [
         lambda: writer.write(event(2)),
         lambda: writer.submit(list, 0),
         lambda: writer.submit(list, 0, reserved=True),
-    ):
+    ]
+    for refused in calls:
         with pytest.raises(AuditError, match="the writer is closed"):
             refused()
     assert not writer.reserve()
@@ -240,7 +241,7 @@ def test_trap_16_ids_and_numbers_rise_also_when_the_clock_steps_back(monkeypatch
     """An event that was written later has the greater id and the greater number, whatever the time is."""
     now = time.time_ns()
     clock = iter([now + step * 1_000_000_000 for step in (10, 9, 0, -3600, -3600, 11, 5)])
-    monkeypatch.setattr(identity.time, "time_ns", lambda: next(clock, now))
+    monkeypatch.setattr(time, "time_ns", lambda: next(clock, now))
     writer = MemoryWriter(options())
     for n in range(20):
         writer.write(event(n))
@@ -305,7 +306,7 @@ def test_the_event_loop_goes_on_while_an_async_write_waits(on_full: OnFull) -> N
     longest = 0.0
     sleep = time.sleep
 
-    def watched(seconds: float) -> None:
+    def watched(seconds: Any) -> None:
         nonlocal longest
         if threading.current_thread() is threading.main_thread():
             longest = max(longest, seconds)
