@@ -240,11 +240,8 @@ class Delivery:
             return
         lines, self._refused_lines = self._refused_lines, []
         kept = self._guarded(lambda spool: spool.keep_refused(lines)) or 0
-        self._quiet.warn(
-            "refused",
-            f"{len(lines):,} audit events were refused by where they were sent, and are not sent again;"
-            f" {kept:,} of them are kept in the folder `bad` of the spool",
-        )
+        refused = f"{len(lines):,} audit events were refused by where they were sent, and are not sent again"
+        self._quiet.warn("refused", f"{refused}; the spool's folder `bad` has {kept:,} of them")
 
     def _replay(self, spool: Spool) -> None:
         """Send what is in the spool, a batch at a time, and adopt what dead processes left."""

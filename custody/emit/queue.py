@@ -108,7 +108,7 @@ class Queue:
     def take(self, most: int) -> tuple[list[Item], int]:
         """Remove the oldest items, and return them with how many events were dropped since the last call.
 
-        Items of the call before count as passed on.
+        They count as open until `passed_on`.
         """
         with self._lock:
             taken = [self._items.popleft() for _ in range(min(most, len(self._items)))]
@@ -116,6 +116,10 @@ class Queue:
             self._taken = len(taken)
             dropped, self._dropped = self._dropped, 0
         return [item for item, _ in taken], dropped
+
+    def passed_on(self) -> None:
+        """Count what was taken as no longer here: somebody else counts it now."""
+        self._taken = 0
 
     def wait(self, seconds: float) -> None:
         """Return when there is an item, when the queue is closed, or after a time."""

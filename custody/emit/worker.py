@@ -215,6 +215,7 @@ class Worker:
         self._numbered += len(lines) + dropped
         if numbered:
             delivery.deliver(numbered)
+        self.queue.passed_on()
 
     def _build(self, build: Callable[[], Iterable[AuditEvent]], lines: list[bytes]) -> None:
         """Add the lines of what a request's function makes; whatever it raises refuses the event."""

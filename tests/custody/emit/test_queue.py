@@ -87,16 +87,18 @@ def test_dropped_events_are_reported_once() -> None:
     assert queue.dropped == 5
 
 
-def test_items_count_as_open_until_the_next_ones_are_taken() -> None:
+def test_items_count_as_open_until_they_are_passed_on() -> None:
     """Between queue and sink no item is out of sight."""
     queue = Queue(Limits())
     queue.offer(line(0), 1)
     queue.offer(line(1), 1)
     queue.take(1)
     assert (len(queue), queue.open_items) == (1, 2)
-    queue.take(1)
+    queue.passed_on()
     assert queue.open_items == 1
     queue.take(1)
+    assert queue.open_items == 1
+    queue.passed_on()
     assert queue.open_items == 0
 
 
