@@ -9,7 +9,6 @@
 """
 
 import asyncio
-import inspect
 import json
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final
@@ -22,7 +21,7 @@ from custody.emit.identity import uuid7
 from custody.emit.notes import SCOPE_KEY
 from custody.emit.outlet import Counts, OnAuditFailure, Outlet
 from custody.emit.quiet import QuietLog
-from custody.emit.request import RequestIds, request_ids
+from custody.emit.request import request_ids
 from custody.emit.websocket import Connection
 from custody.emit.writer import QueuedWriter
 from custody.errors import ConfigurationError
@@ -81,7 +80,8 @@ class AuditMiddleware:
         if signatures not in {"first", "never"}:
             raise ConfigurationError(f"signatures is 'first' or 'never', not {signatures!r}")
         self._app, self._writer = app, writer
-        self._paths = tuple(each.rstrip("/") for each in paths)
+        self._paths = frozenset(each.rstrip("/") or "/" for each in paths)
+        self._below = tuple(each.rstrip("/") + "/" for each in paths)
         self._identify = identify
         self._proxies = Proxies() if proxies is None else proxies
         self._refuse = on_audit_failure == "refuse"
@@ -107,12 +107,12 @@ class AuditMiddleware:
         return {"refused_requests": self._counts.refused, "unaudited_requests": self._counts.unaudited}
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ids = self._ids(scope)
+        request_id = self._request_id(scope)
         outlet = Outlet(self._writer, self._counts, self._quiet, refuse=self._refuse)
         if not outlet.may_begin():
-            await _refuse(send, ids.request_id)
+            await _refuse(send, request_id)
             return
-        exchange = Exchange(scope, ids, receive, send, ANSWER_BYTES)
+        exchange = Exchange(scope, request_id, receive, send, ANSWER_BYTES)
         scope[SCOPE_KEY] = exchange.notes
         error: BaseException | None = None
         try:
@@ -136,7 +136,7 @@ class AuditMiddleware:
             outlet.put_last(lambda: describer.exchange(exchange, caller, identified=identified), exchange.size)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ids = self._ids(scope)
+        request_id = self._request_id(scope)
         outlet = Outlet(self._writer, self._counts, self._quiet, refuse=self._refuse)
         if not outlet.may_begin():
             await receive()
@@ -146,7 +146,7 @@ class AuditMiddleware:
             scope,
             receive,
             send,
-            ids=ids,
+            request_id=request_id,
             describer=self._describer,
             ask=self._ask,
             outlet=outlet,
@@ -165,13 +165,13 @@ class AuditMiddleware:
     def _audits(self, scope: Scope) -> bool:
         """Return whether a path is the GraphQL server's, or below it: a mounted application serves all of that."""
         path: str = scope["path"]
+        if path in self._paths or path.startswith(self._below):
+            return True
         inner = path.removeprefix(scope.get("root_path", ""))
-        return any(
-            each == audited or each.startswith(audited + "/") for audited in self._paths for each in (path, inner)
-        )
+        return inner in self._paths or inner.startswith(self._below)
 
-    def _ids(self, scope: Scope) -> RequestIds:
-        """Return the ids of a request.
+    def _request_id(self, scope: Scope) -> str:
+        """Return the id of a request: ours, or the one that a trusted proxy gave it.
 
         Raises:
             ConfigurationError: it came over a unix socket, and nothing says how many proxies there are.
@@ -180,18 +180,20 @@ class AuditMiddleware:
         peer = client[0] if client else None
         if peer is None:
             self._proxies.require_peer(None)
-        return request_ids(scope["headers"], uuid7, proxy_trusted=self._proxies.trusts(peer))
+        if not self._proxies.trusts(peer):
+            return uuid7()
+        return request_ids(scope["headers"], uuid7, proxy_trusted=True).request_id
 
     async def _ask(self, scope: Scope) -> tuple[Caller, bool]:
         """Return who calls, and whether the hook could say it. It never fails: an event without a key is better."""
         if self._identify is None:
             return None, True
         try:
-            caller = self._identify(scope)
-            if inspect.isawaitable(caller):
+            answer = self._identify(scope)
+            if isinstance(answer, Awaitable):
                 async with asyncio.timeout(IDENTIFY_SECONDS):
-                    caller = await caller
-            return without_keys(caller, scope["headers"], scope.get(CONNECTION_INIT)), True
+                    answer = await answer
+            return without_keys(answer, scope["headers"], scope.get(CONNECTION_INIT)), True
         except Exception as error:  # noqa: BLE001
             # Its text may have the key.
             self._quiet.warn("identify", f"`identify` raised {type(error).__name__}: events lack who called")

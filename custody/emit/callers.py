@@ -18,6 +18,7 @@ CONNECTION_INIT: Final = "custody.connection_init"
 """Where `identify` finds the payload of a WebSocket's `connection_init` in the scope."""
 
 _SECRET_HEADERS: Final = frozenset((b"authorization", b"proxy-authorization", b"x-api-key", b"x-auth-token", b"cookie"))
+_WORD_ENDS = frozenset((b"", b" ", b"\t", b";"))
 _SHORTEST = 8
 """Characters of a key at least: shorter texts stand in a reason by chance."""
 _KEPT = 1_000
@@ -75,8 +76,10 @@ def without_keys(caller: Caller, headers: Headers, connection_init: object = Non
         return None
     if not isinstance(caller, Identity | Failure):
         raise TypeError
-    keys = {*_keys(headers), *_texts(connection_init)}
     identity = caller.api_key_id
+    if isinstance(caller, Identity) and connection_init is None and not _may_show(identity, headers):
+        return caller
+    keys = {*_keys(headers), *_texts(connection_init)}
     shown = identity is not None and identity in keys
     if isinstance(caller, Identity):
         return Identity(REDACTED, caller.key_version, caller.key_age_days) if shown else caller
@@ -85,6 +88,25 @@ def without_keys(caller: Caller, headers: Headers, connection_init: object = Non
         if len(key) >= _SHORTEST:
             reason = reason.replace(key, REDACTED)
     return Failure(reason, REDACTED if shown else identity, caller.key_version, caller.key_age_days)
+
+
+def _may_show(identity: str | None, headers: Headers) -> bool:
+    """Return whether an id may be a key: a word of a header that has one, or hidden there in base64."""
+    text = (identity or "").encode("latin-1", "replace")
+    for name, value in headers:
+        if name in _SECRET_HEADERS and (value[:6].lower() == b"basic " or text in value):
+            # The begin of a key may be its id, as in `key-17.secret`.
+            following = {value[end : end + 1] for end in _ends(text, value)}
+            if value[:6].lower() == b"basic " or not following.isdisjoint(_WORD_ENDS):
+                return True
+    return False
+
+
+def _ends(text: bytes, value: bytes) -> Iterator[int]:
+    at = value.find(text) if text else -1
+    while at >= 0:
+        yield at + len(text)
+        at = value.find(text, at + 1)
 
 
 def _keys(headers: Headers) -> Iterator[str]:

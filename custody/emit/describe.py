@@ -16,7 +16,7 @@ from custody.emit.graphql import Analysis, Analyzer
 from custody.emit.notes import Note
 from custody.emit.operations import MALFORMED, Operation, operations
 from custody.emit.redact import Signature
-from custody.emit.request import Headers, RequestIds, given_id
+from custody.emit.request import Headers, given_id, request_ids
 from custody.emit.responses import UNREAD, Answer, read_answers
 
 Signatures = Literal["first", "never"]
@@ -81,11 +81,13 @@ class Describer:
         self._day = date.min
         self._signed: OrderedDict[str, None] = OrderedDict()
 
-    def caller_fields(self, ids: RequestIds, peer: str | None, headers: Headers) -> dict[str, Any]:
+    def caller_fields(self, request_id: str, peer: str | None, headers: Headers) -> dict[str, Any]:
         """Return the fields that say where a request is from."""
         client = self._rules.proxies.client(peer, headers)
+        trusted = self._rules.proxies.trusts(peer)
+        ids = request_ids(headers, lambda: request_id, proxy_trusted=trusted)
         fields = {
-            "request_id": ids.request_id,
+            "request_id": request_id,
             "client_ip": client.ip,
             "client_ip_source": client.source,
             "client_request_id": ids.client_request_id,
@@ -96,7 +98,7 @@ class Describer:
 
     def exchange(self, exchange: Exchange, caller: Caller, *, identified: bool) -> Iterator[AuditEvent]:
         """Yield the events of a request over HTTP."""
-        fields = self.caller_fields(exchange.ids, exchange.peer, exchange.headers) | {"transport": "http"}
+        fields = self.caller_fields(exchange.request_id, exchange.peer, exchange.headers) | {"transport": "http"}
         if not identified:
             fields["identify_failed"] = True
         if isinstance(caller, Failure) or (self._rules.successes and caller is not None):

@@ -9,7 +9,6 @@ from typing import Any, Final, Literal
 
 from custody.emit.notes import Note
 from custody.emit.operations import BODY_BYTES
-from custody.emit.request import RequestIds
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -19,7 +18,7 @@ Ending = Literal["failed", "disconnected", "cancelled"]
 """How a request ended that got no whole answer."""
 
 REQUEST_ID: Final = b"x-request-id"
-KEPT_HEADERS: Final = frozenset((b"content-type", b"forwarded", b"x-forwarded-for"))
+KEPT_HEADERS: Final = frozenset((b"content-type", b"forwarded", b"x-forwarded-for", b"traceparent", REQUEST_ID))
 """Headers that the worker needs. No other one is kept: some have keys."""
 _ANSWER_HEADERS = frozenset((b"content-type", b"content-encoding", REQUEST_ID))
 
@@ -45,17 +44,17 @@ class Exchange:
         "first_byte",
         "headers",
         "http_status",
-        "ids",
         "method",
         "notes",
         "peer",
         "query_string",
         "ready",
+        "request_id",
         "started",
         "started_at",
     )
 
-    def __init__(self, scope: Scope, ids: RequestIds, receive: Receive, send: Send, answer_limit: int) -> None:
+    def __init__(self, scope: Scope, request_id: str, receive: Receive, send: Send, answer_limit: int) -> None:
         self.started_at = time.time_ns()
         self.started = self.ready = time.perf_counter()
         self.method: str = scope["method"]
@@ -63,7 +62,7 @@ class Exchange:
         self.headers = [pair for pair in scope["headers"] if pair[0] in KEPT_HEADERS]
         client = scope.get("client")
         self.peer: str | None = client[0] if client else None
-        self.ids = ids
+        self.request_id = request_id
         self.notes: list[Note] = []
         self.body: list[bytes] = []
         self.body_whole = False
@@ -111,7 +110,7 @@ class Exchange:
             self.http_status = message["status"]
             headers = list(message.get("headers", ()))
             self.answer_headers = [pair for pair in headers if pair[0].lower() in _ANSWER_HEADERS]
-            message = {**message, "headers": with_request_id(headers, self.ids.request_id)}
+            message = {**message, "headers": with_request_id(headers, self.request_id)}
         await self._send(message)
 
     def end(self, error: BaseException | None) -> None:

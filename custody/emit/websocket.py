@@ -24,7 +24,6 @@ from custody.emit.describe import Describer, Run, Status
 from custody.emit.exchange import KEPT_HEADERS, Message, Receive, Scope, Send, with_request_id
 from custody.emit.operations import BODY_BYTES, TOO_LARGE, Operation, operation
 from custody.emit.outlet import Outlet
-from custody.emit.request import RequestIds
 from custody.emit.responses import Tally, decode
 
 SENT_BYTES: Final = 65_536
@@ -122,11 +121,11 @@ class Session:
     """The operations of one connection, read on the writer's thread."""
 
     def __init__(
-        self, describer: Describer, ids: RequestIds, peer: str | None, headers: list[tuple[bytes, bytes]]
+        self, describer: Describer, request_id: str, peer: str | None, headers: list[tuple[bytes, bytes]]
     ) -> None:
         """Begin without any operation."""
         self._describer = describer
-        self._from = ids, peer, headers
+        self._from = request_id, peer, headers
         self._open: dict[str, _Open] = {}
         self._identified = Identified(None, known=True, refused=None, attempted=False, moment=0)
 
@@ -243,7 +242,7 @@ class Connection:
         receive: Receive,
         send: Send,
         *,
-        ids: RequestIds,
+        request_id: str,
         describer: Describer,
         ask: Ask,
         outlet: Outlet,
@@ -255,7 +254,7 @@ class Connection:
             scope: ASGI's.
             receive: ASGI's.
             send: ASGI's.
-            ids: the ids of the handshake's request.
+            request_id: the id of the handshake's request.
             describer: makes the events.
             ask: asks the hook.
             outlet: where messages go.
@@ -263,9 +262,9 @@ class Connection:
         """
         client = scope.get("client")
         headers = [pair for pair in scope["headers"] if pair[0] in KEPT_HEADERS]
-        self._session = Session(describer, ids, client[0] if client else None, headers)
+        self._session = Session(describer, request_id, client[0] if client else None, headers)
         self._scope, self._receive, self._send = scope, receive, send
-        self._ids, self._ask, self._outlet, self._limit = ids, ask, outlet, limit
+        self._request_id, self._ask, self._outlet, self._limit = request_id, ask, outlet, limit
         self._entries: list[Entry] = []
         self._bytes = 0
         self._looked_at = 0
@@ -293,7 +292,7 @@ class Connection:
         """Pass a message of the server on, and keep a reference to it."""
         kind = message["type"]
         if kind == "websocket.accept":
-            headers = with_request_id(list(message.get("headers", ())), self._ids.request_id)
+            headers = with_request_id(list(message.get("headers", ())), self._request_id)
             message = {**message, "headers": headers}
         elif kind == "websocket.close":
             self._closed_with = self._closed_with or message.get("code", 1000)

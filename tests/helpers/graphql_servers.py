@@ -90,6 +90,11 @@ class Subscription:
             await asyncio.sleep(wait)
             yield number
 
+    @strawberry.subscription
+    async def broken(self) -> AsyncGenerator[int, None]:
+        """Yield what is no number."""
+        yield "the text of an error"  # type: ignore[misc]
+
 
 class StrawberryApp(GraphQL[Any, Any]):
     """Strawberry's, which lets no one in by WebSocket without a token."""
