@@ -107,6 +107,12 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
         Severity.TAMPERED,
         "keep Kafka's records as evidence: somebody changed records in the archive or in the topic",
     ),
+    "source-gap": (
+        Severity.INCOMPLETE,
+        "look for the events in the spool of that process, and replay it; else find out why it lost them, and accept it"
+        " with `custody accept`",
+    ),
+    "source-repeat": (Severity.NOTICE, "nothing, if a spool was replayed; else find out who sent the events again"),
     "topic-changed": (
         Severity.UNVERIFIABLE,
         "if the topic was recreated, moved or deleted on purpose, run `custody new-epoch`. Otherwise find out what"

@@ -342,7 +342,7 @@ def settings_table(settings: Settings, *, sources: bool = False) -> Table:
     """Return a table of all settings, with their meaning or where each value comes from. Secrets are hidden."""
     made = table("!setting", "value", "source" if sources else "meaning")
     rows = list(_walk(settings))
-    origins = settings.sources(name for name, _, _ in rows) if sources else {}
+    origins = settings.origins(name for name, _, _ in rows) if sources else {}
     for name, value, meaning in rows:
         made.add_row(name, safe(_shown(value)), safe(origins[name]) if sources else meaning)
     made.caption = "A setting is a key of custody.toml, or a variable: CUSTODY_S3__REGION for s3.region."
@@ -358,7 +358,7 @@ def settings_json(settings: Settings) -> dict[str, Any]:
 def sources_json(settings: Settings) -> dict[str, Any]:
     """Return each setting's value and source as JSON types, by its name. Secrets are hidden."""
     values = {name: value for name, value, _ in _walk(settings)}
-    origins = settings.sources(values)
+    origins = settings.origins(values)
     return {name: {"value": _plain(value), "source": origins[name]} for name, value in values.items()}
 
 

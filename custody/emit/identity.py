@@ -61,7 +61,7 @@ def uuid7() -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Process:
     """A process, and starts for its sources: when it loaded this module or was forked, in µs since 1970, and later."""
 
@@ -88,7 +88,7 @@ class Source:
     its own events. After a fork the child's source is new.
     """
 
-    __slots__ = ("_process", "_text", "instance", "service")
+    __slots__ = ("_texts", "instance", "service")
 
     def __init__(self, service: str, instance: str | None = None) -> None:
         """Name a service, and the instance of it that this process is.
@@ -103,15 +103,16 @@ class Source:
         host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:100].lstrip("._-") or "host"
         self.service = _check_name("service", service)
         self.instance = host if instance is None else _check_name("instance", instance)
-        self._process: _Process | None = None
-        self._text = ""
+        self._texts: dict[_Process, str] = {}
 
     def __str__(self) -> str:
         process = _this_process
-        if self._process is not process:
-            self._text = f"{self.service}/{self.instance}/{process.pid}-{next(process.starts)}"
-            self._process = process
-        return self._text
+        text = self._texts.get(process)
+        if text is None:
+            # Of threads that ask at once the first decides. A lock could be held at a fork, and never released.
+            text = f"{self.service}/{self.instance}/{process.pid}-{next(process.starts)}"
+            text = self._texts.setdefault(process, text)
+        return text
 
     def __repr__(self) -> str:
         return f"Source({str(self)!r})"

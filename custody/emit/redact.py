@@ -54,6 +54,16 @@ _CHECKED_OWN: Final = frozenset(("timestamp",))
 """The same of own types."""
 
 
+class Signature(str):
+    """A GraphQL operation's signature, which has no literals: what stands behind a name is a variable or empty.
+
+    By the rules for other texts it would lose names of variables, and its hash would be another. So only keys by their
+    shapes, and words behind a secret's name, are replaced in it.
+    """
+
+    __slots__ = ()
+
+
 class _Refusal(Exception):
     """Fields have no form in JSON, or one that is too large or too deep. Its text has no value."""
 
@@ -126,6 +136,8 @@ class Redaction:
             set_field(self, "_text", TextRules(self.verdict_on, shapes, roots))
         except re.error as error:
             raise ConfigurationError(f"a shape is no regular expression: {error}") from None
+        if any(re.search(shape, "") for shape in shapes):
+            raise ConfigurationError("a shape matches an empty text, which is everywhere: make a part of it mandatory")
 
     def __reduce__(self) -> tuple[type["Redaction"], tuple[frozenset[str], frozenset[str], tuple[str, ...]]]:
         return type(self), (self.keys, self.plain, self.shapes)
@@ -190,9 +202,10 @@ def _several(kind: str, texts: Iterable[str] | str) -> tuple[str, ...]:
     Raises:
         ConfigurationError: they are one text, which is several too: its letters.
     """
-    if isinstance(texts, str):
-        raise ConfigurationError(f"`{kind}` of a redaction are several: give a tuple or a set of them")
-    return tuple(texts)
+    several = () if isinstance(texts, str) else tuple(texts)
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in several):
+        raise ConfigurationError(f"`{kind}` of a redaction are several texts: give a tuple or a set of them")
+    return several
 
 
 def _names(kind: str, names: Iterable[str]) -> frozenset[str]:
@@ -347,7 +360,7 @@ class _Walk:
             raise _Refusal(_TOO_LARGE)
         if len(text) < len("p=ab"):
             return text
-        if text[0] in '{["' or text[0].isspace():
+        if text[0] in '{["\t\n\r ':
             rewritten = self._json(text, depth)
             if rewritten is not None:
                 return rewritten
@@ -378,6 +391,9 @@ class _Walk:
         """Return a value of a type that JSON lacks."""
         if isinstance(value, Enum):
             return self._value(value.value, depth)
+        if isinstance(value, Signature):
+            self._characters += len(value)
+            return self._text.redact_signature(str.__str__(value))
         if isinstance(value, str):
             return self._string(str.__str__(value), depth)
         if isinstance(value, int | float):

@@ -29,13 +29,23 @@ from custody.emit.spool_folders import (
     adopt_folder,
     explained,
     folder_names,
+    keep_aside,
     make_folder,
     open_root,
     put_aside,
     read_segment,
     release_folder,
 )
-from custody.emit.spool_segment import LINE_BYTES, RECORD_BYTES, SEGMENT_BYTES, State, frame, parse
+from custody.emit.spool_segment import (
+    HEAD_BYTES,
+    LINE_BYTES,
+    RECORD_BYTES,
+    SEGMENT_BYTES,
+    State,
+    frame,
+    head,
+    parse,
+)
 from custody.emit.spool_writer import SegmentWriter
 
 ADOPTED_AT_ONCE: Final = 16
@@ -203,6 +213,29 @@ class Spool:
         self._counts["done"] += delivered
         if reading.position == len(reading.lines):
             self._finish(reading)
+
+    def keep_refused(self, lines: Sequence[bytes]) -> int:
+        """Write lines that will never be delivered to a segment in `bad/`, and return for how many there was room.
+
+        Raises:
+            AuditError: `Spool`: the disk is full or cannot be written. None of these lines is kept.
+        """
+        self.sync()
+        records: list[bytes] = []
+        for line in lines:
+            record = frame(line)
+            if not self._budget.take(len(record)):
+                break
+            records.append(record)
+        if records:
+            with explained(self._path, "write to it"):
+                try:
+                    keep_aside(self._root, f"{self._own.name}.refused", head() + b"".join(records))
+                except BaseException:
+                    self._budget.give_back()
+                    raise
+            self._budget.synced(HEAD_BYTES)
+        return len(records)
 
     def adopt(self) -> int:
         """Take over folders whose processes have ended, the oldest first, and return how many.

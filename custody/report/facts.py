@@ -13,10 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from custody.archive import reader
+from custody.archive import reader, sources
+from custody.archive.sources import Source
 from custody.archive.trusted import check_archive, check_keys, unverified
 from custody.archive.writer import writer_name
-from custody.errors import CustodyError, HeadRollback
+from custody.errors import CustodyError, FormatError, HeadRollback
 from custody.findings import Accepted, Severity
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import Audit
@@ -63,6 +64,7 @@ class Facts:
         problems: what was seen while the report was made.
         unverified: why signatures could not be checked; empty if all were.
         reader: for whom it is.
+        sources: the sources that the audit knows, those that lack most first; None if it says nothing of sources.
         figures: of the period's statements.
         period: the period that was asked for.
     """
@@ -79,6 +81,7 @@ class Facts:
     problems: list[Problem]
     unverified: list[str]
     reader: Reader
+    sources: list[Source] | None
     figures: Figures
     period: Period
 
@@ -161,9 +164,22 @@ def gather(
         problems=problems,
         unverified=[f"{log}: {message}" if log else message for log, message in unchecked],
         reader=Reader(tuple(trust.keys.values()), trust.quorum, witnesses, trust.accepted, reread_days),
+        sources=_sources(store, newest.statement, problems),
         figures=reading.figures,
         period=reading.period,
     )
+
+
+def _sources(store: Store, statement: Audit, problems: list[Problem]) -> list[Source] | None:
+    try:
+        known = sources.read(store, statement)
+    except FormatError as error:
+        # A finding of the next audit. No verdict rests on it.
+        problems.append(Problem(Severity.NOTICE, f"what the audit knew of sources is not shown: {error}"))
+        return None
+    if known is None:
+        return None
+    return sorted(known.sources.values(), key=lambda source: (-source.missing, -source.repeats, source.name))
 
 
 def _check_archive(store: Store, file: ArchiveFile, trust: Trust) -> Problem | None:

@@ -20,6 +20,7 @@ from custody.report.logs import LogFact
 
 FINDINGS_SHOWN = 5_000
 """Findings that the page has in full. With more, no browser opens it; the page says where all are."""
+SOURCES_SHOWN = 100
 NOTHING = "\N{EN DASH}"
 _TYPES_SHOWN = 12
 _EVIDENCE_SHOWN = 20_000
@@ -82,6 +83,7 @@ def render(facts: Facts) -> bytes:
         unit=unit,
         types=_types(facts),
         shown=FINDINGS_SHOWN,
+        sources=(facts.sources or [])[:SOURCES_SHOWN],
         moment=lambda seconds: _time(datetime.fromtimestamp(seconds, UTC)),
     )
     return text.encode("utf-8", "backslashreplace")

@@ -208,7 +208,7 @@ def _diagnose(store: Store, work: Work, ref: SegmentRef, broken: Sequence[int]) 
         message = (
             f"{counted(added, 'byte was', 'bytes were')} added to the object"
             if added > 0
-            else f"the object lacks {counted(-added, 'byte')}"
+            else f"{counted(-added, 'byte of the object is', 'bytes of the object are')} missing"
         )
         return _finding(
             work, "segment-size", message, None,

@@ -164,9 +164,7 @@ def miscount(statement: Statement) -> Fault | None:
 
 def _miscounted(name: str, offset: int, count: int, batch: Batch | None = None) -> Fault:
     how = "nowhere" if name == "offset-gap" else "twice"
-    message = (
-        f"{counted(count, 'offset')} from here on stand{'s' if count == 1 else ''} {how} in the statement's account"
-    )
+    message = f"{counted(count, 'offset appears', 'offsets from here on appear')} {how} in the statement's account"
     return Fault(name, message, {"batch": batch.number if batch else None, "offset": offset})
 
 

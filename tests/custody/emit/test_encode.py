@@ -31,7 +31,7 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | 
 texts = st.text(st.characters(exclude_categories=()), max_size=8)
 values = st.recursive(
     scalars | texts,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=2),
     max_leaves=6,
 )
 names = st.sampled_from(sorted({*EVENTS["query_executed"], "x"}))
@@ -72,7 +72,7 @@ def nested(depth: int) -> Any:
 
 @given(
     st.sampled_from(list(TYPES)),
-    st.dictionaries(st.sampled_from(sorted({*EVENTS["query_executed"], "x"})) | texts, values),
+    st.dictionaries(st.sampled_from(sorted({*EVENTS["query_executed"], "x"})) | texts, values, max_size=3),
 )
 @example("mine", {"x": float("nan")})
 @example("mine", {"x": {"y": [float("-inf"), None]}})

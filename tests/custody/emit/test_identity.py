@@ -132,6 +132,36 @@ def test_two_sources_of_a_process_differ() -> None:
     assert len({str(source) for source in sources}) == 100
 
 
+def test_a_source_is_the_same_in_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if several ask for it first at the same time."""
+    both = threading.Barrier(2)
+
+    class Slow:
+        """Starts, each given when two threads wait for one."""
+
+        def __init__(self) -> None:
+            self.count = count(1)
+
+        def __iter__(self) -> Iterator[int]:
+            return self
+
+        def __next__(self) -> int:
+            both.wait(10)
+            return next(self.count)
+
+    monkeypatch.setattr(identity, "_this_process", replace(identity._this_process, starts=Slow()))
+    source = Source("a", "b")
+    seen: list[list[str]] = [[], []]
+    threads = [
+        threading.Thread(target=lambda mine: mine.extend((str(source), str(source))), args=(each,)) for each in seen
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({*seen[0], *seen[1]}) == 1
+
+
 def test_a_start_that_comes_later_is_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that gets the pid of an earlier one is told from it by its start; a source that exists follows."""
     source = Source("a", "b")
