@@ -36,10 +36,10 @@ def encode(event: AuditEvent, redaction: Redaction) -> CheckedLine:
     Raises:
         AuditError: the drain would quarantine it (`Serialization`).
     """
-    (encoded,) = encode_all((event,), redaction)
-    if isinstance(encoded, AuditError):
-        raise encoded
-    return encoded
+    line = _line(event, redaction)
+    if (reason := events.reason(line)) is not None:
+        raise _refusal(reason)
+    return CheckedLine(line)
 
 
 def encode_all(batch: Sequence[AuditEvent], redaction: Redaction) -> list[CheckedLine | AuditError]:
