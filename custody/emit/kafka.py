@@ -182,7 +182,7 @@ class KafkaSink:
         if error is None:
             return "delivered"
         code = error.code()
-        self._quiet.warn(f"Kafka {code}", f"Kafka, topic {self._topic}: an audit event was not taken: {error.str()}")
+        self._quiet.warn(f"Kafka {code}", f"Kafka, topic {self._topic}, did not take an audit event: {error.str()}")
         return "refused" if code in _NEVER else "failed"
 
 
