@@ -30,7 +30,7 @@ SPOOL_SECONDS = 1.0
 """How much longer than its limit `close` brings what is in the queue into the spool."""
 STOP_SECONDS = 3.0
 """How much longer than its limit `close` may take in all."""
-COUNTERS = (*COUNTED, "written", "queued", "queued_bytes", "dropped")
+COUNTERS = (*COUNTED, "written", "queued", "queued_bytes", "dropped", "faults")
 """Names of all counters of a writer."""
 _BUSY_SECONDS, _IDLE_SECONDS = 0.02, 0.5
 
