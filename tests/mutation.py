@@ -43,7 +43,7 @@ NEAR: Mapping[str, Sequence[str]] = {
     "format/envelope": ["tests/custody/format/test_manifest.py", "tests/custody/format/test_archive_file.py"],
     "format/manifest": ["tests/custody/format/test_manifest.py", "tests/custody/format/test_golden.py"],
     "format/archive_file": ["tests/custody/format/test_archive_file.py"],
-    "format/quarantine": ["tests/custody/format/test_quarantine.py", "tests/tasks/drain/test_assemble.py"],
+    "format/quarantine": ["tests/custody/format/test_quarantine.py", "tests/custody/archive/test_assemble.py"],
     "format/offsets": ["tests/custody/format/test_offsets.py"],
     "verify/run": VERIFYING,
     "verify/reading": VERIFYING,

@@ -1,1 +1,3 @@
-"""Write audit events from an application: what a server imports to emit to Kafka, Elasticsearch or an archive."""
+"""What an application imports to write audit events: writers, a spool on disk, redaction, middleware. Nothing heavy."""
+
+__all__: list[str] = []

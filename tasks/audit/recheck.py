@@ -25,6 +25,7 @@ from operator import attrgetter
 
 from confluent_kafka import TopicPartition
 
+from custody.archive.assemble import Record, quarantine_line
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, find_tip, list_logs, manifests_from, read_archive, read_batch
 from custody.archive.search import first_sequence
@@ -42,7 +43,6 @@ from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.tlog.head import Head
 from tasks.drain import kafka
-from tasks.drain.assemble import Record, quarantine_line
 from tasks.drain.change import find_change
 from tasks.drain.committed_heads import check_committed_head
 from tasks.drain.kafka import Broker, Feed, Received

@@ -24,9 +24,9 @@ import msgspec
 from confluent_kafka import KafkaError
 from confluent_kafka import TopicPartition as Position
 
+from custody.archive.assemble import RecordApart, quarantine_line
 from custody.format import limits
 from custody.format.events import reason
-from tasks.drain.assemble import RecordApart, quarantine_line
 from tasks.drain.batch_end import ONE_BATCH, response_size
 from tasks.drain.kafka import DAMAGED, OFFSET_OUT_OF_RANGE, PARTITION_EOF, Feed
 from tasks.drain.signals import stop_requested

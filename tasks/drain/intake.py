@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from confluent_kafka import TopicPartition as Position
 
+from custody.archive.assemble import Record
 from custody.errors import TransientSourceError
 from custody.format.manifest import LastRecord
 from tasks.drain.apart import ATTEMPTS, Apart, apart_limit
 from tasks.drain.apart import SECONDS as APART_SECONDS
 from tasks.drain.appends import Appends
-from tasks.drain.assemble import Record
 from tasks.drain.batch_end import Batches
 from tasks.drain.context import Context
 from tasks.drain.kafka import Feed

@@ -19,6 +19,7 @@ import tenacity
 from confluent_kafka import KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 
+from custody.archive.assemble import Record
 from custody.errors import SourceError, SourceRefused, TransientSourceError
 from custody.format.envelope import Signer
 from custody.format.layout import Log
@@ -26,7 +27,6 @@ from custody.format.manifest import LastRecord
 from custody.store import retries
 from custody.store.protocol import CLOCK_SLACK
 from custody.tlog.head import Head
-from tasks.drain.assemble import Record
 from tasks.drain.clients import make_admin, make_reader, read_committed
 from tasks.drain.committed_heads import CommittedHead, commit_metadata, parse_committed_head
 from tasks.drain.kafka_errors import AWAY, TERMINAL, is_of_group, map_error, reading, reason_of

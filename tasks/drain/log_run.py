@@ -8,12 +8,12 @@ from typing import Literal
 
 from confluent_kafka import TopicPartition as Position
 
+from custody.archive.assemble import Assembler
 from custody.archive.reader import Tip
 from custody.archive.writer import LogWriter
 from custody.errors import CustodyError, Fenced
 from custody.format.manifest import LastRecord, Manifest, Range
 from custody.format.reasons import Reasons
-from tasks.drain.assemble import Assembler
 
 logger = logging.getLogger(__name__)
 

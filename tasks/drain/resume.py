@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
 
+from custody.archive.assemble import Assembler
 from custody.archive.forms import statements_of
 from custody.archive.reader import list_logs, read_valid, sequence_of
 from custody.archive.trusted import Judge, find_signed_end, find_trusted_tip
@@ -27,7 +28,6 @@ from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId, Manifest, PreviousEpoch
 from custody.tlog.head import KnownHead
-from tasks.drain.assemble import Assembler
 from tasks.drain.committed_heads import check_committed_head
 from tasks.drain.context import Context, open_context
 from tasks.drain.kafka import Bounds, Topic

@@ -3,7 +3,7 @@
 import ctypes
 import gc
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 _COLLECT_AFTER = 50_000
@@ -33,12 +33,3 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)
         mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
-
-
-def has_all_names(headers: Sequence[tuple[str, bytes | None]]) -> bool:
-    """Return whether each header of a record has its name. Accessing a missing name crashes the process.
-
-    confluent-kafka leaves the name out if it is not UTF-8. Python up to 3.11 may lose the exception for this in a
-    garbage collection, or raise it a call later.
-    """
-    return all(len(gc.get_referents(header)) == 2 for header in headers)

@@ -32,14 +32,14 @@ from confluent_kafka import TopicPartition
 from rich.console import Console
 from rich.table import Table
 
-from custody.archive import writer
+from custody.archive import assemble, writer
 from custody.format import members
 from custody.format.leaves import OpenLeaves
 from custody.keys.keyring import new_keyring
 from custody.keys.open import open_signers
 from custody.store.open import open_store
 from flows.operate.sample import sample_events
-from tasks.drain import assemble, loop
+from tasks.drain import loop
 from tasks.drain import run as drain
 from tasks.drain.kafka import PARTITION_EOF, Feed
 from tasks.settings import Settings

@@ -26,6 +26,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from custody.archive.assemble import TIME_CREATE, Assembler
 from custody.archive.reader import read_archive
 from custody.archive.writer import LogWriter, create_archive
 from custody.format.leaves import LeafMaker
@@ -36,7 +37,6 @@ from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from flows.operate.sample import sample_events
-from tasks.drain.assemble import TIME_CREATE, Assembler
 from tasks.settings import Settings
 from tests.servers.s3 import SeaweedServer
 

@@ -20,6 +20,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from custody.archive.assemble import Assembler
 from custody.archive.reader import read_archive
 from custody.archive.writer import LogWriter
 from custody.format.layout import EVIDENCE, REBUILDABLE
@@ -28,7 +29,6 @@ from custody.keys.open import open_signers
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
-from tasks.drain.assemble import Assembler
 from tests.helpers.sample import Message
 from tests.helpers.search import now_event
 from tests.servers.elasticsearch import ElasticsearchServer

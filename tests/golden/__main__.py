@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from custody.archive.assemble import TIME_APPEND, TIME_CREATE, Assembler
 from custody.archive.forms import form_of
 from custody.archive.reader import Tip, find_audit_tip
 from custody.archive.trusted import Judge
@@ -34,7 +35,6 @@ from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.tlog.head import Head
 from custody.verify.run import verify
-from tasks.drain.assemble import TIME_APPEND, TIME_CREATE, Assembler
 from tests.golden import keyrings
 from tests.helpers.corpus import CASES
 from tests.helpers.reading import anything, read_folder

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from custody.archive.assemble import TIME_CREATE, Assembler
 from custody.archive.reader import Tip
 from custody.archive.writer import DEFAULT_RETENTION_DAYS, Entry, LogWriter, create_archive
 from custody.format.audit import Audit, SignedAudit
@@ -20,7 +21,6 @@ from custody.keys.keyring import new_keyring
 from custody.keys.open import open_signers
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
-from tasks.drain.assemble import TIME_CREATE, Assembler
 from tests.helpers.corpus import EVENTS
 
 BEGINNING_MS = 1_772_368_496_789

@@ -30,3 +30,4 @@ def serving(app: Any, **options: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(_START_SECONDS)
+        assert not thread.is_alive(), "uvicorn did not end"

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from custody.archive.assemble import Assembler
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.reader import Tip, choose_logs, find_audit_tip, find_tip, list_logs, read_archive, read_manifest
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip
@@ -46,7 +47,6 @@ from custody.tlog import merkle
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head, KnownHead
 from custody.verify.run import verify
-from tasks.drain.assemble import Assembler
 from tests.helpers import rfc6962
 from tests.helpers.memory import MemoryStore
 from tests.helpers.reading import anything, read_archive_records

@@ -18,6 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from custody.archive import assemble
+from custody.archive.assemble import (
+    TIME_APPEND,
+    TIME_CREATE,
+    TIME_NOT_AVAILABLE,
+    Assembler,
+    RecordApart,
+    quarantine_line,
+)
 from custody.archive.writer import Entry, LogWriter, create_archive
 from custody.findings import Severity
 from custody.format import limits, quarantine
@@ -47,15 +56,6 @@ from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.verify.run import verify
 from flows.operate.sample import sample_events
-from tasks.drain import assemble
-from tasks.drain.assemble import (
-    TIME_APPEND,
-    TIME_CREATE,
-    TIME_NOT_AVAILABLE,
-    Assembler,
-    RecordApart,
-    quarantine_line,
-)
 from tasks.drain.tuning import rare_collections
 from tests.helpers.archives import leaves_hash
 from tests.helpers.corpus import TIME, at, sized

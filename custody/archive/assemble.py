@@ -1,4 +1,4 @@
-"""Turns one log's records, in Kafka's order, into entries for its statements. No I/O.
+"""Turns one log's records, in order of their offsets, into entries for its statements. No I/O.
 
 Rules of the state machine. `position` is the first offset that is not accounted for.
 
@@ -18,6 +18,7 @@ Rules of the state machine. `position` is the first offset that is not accounted
 Memory is bounded: `full` asks for a cut at `segment_bytes` of JSONL, and before any limit of the format is reached.
 """
 
+import gc
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -34,7 +35,6 @@ from custody.format.leaves import LeafMaker, OpenLeaves
 from custody.format.manifest import Batch, KafkaTime, Unreadable
 from custody.format.quarantine import encode_quarantined
 from custody.format.times import format_us
-from tasks.drain.tuning import has_all_names
 
 CUT_BYTES = limits.BATCH_BYTES // 4
 """A batch of more than one event ends at about this size."""
@@ -408,7 +408,7 @@ def quarantine_line(record: Record, value: bytes | None, reason: str) -> bytes:
     reason = reason[:REASON_CHARACTERS]
     try:
         headers: Sequence[tuple[str, bytes | None]] = record.headers() or []
-        readable = has_all_names(headers)
+        readable = _has_all_names(headers)
     except (SystemError, UnicodeDecodeError):
         readable = False
     if not readable:
@@ -417,6 +417,15 @@ def quarantine_line(record: Record, value: bytes | None, reason: str) -> bytes:
         reason += "; its headers are left out, since a name among them is not UTF-8"
     timestamp = None if kind == TIME_NOT_AVAILABLE or stamp == _NO_TIME else stamp
     return encode_quarantined(record.offset(), timestamp, record.key(), value, headers, reason)
+
+
+def _has_all_names(headers: Sequence[tuple[str, bytes | None]]) -> bool:
+    """Return whether each header of a record has its name. Accessing a missing name crashes the process.
+
+    confluent-kafka leaves the name out if it is not UTF-8. Python up to 3.11 may lose the exception for this in a
+    garbage collection, or raise it a call later.
+    """
+    return all(len(gc.get_referents(header)) == 2 for header in headers)
 
 
 def _size(values: Sequence[bytes | None]) -> int:
