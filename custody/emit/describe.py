@@ -22,7 +22,7 @@ from custody.emit.responses import UNREAD, Answer, read_answers
 Signatures = Literal["first", "never"]
 """Whether the first event of a hash, in each process and on each day, has the text of the signature."""
 Status = Literal["ok", "errors", "refused", "failed", "disconnected", "cancelled", "stopped"]
-"""How an operation ended: see docs/emit.md."""
+"""How an operation ended: see docs/middleware.md."""
 
 SIGNATURES: Final = 10_000
 """Hashes that are remembered a day. Beyond it a signature may come again."""
