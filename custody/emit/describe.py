@@ -21,8 +21,11 @@ from custody.emit.signatures import SignatureTexts
 Signatures = Literal["first", "never"]
 """Whether the first event of a hash, in each process and on each day, has the text of the signature."""
 Status = Literal["ok", "errors", "refused", "failed", "disconnected", "cancelled", "stopped"]
-"""How an operation ended: see docs/emit.md."""
+"""How an operation ended: see docs/middleware.md."""
 
+PARSED: Final = 100
+"""Operations of a request that are parsed. Of further ones the text is hashed, as of a batch that was refused whole:
+otherwise a request that costs its server nothing could keep this thread busy for seconds."""
 UNREAD_BODY: Final = "## UnreadRequest"
 """Hashed instead of a signature where the application did not read the request's body."""
 
@@ -105,9 +108,11 @@ class Describer:
         answers = [*_answers(exchange, headers, len(asked))]
         pairs = _with_notes(asked, exchange.notes)
         answers += [UNREAD] * (len(pairs) - len(asked))
-        for (operation, note), answer in zip(pairs, answers, strict=True):
+        refused = exchange.http_status >= 400 and not any(answer.read for answer in answers)
+        parsed = 1 if refused else PARSED
+        for index, ((operation, note), answer) in enumerate(zip(pairs, answers, strict=True)):
             run = Run(
-                operation=operation,
+                operation=operation if index < parsed or note is not None else _hashed(operation),
                 answer=answer,
                 status=_status(exchange, answer),
                 started_at=exchange.started_at,
@@ -205,8 +210,17 @@ def _answers(exchange: Exchange, headers: Mapping[bytes, str], count: int) -> Se
     answers = read_answers(headers.get(b"content-type", ""), headers.get(b"content-encoding", ""), body, cut=cut)
     if len(answers) == count:
         return answers
-    # A batch was refused as a whole, or cut off: of each nothing more is known.
-    return [replace(answers[0], rows=0, exact=False) if answers and not answers[1:] else UNREAD] * count
+    # A batch was refused as a whole, or cut off: of each nothing more is known than that there are errors.
+    whole = answers[0] if len(answers) == 1 else UNREAD
+    return [replace(whole, rows=0, exact=False, read=False)] * count
+
+
+def _hashed(operation: Operation) -> Operation:
+    """Return an operation with the hash of its text instead of the text."""
+    if operation.document is None:
+        return operation
+    digest = sha256(operation.document.encode("utf-8", "surrogatepass")).hexdigest()
+    return replace(operation, document=None, document_hash=f"sha256:{digest}")
 
 
 def _status(exchange: Exchange, answer: Answer) -> Status:
