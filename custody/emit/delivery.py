@@ -11,6 +11,7 @@ same `event_id` and `source_seq`.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
@@ -47,19 +48,41 @@ _SEND_LINES = 200
 T = TypeVar("T")
 
 
-class Delivery:
-    """Sink and spool of one writer. One thread uses it."""
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """How long lines wait in the spool, to be sent together.
 
-    def __init__(self, sink: Sink, spool: Spool | None, quiet: QuietLog, *, spool_first: bool = False) -> None:
+    Attributes:
+        seconds: since the first of them.
+        lines: or until there are so many. It is also the most that is sent at once.
+    """
+
+    seconds: float
+    lines: int
+
+
+class Delivery:
+    """Sink and spool of one writer. One thread uses it.
+
+    Attributes:
+        urgent: whether lines that gather are sent now. Another thread may set it; it ends when nothing is unsettled.
+    """
+
+    def __init__(self, sink: Sink, spool: Spool | None, quiet: QuietLog, *, gather: Gather | None = None) -> None:
         """Set up.
 
         Args:
             sink: where lines go.
             spool: where they wait; None if there is no disk for it.
             quiet: for what goes wrong.
-            spool_first: every line goes through the spool, also while the sink is well.
+            gather: every line goes through the spool, also while the sink is well, and waits there for so long. Lines
+                that other processes left do not wait.
         """
-        self._sink, self._spool, self._quiet, self._spool_first = sink, spool, quiet, spool_first
+        self._sink, self._spool, self._quiet, self._gather = sink, spool, quiet, gather
+        self._gathers_since: float | None = None
+        self._owed = 0
+        """Lines that have gathered, and of which no batch is done yet."""
+        self.urgent = False
         self._held: deque[bytes] = deque()
         self._failed: list[bytes] = []
         self._sent = 0
@@ -119,6 +142,7 @@ class Delivery:
         self._push()
         if self._spool is not None:
             self._guarded(self._replay)
+        self.urgent = self.urgent and self.unsettled > 0
 
     def close(self, seconds: float) -> int:
         """Settle what can be settled in this time, leave the rest in the spool, and return how many lines are there.
@@ -127,6 +151,7 @@ class Delivery:
         """
         deadline = time.monotonic() + seconds
         while self.unsettled and (left := deadline - time.monotonic()) > 0:
+            self.urgent = True
             self.step(min(left, GROUP_SECONDS))
         self._sink.close(max(0.0, deadline - time.monotonic()))
         self._take_back()
@@ -198,9 +223,12 @@ class Delivery:
         if not self._spooling or now < self._retry_at:
             return
         if self._batch is None:
-            batch = spool.peek(REPLAY_LINES)
+            if not self._has_gathered(spool, now):
+                return
+            batch = spool.peek(self._gather.lines if self._gather else REPLAY_LINES)
             if not batch.lines:
-                self._spooling = self._spool_first or self._slow()
+                self._spooling = self._gather is not None or self._slow()
+                self._owed = 0
                 return
             self._batch = batch
             self._batch_left.extend(batch.lines)
@@ -209,7 +237,24 @@ class Delivery:
         _drop_first(self._batch_left, taken)
         if not self._batch_left and not self._batch_sent:
             done, self._batch = self._batch, None
+            waiting = spool.waiting
             spool.done(done)
+            self._owed -= waiting - spool.waiting
+
+    def _has_gathered(self, spool: Spool, now: float) -> bool:
+        """Return whether the next lines of the spool may be sent."""
+        if self._gather is None or self.urgent or self._owed > 0 or spool.has_orphans:
+            return True
+        waiting = spool.waiting
+        if not waiting:
+            return False
+        if self._gathers_since is None:
+            self._gathers_since = now
+        if waiting < self._gather.lines and now - self._gathers_since < self._gather.seconds:
+            return False
+        # What comes meanwhile waits for the next time: else each statement would be followed by a small one.
+        self._owed, self._gathers_since = waiting, None
+        return True
 
     def _report_replayed(self, line: bytes, outcome: Outcome) -> None:
         self._batch_sent -= 1

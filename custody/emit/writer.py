@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from custody.emit.builders import AuditEvent
-from custody.emit.delivery import Delivery
+from custody.emit.delivery import Delivery, Gather
 from custody.emit.encode import CheckedLine, encode
 from custody.emit.errors import AuditError, Kind
 from custody.emit.identity import Source
@@ -139,8 +139,8 @@ class QueuedWriter(AuditWriter):
 
     kind: Kind
     """Which AuditError it raises."""
-    spool_first = False
-    """Whether each event goes through the spool, also while nothing is slow."""
+    gather: Gather | None = None
+    """How long each event waits in the spool; None if it goes there only while something is slow."""
 
     def __init__(self, options: Options) -> None:
         """Set up. No thread runs, and nothing is connected, before the first event.
@@ -192,6 +192,7 @@ class QueuedWriter(AuditWriter):
         if worker is None:
             return 0
         while (left := worker.unsettled()) and time.monotonic() < deadline:
+            worker.hurry()
             time.sleep(_WAIT_STEP)
         return left
 
@@ -246,7 +247,7 @@ class QueuedWriter(AuditWriter):
         options = self.options
         sink = self.open_sink(quiet)
         spool = None if options.spool is None else Spool(options.spool, options.spool_bytes)
-        return Delivery(sink, spool, quiet, spool_first=self.spool_first)
+        return Delivery(sink, spool, quiet, gather=self.gather)
 
     def _offer(self, item: Item, size: int, *, reserved: bool = False) -> None:
         queue = self._in_this_process().queue
