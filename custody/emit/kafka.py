@@ -16,6 +16,8 @@ from custody.emit.sink import Outcome, Report, Sink
 from custody.emit.writer import Options, QueuedWriter
 from custody.errors import legible
 
+__all__ = ["KafkaWriter"]
+
 DELIVERY_SECONDS: Final = 30
 """How long librdkafka tries."""
 QUEUE_KBYTES: Final = 64 * 1024

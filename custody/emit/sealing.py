@@ -33,7 +33,7 @@ from custody.errors import CustodyError, Fenced, HeadRollback
 from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
-from custody.format.manifest import LogId
+from custody.format.manifest import DIRECT, LogId
 from custody.keys.signers import Signers
 from custody.keys.trust import Trust
 from custody.settings import Settings
@@ -41,8 +41,6 @@ from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import Head, KnownHead
 
-DIRECT = "direct"
-"""The cluster's name in logs that were never in Kafka."""
 NAME_BYTES = 170
 """The longest name of a log: its objects' names get 82 bytes more, and may have 255."""
 RENEW_SECONDS = 60.0

@@ -34,6 +34,8 @@ from custody.emit.spool import Spool
 from custody.emit.spool_folders import open_root
 from custody.emit.worker import COUNTERS, Left, Worker
 
+__all__ = ["AsyncWriter", "AuditWriter", "Options"]
+
 OnFull = Literal["wait", "fail", "drop"]
 """What happens to an event for which the queue has no room."""
 _WAIT_STEP = 0.005
