@@ -55,12 +55,18 @@ __all__ = [
     "TransientSearchError",
     "TransientSourceError",
     "TransientStoreError",
+    "counted",
     "escape",
     "legible",
 ]
 
 
 _DETAIL_CHARACTERS = 300
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """Return a number with its noun, such as `1 topic` or `2,000 topics`, and with a verb if both forms are given."""
+    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def escape(text: str) -> str:

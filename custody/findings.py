@@ -15,6 +15,8 @@ from typing import Annotated, Any, Protocol
 
 import msgspec
 
+from custody.errors import counted
+
 __all__ = ["Accepted", "Finding", "Severity"]
 
 FOREIGN_LIMIT = 1_000
@@ -105,6 +107,12 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
         Severity.TAMPERED,
         "keep Kafka's records as evidence: somebody changed records in the archive or in the topic",
     ),
+    "source-gap": (
+        Severity.INCOMPLETE,
+        "look for the events in the spool of that process, and replay it; else find out why it lost them, and accept it"
+        " with `custody accept`",
+    ),
+    "source-repeat": (Severity.NOTICE, "nothing, if a spool was replayed; else find out who sent the events again"),
     "topic-changed": (
         Severity.UNVERIFIABLE,
         "if the topic was recreated, moved or deleted on purpose, run `custody new-epoch`. Otherwise find out what"
@@ -274,13 +282,13 @@ def _sameness(kept: Finding) -> tuple[object, ...]:
 def _join(group: Sequence[Finding]) -> Finding:
     first, count = group[0], sum(kept.count for kept in group)
     if first.log is None:
-        return replace(first, message=f"{first.message} (and {len(group) - 1} more requests, for this reason)")
+        return replace(first, message=f"{first.message} (and {counted(count - 1, 'more request')}, for this reason)")
     logs = list(dict.fromkeys(kept.log for kept in group if kept.log))
     rest = len(logs) - _LOGS_NAMED
     if rest <= 1:
         names = " and ".join(filter(None, (", ".join(logs[:-1]), logs[-1])))
     else:
-        names = f"{', '.join(logs[:_LOGS_NAMED])} and {rest:,} more logs"
+        names = f"{', '.join(logs[:_LOGS_NAMED])} and {counted(rest, 'more log')}"
     return replace(
         first, log=names, sequence=None, through=None, batch=None, byte=None, key=None, sha256=None, count=count
     )

@@ -73,7 +73,7 @@ CONFIG_VARIABLE = "CUSTODY_CONFIG"
 OPTIONS: dict[str, str] = {}
 """Variables that an option of the running command stands in, each with that option."""
 
-OPERATORS_SECTIONS = ("kafka", "drain", "audit", "search", "alert", "health", "metrics")
+OPERATORS_SECTIONS = ("kafka", "drain", "audit", "sources", "search", "alert", "health", "metrics")
 """What `tasks.settings` adds to these settings."""
 
 S3_MEANINGS = {
@@ -378,7 +378,7 @@ class Settings(BaseSettings):
                 logger.warning("unverified: signatures are not checked, because the keys cannot be used: %s", error)
             return Trust()
 
-    def sources(self, names: Iterable[str]) -> dict[str, str]:
+    def origins(self, names: Iterable[str]) -> dict[str, str]:
         """Return where each setting comes from: `argument`, options, variables, a file's path, or `default`."""
         file = _read_file()
         return {name: self._source_of(name, file) for name in names}

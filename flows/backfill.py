@@ -19,7 +19,7 @@ from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Completed
 from pydantic import Field, WithJsonSchema
 
-from custody.errors import ConfigurationError, CustodyError
+from custody.errors import ConfigurationError, CustodyError, counted
 from custody.format.times import as_utc
 from custody.store.protocol import Tier
 from flows.parameters import Days, Logs, Text
@@ -107,12 +107,12 @@ def _run(run: Run, request: Request, *, dry_run: bool) -> State[Any]:
     with run.step("restore"):
         waiting = ask_for_restores(plan)
     if waiting:
-        are = "segment is" if waiting == 1 else "segments are"
-        return Completed(name="Restoring", message=f"{waiting:,} {are} being restored; {_schedule_next_run()}")
+        restoring = f"{counted(waiting, 'segment is', 'segments are')} being restored"
+        return Completed(name="Restoring", message=f"{restoring}; {_schedule_next_run()}")
     with run.step("copy"):
         done = _copy(plan)
     get_run_logger().info(copy_summary(done))
-    add_to_name(f"{done.created:,} copied" + (f", {len(done.problems):,} problems" if done.problems else ""))
+    add_to_name(f"{done.created:,} copied" + (f", {counted(len(done.problems), 'problem')}" if done.problems else ""))
     if done.problems:
         return fail("\n".join([copy_summary(done), *done.problems[:10]]))
     if done.stopped:

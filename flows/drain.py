@@ -13,7 +13,7 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from custody.errors import CustodyError
+from custody.errors import CustodyError, counted
 from flows.parameters import Seconds
 from flows.publish import HEARD, add_to_name, emit, fail, finish, publish_table, run_name
 from flows.runners import run_parallel
@@ -81,9 +81,9 @@ def _conclude(report: RunReport) -> State[Any]:
     problems += _report_headroom(results)
     events, lag = sum(result.events for result in results), sum(result.lag or 0 for result in results)
     summary = (
-        f"{events:,} events of {len(results)} logs archived,"
-        f" {sum(result.quarantined for result in results):,} records quarantined,"
-        f" {sum(result.lost for result in results):,} offsets lost,"
+        f"{counted(events, 'event')} of {counted(len(results), 'log')} archived,"
+        f" {counted(sum(result.quarantined for result in results), 'record')} quarantined,"
+        f" {counted(sum(result.lost for result in results), 'offset')} lost,"
         f" {sum(result.unreadable for result in results):,} unreadable; lag {lag:,}."
     )
     unknown = [
@@ -92,7 +92,9 @@ def _conclude(report: RunReport) -> State[Any]:
         if result.headroom_unknown
     ]
     # Named in each run, until it is known: else nobody would miss the alert.
-    summary += "".join(unknown[:3]) + (f" So it is of {len(unknown) - 3:,} more logs." if len(unknown) > 3 else "")
+    summary += "".join(unknown[:3]) + (
+        f" So it is of {counted(len(unknown) - 3, 'more log')}." if len(unknown) > 3 else ""
+    )
     summary += _report_quarantine(results)
     worst_first = sorted(results, key=lambda result: (result.outcome == "drained", -(result.lag or 0), result.log))
     indexed = {result.log: result for result in report.indexed}
@@ -109,7 +111,8 @@ def _conclude(report: RunReport) -> State[Any]:
     if clock:
         emit("custody.clock.wrong", "drain", seconds=clock)
     get_run_logger().info(summary)
-    add_to_name(f"{len(results):,} logs, {events:,} events" + (f", {len(problems):,} problems" if problems else ""))
+    counts = [counted(len(results), "log"), counted(events, "event")]
+    add_to_name(", ".join([*counts, counted(len(problems), "problem")] if problems else counts))
     if len(problems) == sum(result.vanished for result in results):
         # A topic that vanished has an alert of its own. The one about silence must not name another cause, nor hide
         # a real one.
@@ -143,7 +146,7 @@ def _report_quarantine(results: Sequence[LogResult]) -> str:
             get_run_logger().warning("%s: %s. %s", result.log, problem, LOOK)
             emit("custody.log.quarantined", f"log.{result.log}", problem=problem)
             sentences.append(f" {result.log}: {problem}.")
-    more = f" So it is with {len(sentences) - 3:,} more logs." if len(sentences) > 3 else ""
+    more = f" So it is with {counted(len(sentences) - 3, 'more log')}." if len(sentences) > 3 else ""
     return "".join(sentences[:3]) + more
 
 

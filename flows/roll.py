@@ -12,7 +12,7 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from custody.errors import CustodyError
+from custody.errors import CustodyError, counted
 from flows.publish import HEARD, add_to_name, emit, fail, finish, publish_table, run_name
 from tasks.metrics.run import Run
 from tasks.roll.record import Action
@@ -66,12 +66,14 @@ def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
 def _show_usage(usages: Sequence[Usage]) -> None:
     """Show bytes and objects by class, and costs if `tiers.prices` is set."""
     costs = [part.cost_a_month for part in usages if part.cost_a_month is not None]
-    description = f"{sum(part.bytes for part in usages):,} bytes in {sum(part.objects for part in usages):,} objects"
+    description = (
+        f"{sum(part.bytes for part in usages):,} bytes in {counted(sum(part.objects for part in usages), 'object')}"
+    )
     description += f", {sum(costs):,.2f} a month by `tiers.prices`." if costs else "."
     if small := sum(part.too_small for part in usages):
         description += (
-            f" {small:,} segments are too small to be cheaper in a colder class: raise `drain.segment_bytes` or"
-            " `drain.flush_seconds` to get larger segments."
+            f" {counted(small, 'segment is', 'segments are')} too small to be cheaper in a colder class: raise"
+            " `drain.segment_bytes` or `drain.flush_seconds` to get larger segments."
         )
     shown = [field.name for field in fields(Usage) if costs or field.name != "cost_a_month"]
     publish_table("tiers", [{name: getattr(part, name) for name in shown} for part in usages], description)

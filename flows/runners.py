@@ -8,7 +8,7 @@ from prefect import Task, flow
 from prefect.futures import wait
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from custody.errors import ConfigurationError
+from custody.errors import ConfigurationError, counted
 from tasks.settings import TaskRunner as Kind
 
 R = TypeVar("R")
@@ -20,7 +20,7 @@ def run_parallel(task: Task[..., R], arguments: Sequence[tuple[Any, ...]], kind:
     # It has no parameters, because Prefect stores those of flows.
     @flow(
         name=f"{task.name}-parallel",
-        flow_run_name=f"{task.name}, {len(arguments):,} shares on {workers} {kind}",
+        flow_run_name=f"{task.name}, {counted(len(arguments), 'share')} on {workers} {kind}",
         persist_result=False,
         retries=0,
         task_runner=task_runner(kind, workers),

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from custody.cli import render
-from custody.errors import escape
+from custody.errors import counted, escape
 from custody.findings import Finding, Severity, joined
 from custody.format.times import duration_text
-from tasks.check.model import counted
 
 if TYPE_CHECKING:
     from tasks.audit.conclude import Outcome
@@ -141,12 +140,12 @@ def audit_summary(outcome: "Outcome") -> str:
     unsearchable = f" Elasticsearch rejected {rejected:,} of these events: they cannot be searched." if rejected else ""
     first, last = (moment[:10] for moment in outcome.expired or ("", ""))
     records = counts.get("expired_quarantined", 0)
-    quarantined = f" and {records:,} quarantined records" if records else ""
+    quarantined = f" and {counted(records, 'quarantined record')}" if records else ""
     events = f"{counts.get('expired_events', 0):,} more"
     gone = f" {events}{quarantined} have expired (sealed from {first} to {last})." if first else ""
     return (
-        f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
-        f" {counts.get('statements', 0):,} statements were read.{gone}{unsearchable}"
+        f"Audit {outcome.sequence}: {outcome.verdict}. {counted(counts.get('events', 0), 'event')} in"
+        f" {counted(counts.get('statements', 0), 'statement was', 'statements were')} read.{gone}{unsearchable}"
         f" Findings: {len(outcome.findings):,}, in {outcome.whole}"
     )
 
@@ -192,7 +191,7 @@ def copy_summary(progress: "Progress") -> str:
     remaining = progress.remaining
     rest = f", {duration_text(remaining)} left" if remaining else ""
     return (
-        f"{progress.looked_at:,} of {progress.events:,} events checked: {progress.created:,} copied,"
+        f"{progress.looked_at:,} of {counted(progress.events, 'event')} checked: {progress.created:,} copied,"
         f" {progress.there:,} already there, {progress.rejected:,} rejected; {progress.rate:,.0f} events/s, "
         f"{decimal(progress.read)} read{rest}."
     )

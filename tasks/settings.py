@@ -85,6 +85,11 @@ def _hosts(servers: str) -> list[str]:
     return [url.hostname or "" for url in urls]
 
 
+def _listed(value: object) -> object:
+    """Read `a,b` from a variable, without JSON."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) and value else value
+
+
 def _topics(value: object) -> object:
     """Read `a,b` or one regular expression from a variable."""
     if isinstance(value, str):
@@ -255,6 +260,23 @@ class AuditSettings(BaseModel):
     task_runner: TaskRunner = Field(default="processes", description="Where the flow runs these shares")
 
 
+class SourceSettings(BaseModel):
+    """Whose events may not be missing (`custody.format.sources`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    expected: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], BeforeValidator(_listed)] = Field(
+        default=[],
+        description="Services whose lost events make an audit incomplete; those of any other source are a notice",
+    )
+    settle: int = Field(
+        default=60,
+        ge=0,
+        le=44_640,
+        description="Minutes for which missing numbers may still arrive before an audit reports them",
+    )
+
+
 class SearchSettings(BaseModel):
     """Where archived events are searched."""
 
@@ -341,6 +363,7 @@ class Settings(auditors.Settings):
     kafka: KafkaSettings = Field(default=KafkaSettings(), description="Where events come from")
     drain: DrainSettings = Field(default=DrainSettings(), description="How a run of the drain works")
     audit: AuditSettings = Field(default=AuditSettings(), description="How the nightly audit works")
+    sources: SourceSettings = Field(default=SourceSettings(), description="Whose events may not be missing")
     search: SearchSettings = Field(default=SearchSettings(), description="Where archived events are searched")
     alert: AlertSettings = Field(default=AlertSettings(), description="Who is alerted when something is wrong")
     health: HealthSettings = Field(default=HealthSettings(), description="From where on something is a problem")

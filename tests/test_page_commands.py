@@ -10,6 +10,7 @@ Rules:
 - Every command line of custody in any page, run or not, is one that the real command line takes.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -31,6 +32,7 @@ from flows.operate.sample import invalid_values, sample_events
 from tests.helpers.commands import Command, custody
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
+from tests.servers.ports import free_ports
 from tests.servers.s3 import SeaweedServer
 
 __all__ = ["custody"]
@@ -145,6 +147,13 @@ def make_evidence(reader: Reader) -> None:
     reader.must(f"custody evidence {reader.topic}/0 7 -o evidence.zip")
 
 
+def have_the_shop(reader: Reader) -> None:
+    """Put the example into the folder, as the page shows it."""
+    shop = (ROOT / "docs" / "examples" / "shop.py").read_text()
+    assert f"```python\n{shop}```" in PAGES["docs/first-events.md"]
+    (reader.folder / "shop.py").write_text(shop)
+
+
 @dataclass(frozen=True)
 class Scene:
     """What a page's reader has before the first command."""
@@ -160,6 +169,12 @@ class Scene:
     """What happened before the first command."""
     prints: tuple[str, ...] = ()
     """Regular expressions for lines that the commands must print, with `{topic}` and so on as in `words`."""
+
+
+def block_of(page: str, begin: str) -> list[str]:
+    """Return the lines of the block of a page that begins with a text: what a command prints, shown by the page."""
+    (block,) = re.findall(rf"^```\n({re.escape(begin)}.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
+    return str(block).splitlines()
 
 
 SCENES = {
@@ -180,6 +195,23 @@ SCENES = {
             "archive +s3://{bucket}/first +CUSTODY_ARCHIVE",
             "kafka.bootstrap_servers +{broker} +CUSTODY_KAFKA__BOOTSTRAP_SERVERS",
             "kafka.topics +{topic} +CUSTODY_KAFKA__TOPICS",
+        ),
+    ),
+    "docs/first-events.md": Scene(
+        words={
+            "BROKER": "{broker}",
+            "TOPIC": "{topic}",
+            "8000": "{port}",
+            "LOG": "$(custody query \"SELECT log FROM events WHERE failure_reason = 'unknown key'\" --csv | tail -1)",
+            "OFFSET": '$(custody query "SELECT \\"offset\\" FROM events WHERE failure_reason = \'unknown key\'"'
+            " --csv | tail -1)",
+        },
+        drained=False,
+        begin=have_the_shop,
+        prints=(
+            *(" +".join(line.split()) for line in block_of("docs/first-events.md", "source_seq")),
+            r"shop/[^/ ]+/[0-9]+-[0-9]+ +7 +0 +0 +\S+Z +\S+Z",
+            r"Proved: the event is in {topic}/[01]\. .+",
         ),
     ),
     "docs/kafka.md": Scene(),
@@ -280,9 +312,15 @@ def command_lines(text: str) -> Iterator[list[str]]:
         yield from custody_lines(re.sub(r"[\[\]]", "", shown.replace("\\|", "|").replace("…", "etc")))
 
 
+@functools.cache
+def command_line() -> Any:
+    """Return the command line, which is only looked at."""
+    return get_command(app)
+
+
 def taken(words: list[str]) -> None:
     """Raise a usage error if the command line does not take these words: a command, its options and arguments."""
-    command: Any = get_command(app)
+    command = command_line()
     context = command.make_context("custody", [], resilient_parsing=True)
     while hasattr(command, "get_command") and words and not words[0].startswith("-"):
         name, *words = words
@@ -366,6 +404,7 @@ def test_the_commands_of_a_page_run(
         "bucket": reader.settings.get("BUCKET", ""),
         "elastic": reader.settings.get("ELASTIC", ""),
         "prefix": reader.settings.get("PREFIX", ""),
+        "port": str(free_ports(1)[0]),
     }
     words = {word: value.format(**own) for word, value in SCENES[page].words.items()}
     wanted = [line for line in lines(PAGES[page]) if line.reason is None]

@@ -1,4 +1,7 @@
-"""Reads the findings of an audit as typed values. Where no key checks the audit, anybody may have written them."""
+"""Reads the findings of an audit as typed values, and lists of its objects.
+
+Where no key checks the audit, anybody may have written them.
+"""
 
 import json
 from collections.abc import Iterator
@@ -8,9 +11,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from custody.errors import FormatError, ObjectMissing
+from custody.errors import FormatError, ObjectMissing, counted
 from custody.findings import Severity
-from custody.format import limits
+from custody.format import audit, layout, limits
 from custody.format.audit import Audit, ObjectRef
 from custody.store.protocol import Store
 
@@ -86,6 +89,18 @@ def read_findings(store: Store, statement: Audit) -> AuditFindings:
     return AuditFindings((), ref, ((Severity.TAMPERED, message),))
 
 
+def listed_objects(store: Store, ref: ObjectRef) -> Iterator[ObjectRef]:
+    """Yield the objects that an object lists; nothing if it is no list, or not as it was signed."""
+    if not ref.key.startswith(layout.AUDITS):
+        return
+    try:
+        data = store.read(ref.key, limit=_LIMIT)
+        if sha256(data).hexdigest() == ref.sha256 and data.startswith(b'{"key"'):
+            yield from map(audit.parse_object, data.splitlines())
+    except (FormatError, ObjectMissing):
+        return
+
+
 def _parsed(data: bytes) -> Iterator[Any]:
     for line in data.splitlines():
         try:
@@ -103,6 +118,7 @@ def _typed(statement: Audit, stated: list[Any], whole: ObjectRef | None) -> Audi
             continue
     odd = len(stated) - len(typed)
     message = (
-        f"{odd:,} of {len(stated):,} findings of audit {statement.sequence} are not well formed, and are not shown"
+        f"{odd:,} of {counted(len(stated), 'finding')} of audit {statement.sequence} {'is' if odd == 1 else 'are'} not"
+        " well formed, and not shown"
     )
     return AuditFindings(tuple(typed), whole, ((Severity.UNVERIFIABLE, message),) if odd else ())

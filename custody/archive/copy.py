@@ -41,6 +41,7 @@ from custody.errors import (
     ObjectMissing,
     StoreError,
     TerminalStoreError,
+    counted,
 )
 from custody.findings import VERIFIED, Severity
 from custody.format import layout, limits
@@ -290,8 +291,8 @@ class _Copy:
 
     def _left(self, log: str, first: str, count: int, severity: Severity) -> Refusal:
         message = (
-            f"{count:,} objects of {log} from here on stay behind: {self._source.url} has nothing after them that a"
-            " trusted key signed. "
+            f"{counted(count, f'object of {log} stays', f'objects of {log} from here on stay')} behind:"
+            f" {self._source.url} has nothing later that a trusted key signed. "
         )
         if severity == Severity.NOTICE:
             message += "No key at hand can check them: the run after the next checkpoint copies them"

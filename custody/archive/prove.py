@@ -13,7 +13,7 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import checkpoint_sizes, read_archive, read_batch
 from custody.archive.search import find_statement, no_event, unknown_offset
 from custody.archive.trusted import Judge, known_heads, newest_checkpoint
-from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
+from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid, counted
 from custody.format import layout, leaves, limits
 from custody.format.layout import Log
 from custody.format.manifest import Batch, SegmentRef
@@ -93,7 +93,7 @@ class Made:
     def summary(self) -> str:
         """What the file discloses besides the event, in a sentence for its maker."""
         if self.why is not None:
-            return f"It discloses the whole batch, with {self.others:,} other events: {self.why}."
+            return f"It discloses the whole batch, with {counted(self.others, 'other event')}: {self.why}."
         return (
             "It discloses this event and no other. Its manifest shows how many others there are, their types, and the"
             " first and last time of each batch."
@@ -144,9 +144,9 @@ def make_evidence(
     if batch.leaves is not None and batch.leaves.key not in trust.leaves and batch.events > 1 and not whole_batch:
         raise ConfigurationError(
             f"the leaf secret {batch.leaves.key!r} is not available, and without it the evidence would disclose"
-            f" {batch.events - 1:,} other events, the whole batch. Only the operator's keyring has it: as the operator,"
-            " name it with --keys file:KEYRING, or in the setting `keys` or `checkpoint_keys`. As an auditor, ask the"
-            " operator for the evidence, or disclose the batch with --whole-batch"
+            f" {counted(batch.events - 1, 'other event')}, the whole batch. Only the operator's keyring has it: as the"
+            " operator, name it with --keys file:KEYRING, or in the setting `keys` or `checkpoint_keys`. As an auditor,"
+            " ask the operator for the evidence, or disclose the batch with --whole-batch"
         )
     signed, head = _given(note, sequence, log, judge) if note is not None else _covering(store, log, sequence, judge)
     heads = [*known_heads(trust, log), *(known_heads(auditor, log) if auditor else [])]
@@ -197,7 +197,7 @@ def _given(data: bytes, sequence: int, log: Log, judge: Judge) -> tuple[Note, Ch
         raise ConfigurationError(f"the given checkpoint does not count: {refusal}")
     if head.size <= sequence:
         raise ConfigurationError(
-            f"the given checkpoint covers {head.size} statements of {log}, but the event is in statement"
+            f"the given checkpoint covers {counted(head.size, 'statement')} of {log}, but the event is in statement"
             f" {sequence}, counted from 0: give a later one"
         )
     return note, head

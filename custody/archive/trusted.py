@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from custody.archive import reader
 from custody.archive.forms import AUDITS, form_of, statements_of
-from custody.errors import ConfigurationError, FormatError, HeadRollback, KeyUnavailable, ObjectMissing
+from custody.errors import ConfigurationError, FormatError, HeadRollback, KeyUnavailable, ObjectMissing, counted
 from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import SignedAudit
@@ -401,15 +401,15 @@ def unverified(trust: Trust, unchecked: Mapping[Log, int], more: str = "") -> li
     if not logs:
         return []
     total = sum(logs.values())
-    message = f"{total:,} signature{'s' if total > 1 else ''} could not be checked with the keys at hand{more}"
+    message = f"{counted(total, 'signature')} could not be checked with the keys at hand{more}"
     log = min(logs)
-    return [(log, message)] if len(logs) == 1 else [(None, f"{len(logs)} logs, such as {log}: {message}")]
+    return [(log, message)] if len(logs) == 1 else [(None, f"{counted(len(logs), 'log')}, such as {log}: {message}")]
 
 
 def empty_slots(form: Form[E], slots: Sequence[tuple[int, int]]) -> str:
     """Return the message about slots without a valid entry. `slots` are ranges, without their ends."""
     shown = ", ".join(f"{start} to {stop - 1}" for start, stop in slots[:_RANGES_SHOWN])
-    more = f" and {len(slots) - _RANGES_SHOWN} more ranges" if len(slots) > _RANGES_SHOWN else ""
+    more = f" and {counted(len(slots) - _RANGES_SHOWN, 'more range')}" if len(slots) > _RANGES_SHOWN else ""
     return f"no valid {form.noun} in the slots {shown}{more}; run `custody verify`"
 
 

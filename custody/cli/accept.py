@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from custody.cli import common
+from custody.cli import common, names
 from custody.cli.common import App, open_settings
 from custody.cli.keys import trust_path
 from custody.errors import ConfigurationError
@@ -35,7 +35,10 @@ def accept(  # noqa: PLR0913 - each is an option of the command
         typer.FileBinaryRead | None,
         typer.Option("--from", help="The output of `custody verify --json`; - is stdin.", metavar="FILE"),
     ] = None,
-    log: Annotated[str | None, typer.Option(help="The finding's log.", metavar="TOPIC/PARTITION")] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(help="The finding's log, or its statement as it is printed.", metavar="TOPIC/PARTITION"),
+    ] = None,
     sequence: Annotated[int | None, typer.Option(min=0, help="The finding's sequence.")] = None,
     key: Annotated[str | None, typer.Option(help="The key of the finding's object.")] = None,
     sha256: Annotated[str | None, typer.Option(help="The finding's sha256.", metavar="HEX")] = None,
@@ -69,6 +72,8 @@ def accept(  # noqa: PLR0913 - each is an option of the command
             f"there is no trust.json at {file}: name yours with --trust FILE or in the setting `trust`; `custody init`"
             " and `custody keys export` make one"
         )
+    if log is not None:
+        log, sequence = names.statement(log, sequence)
     wanted = acceptance.Wanted(finding, log, sequence, key, sha256)
     if report is None:
         chosen = acceptance.named(wanted)
@@ -83,7 +88,7 @@ def accept(  # noqa: PLR0913 - each is an option of the command
         common.print_json({"trust": str(file), "dry_run": dry_run, "added": added, "accepted": accepted})
         return
     out = render.console()
-    out.print(render.FindingsTable([chosen]))
+    out.print(render.FindingsTable([chosen]), crop=False)
     for entry in entries[:_SHOWN]:
         out.print(render.safe(f"  {_described(entry)}"), soft_wrap=True)
     if len(entries) > _SHOWN:

@@ -21,7 +21,7 @@ import typer
 from custody.cli import common
 from custody.cli.common import App
 from custody.cli.terminal import echo
-from custody.errors import ConfigurationError, escape
+from custody.errors import ConfigurationError, counted, escape
 from custody.format import limits
 
 app = App()
@@ -37,6 +37,8 @@ SAME = 20
 """Lines in a row with the same reason that are printed one by one. Of more, each reason is counted."""
 _NO_TIME = "timestamp is not a string"
 _TIME_HINT = ": write RFC 3339, such as 2026-01-31T23:59:59.123Z"
+_UNREADABLE = (OSError, EOFError, zlib.error)
+"""What is raised while a file is read: its disk, or what should be gzip, is broken, or it is a folder."""
 _PIECE = limits.EVENT_BYTES + 2
 """A line of this many bytes is too large, with and without its newline."""
 
@@ -71,6 +73,40 @@ class Tally:
                 self.types[name] += number
             else:
                 self.others += number
+
+
+class Source:
+    """A file of events, whose errors name it. They are of reading alone: printing has errors of its own."""
+
+    def __init__(self, name: str, stream: IO[bytes]) -> None:
+        self._name, self._stream = name, stream
+
+    def readline(self, size: int) -> bytes:
+        """Return the next line, or a piece of it of this many bytes.
+
+        Raises:
+            ConfigurationError: it cannot be read.
+        """
+        try:
+            return self._stream.readline(size)
+        except _UNREADABLE as error:
+            raise self._refused(error) from None
+
+    def peek(self, size: int) -> bytes:
+        """Return about as many of the next bytes, which are read again.
+
+        Raises:
+            ConfigurationError: they cannot be read.
+        """
+        try:
+            return self._stream.peek(size)  # type: ignore[attr-defined, no-any-return]
+        except _UNREADABLE as error:
+            raise self._refused(error) from None
+
+    def _refused(self, error: Exception) -> ConfigurationError:
+        broken = isinstance(error, EOFError | gzip.BadGzipFile | zlib.error)
+        reason = f"it is no whole gzip file: {error}" if broken else getattr(error, "strerror", None) or str(error)
+        return ConfigurationError(f"{self._name} cannot be read: {reason}")
 
 
 @app.command(
@@ -137,7 +173,7 @@ class _Printed:
     def end(self) -> None:
         """Print how many lines of each reason were only counted."""
         for reason, many in self._left.most_common():
-            echo(f"{many:,} more line{'' if many == 1 else 's'}: {escape(reason)}")
+            echo(f"{counted(many, 'more line')}: {escape(reason)}")
 
 
 def _skipping_blank(wrong: Iterator[tuple[int, str]], tally: Tally) -> Iterator[tuple[int, str]]:
@@ -152,13 +188,13 @@ def _skipping_blank(wrong: Iterator[tuple[int, str]], tally: Tally) -> Iterator[
             yield number, why
 
 
-def _check_lines(file: Path, stream: IO[bytes]) -> None:
+def _check_lines(file: Path, stream: Source) -> None:
     """Check that a file does not begin as a JSON document of several lines does.
 
     Raises:
         ConfigurationError: it does.
     """
-    first = stream.peek(64).lstrip().splitlines(keepends=True)[:1]  # type: ignore[attr-defined]
+    first = stream.peek(64).lstrip().splitlines(keepends=True)[:1]
     for opening, write in ((b"{", "jq -c ."), (b"[", "jq -c '.[]'")):
         if first and first[0].endswith(b"\n") and first[0].strip() == opening:
             raise ConfigurationError(
@@ -166,7 +202,7 @@ def _check_lines(file: Path, stream: IO[bytes]) -> None:
             )
 
 
-def refused(stream: IO[bytes], tally: Tally, *, own_types: bool) -> Iterator[tuple[int, str]]:
+def refused(stream: IO[bytes] | Source, tally: Tally, *, own_types: bool) -> Iterator[tuple[int, str]]:
     """Yield the number and the reason of each line that the drain would quarantine, and count all lines.
 
     Args:
@@ -190,7 +226,7 @@ def refused(stream: IO[bytes], tally: Tally, *, own_types: bool) -> Iterator[tup
         tally.lines += size
 
 
-def _lines(stream: IO[bytes]) -> Iterator[bytes | str]:
+def _lines(stream: IO[bytes] | Source) -> Iterator[bytes | str]:
     """Yield each line without its newline; of one that is too large to be held, why it is no event."""
     from custody.format.events import reason
     from custody.format.lines import oversize
@@ -225,29 +261,22 @@ def _together(lines: Iterable[bytes | str]) -> Iterator[list[bytes] | str]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[IO[bytes]]:
+def _opened(file: Path) -> Iterator[Source]:
     """Open a file; `-` is stdin, and a name that ends in `.gz` is inflated as it is read.
 
     Raises:
-        ConfigurationError: it cannot be read.
+        ConfigurationError: it cannot be opened.
     """
     if str(file) == "-":
-        yield common.stdin()
+        yield Source(_name(file), common.stdin())
         return
+    name = f"the file of events {file}"
     try:
         stream = file.open("rb")
     except OSError as error:
-        raise ConfigurationError(f"the events in {file} cannot be read: {error.strerror}") from None
+        raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from None
     with stream:
-        if file.suffix != ".gz":
-            yield stream
-            return
-        try:
-            yield gzip.GzipFile(fileobj=stream)  # type: ignore[misc]
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ConfigurationError(
-                f"the events in {file} cannot be read: it is no whole gzip file: {error}"
-            ) from None
+        yield Source(name, stream if file.suffix != ".gz" else gzip.GzipFile(fileobj=stream))  # type: ignore[arg-type]
 
 
 def _name(file: Path) -> str:
@@ -268,8 +297,8 @@ def _print(tally: Tally) -> None:
             table.add_row("more types", f"{tally.others:,}", "own types, not checked")
         render.console().print(table)
     if not tally.quarantined:
-        echo(f"All {tally.lines:,} lines are events.")
+        echo("The line is an event." if tally.lines == 1 else f"All {tally.lines:,} lines are events.")
         return
-    echo(f"{tally.quarantined:,} of {tally.lines:,} lines would be quarantined.")
+    echo(f"{tally.quarantined:,} of {counted(tally.lines, 'line')} would be quarantined.")
     if tally.quarantined == tally.lines:
         common.note("Each line must be one JSON object: `jq -c .` writes JSON so, and `jq -c '.[]'` a list.")

@@ -36,6 +36,7 @@ PANELS = (START, OPERATE, VERIFY, INVESTIGATE, KEYS)
 
 COMMON_PANEL = "Common options"
 
+_STDIN = "the input on stdin"
 _PIECE = 1_048_576
 """Bytes of a file that are read at a time."""
 
@@ -451,10 +452,8 @@ def read_file(path: Path, noun: str, limit: int) -> tuple[bytes, str]:
     Raises:
         ConfigurationError: it cannot be read; the message says what it should be.
     """
-    if str(path) == "-":
-        return stdin().read(limit + 1), "the input on stdin"
     with _opened(path, noun) as file:
-        return file.read(limit + 1), str(path)
+        return file.read(limit + 1), _STDIN if str(path) == "-" else str(path)
 
 
 def stdin() -> BinaryIO:
@@ -465,7 +464,7 @@ def stdin() -> BinaryIO:
     """
     # Python has none where the file descriptor is closed, as after `<&-`.
     if sys.stdin is None:
-        raise ConfigurationError("the input on stdin cannot be read: it is closed")
+        raise ConfigurationError(f"{_STDIN} cannot be read: it is closed")
     return sys.stdin.buffer
 
 
@@ -476,7 +475,7 @@ def file_digest(path: Path, noun: str) -> str:
         ConfigurationError: it cannot be read; the message says what it should be.
     """
     digest = sha256()
-    with nullcontext(stdin()) if str(path) == "-" else _opened(path, noun) as file:
+    with _opened(path, noun) as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()
@@ -484,9 +483,11 @@ def file_digest(path: Path, noun: str) -> str:
 
 @contextmanager
 def _opened(path: Path, noun: str) -> Iterator[BinaryIO]:
+    """Open a file for reading; `-` is stdin. What is wrong while it is read is an error that names it, too."""
+    name = _STDIN if str(path) == "-" else f"the {noun} {path}"
     try:
-        with path.open("rb") as file:
+        with nullcontext(stdin()) if name == _STDIN else path.open("rb") as file:
             yield file
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
-        raise ConfigurationError(f"the {noun} {path} cannot be read: {reason}") from None
+        raise ConfigurationError(f"{name} cannot be read: {reason}") from None

@@ -16,7 +16,7 @@ from custody.cli import common
 from custody.cli.common import App, open_settings
 from custody.cli.evidence import chosen_trust
 from custody.cli.terminal import echo
-from custody.errors import ConfigurationError, FormatError, StoreError, escape
+from custody.errors import ConfigurationError, FormatError, StoreError, counted, escape
 
 if TYPE_CHECKING:
     from custody.archive.copy import Copied, Progress
@@ -186,7 +186,8 @@ class _Reached:
     @property
     def advice(self) -> str:
         """What was done, and how to go on."""
-        return f"{self.objects:,} objects were copied and stay. Run the same command again to go on."
+        copied = counted(self.objects, "object was copied and stays", "objects were copied and stay")
+        return f"{copied}. Run the same command again to go on."
 
 
 @contextmanager
@@ -245,9 +246,8 @@ def _print_copied(done: "Copied", first: "Store", second: "Store", *, as_json: b
         return
     out = render.console()
     if done.refused:
-        out.print(render.refusals_table(done))
-    objects = "1 object" if done.objects == 1 else f"{done.objects:,} objects"
-    present = "1 was" if done.present == 1 else f"{done.present:,} were"
+        out.print(render.refusals_table(done), crop=False)
+    objects, present = counted(done.objects, "object"), counted(done.present, "was", "were")
     out.print(
         render.safe(
             f"Copied {objects} ({done.stored:,} bytes) from {first.url} to {second.url}. {present} there already."
@@ -255,7 +255,8 @@ def _print_copied(done: "Copied", first: "Store", second: "Store", *, as_json: b
         soft_wrap=True,
     )
     if done.only_in_target:
-        echo(f"{done.only_in_target:,} objects are in TO alone, such as expired ones: nothing is deleted there.")
+        objects = counted(done.only_in_target, "object is", "objects are")
+        echo(f"{objects} in TO alone, such as expired ones: nothing is deleted there.")
 
 
 def _print_report(report: "Report | None", known: _Known, second: "Store", *, as_json: bool) -> None:
@@ -273,6 +274,6 @@ def _print_report(report: "Report | None", known: _Known, second: "Store", *, as
         return
     verdict.print_report(report, second)
     heads = len({log for log, _ in known.heads})
-    echo(f"Compared with the signed heads of {heads:,} log{'s' if heads != 1 else ''} of the first.")
+    echo(f"Compared with the signed heads of {counted(heads, 'log')} of the first.")
     for log in known.unsigned[: render.LOGS_SHOWN]:
         echo(f"{escape(log)} has no head there that a trusted key signed: nobody can tell whether its end is missing.")

@@ -12,7 +12,7 @@ import typer
 from custody.cli import common, names, terminal
 from custody.cli.common import App, open_settings, read_file
 from custody.cli.terminal import echo
-from custody.errors import ConfigurationError, FormatError, NoArchive, NotEvidence, SignatureInvalid, escape
+from custody.errors import ConfigurationError, FormatError, NoArchive, NotEvidence, SignatureInvalid, counted, escape
 from custody.findings import Severity
 from custody.format import limits
 from custody.format.times import moment_of
@@ -95,6 +95,18 @@ def _with_leaf_secrets(trust: "Trust", settings: "Settings", archive: str) -> "T
 def _echo(lines: Iterable[str]) -> None:
     for line in lines:
         echo(escape(line))
+
+
+def _say(sentences: Iterable[str], *, err: bool = False) -> None:
+    """Print sentences in lines that fit the screen."""
+    width = terminal.screen_width(err=err)
+    for sentence in sentences:
+        indent = len(sentence) - len(sentence.lstrip())
+        for line in terminal.wrap(escape(sentence), width, indent):
+            if err:
+                common.note(line)
+            else:
+                echo(line)
 
 
 @app.command(rich_help_panel=common.VERIFY, epilog="custody checkpoint audit.events > checkpoints.txt")
@@ -237,11 +249,8 @@ def evidence(
         common.print_json({**document, "other_events": made.others, "summary": made.summary})
         return
     _echo([f"Wrote {output} ({len(made.data):,} bytes)."])
-    if made.others:
-        common.note(escape(f"Warning: {made.summary}"))
-    else:
-        _echo([made.summary])
-    _echo([f"Check it anywhere: custody check-evidence {output} --trust trust.json"])
+    _say([f"Warning: {made.summary}" if made.others else made.summary], err=made.others > 0)
+    _say([f"Check it anywhere: `custody check-evidence {output} --trust trust.json`"])
 
 
 @app.command(
@@ -276,27 +285,27 @@ def check_evidence(
         if as_json:
             echo(json.dumps({"proved": False, "verdict": "tampered", "problems": [str(error)]}))
         else:
-            _echo([f"NOT PROVED: {error}"])
+            _say([f"NOT PROVED: {error}"])
         raise typer.Exit(Severity.TAMPERED) from None
     if as_json:
         echo(json.dumps(result.to_dict()))
     elif result.proved:
-        _echo(_proved(result))
+        _echo([result.event.decode(), ""])
+        _say(_proved(result))
     else:
-        _echo(_not_proved(result))
+        _say(_not_proved(result))
+        _echo(["", "The checkpoint in the file:", *result.note.encode().decode().splitlines()])
     if result.severity is not None:
         raise typer.Exit(result.severity)
 
 
 def _proved(result: "Result") -> Iterable[str]:
-    yield result.event.decode()
-    yield ""
     proof, statement, verdict = result.proof, result.statement, result.checkpoint_verdict
     yield f"This event is the record at offset {proof.offset} of {proof.log}, byte for byte as it was archived."
     yield f"It was sealed at {statement.sealed_at} by {statement.writer}: the writer's own claims, by its own clock."
     yield f"Archive: {statement.archive}, {'as pinned in trust.json' if result.pinned else 'as the file claims'}."
-    signers, size = ", ".join(verdict.signers), result.checkpoint.size
-    yield f"Proved: the event is in {proof.log}. {signers} signed a checkpoint over its first {size:,} statements."
+    signers, first = ", ".join(verdict.signers), counted(result.checkpoint.size, "statement")
+    yield f"Proved: the event is in {proof.log}. {signers} signed a checkpoint over its first {first}."
     for name, at in verdict.witnessed:
         yield f"  {name} saw that head at {moment_of(at):%Y-%m-%dT%H:%M:%SZ}."
     for known in result.compared:
@@ -318,9 +327,6 @@ def _not_proved(result: "Result") -> Iterable[str]:
         yield f"NOT PROVED: {problem}"
     proof, archive = result.proof, result.statement.archive
     yield f"The file claims offset {proof.offset} of {proof.log}, in the archive {archive}."
-    yield ""
-    yield "The checkpoint in the file:"
-    yield from result.note.encode().decode().splitlines()
 
 
 @app.command(

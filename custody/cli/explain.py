@@ -7,9 +7,8 @@ Of a problem that `custody status` prints, it says where to look.
 
 import difflib
 import re
-import textwrap
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
@@ -17,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from custody.cli import common, operators
+from custody.cli import common, operators, terminal
 from custody.cli.common import App
 from custody.cli.terminal import echo
 from custody.errors import ConfigurationError
@@ -26,8 +25,6 @@ from custody.findings import CATALOGUE
 app = App()
 
 _WIDTH = 80
-_BOUND = "\u00a0"
-"""A space at which no line is broken."""
 _SECTIONS: Mapping[str, str] = {
     "causes": "How it comes about",
     "false_alarms": "When nobody meant harm",
@@ -144,12 +141,7 @@ class Explanation:
 
 
 def _wrap(text: str, indent: int = 0) -> list[str]:
-    """Return a paragraph as lines for a terminal. A command that fits in a line stays in one, to be copied."""
-    bound = re.sub(
-        r"`[^`]*`", lambda code: code[0].replace(" ", _BOUND) if len(code[0]) <= _WIDTH - indent else code[0], text
-    )
-    lines = textwrap.wrap(bound, _WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False)
-    return [line.replace(_BOUND, " ") for line in lines]
+    return terminal.wrap(text, _WIDTH, indent)
 
 
 @cache
@@ -195,18 +187,21 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines: a finding each.")] = False,
 ) -> None:
     """Explain a finding or an alert: what it means, how it comes about, when nobody meant harm, and what to do."""
+    if markdown and (name is not None or as_json):
+        other = "--json" if as_json else f"NAME ({(name or '')[:100]!r})"
+        raise ConfigurationError(
+            f"--markdown prints all findings, as docs/findings.md: leave {other} out, or --markdown"
+        )
     known, sections = explanations(), _alerts()
-    if name is not None and name in sections:
+    if name is not None:
+        name = _as_listed(name, {*known, *sections, *_PROBLEMS, *(each.severity for each in known.values())})
+    if name is not None and name not in known and (name in sections or name in _PROBLEMS):
+        text = "\n".join(sections[name]) if name in sections else _PROBLEMS[name]
         if as_json:
-            common.print_json({"name": name, "text": "\n".join(sections[name])})
+            common.print_json({"name": name, "text": text})
         else:
-            echo("\n".join([f"{name} (an alert)", *_wrapped(sections[name])]))
-        return
-    if name is not None and name in _PROBLEMS and name not in known:
-        if as_json:
-            common.print_json({"name": name, "text": _PROBLEMS[name]})
-        else:
-            echo("\n".join(_problem_lines(name)))
+            alert = (f"{name} (an alert)", *_wrapped(sections.get(name, ())))
+            echo("\n".join(alert if name in sections else _problem_lines(name)))
         return
     several = [each for each in known.values() if name in {None, each.severity}]
     chosen = several or [_explanation(name or "")]
@@ -225,6 +220,12 @@ def explain(
             echo("\n".join(["", *_problem_lines(chosen[0].name)]))
 
 
+def _as_listed(name: str, names: Collection[str]) -> str:
+    """Return a name as it is listed: written in capitals or with `_`, it is the same one. Others stay as they are."""
+    plain = name.strip().lower().replace("_", "-")
+    return name if name in names or plain not in names else plain
+
+
 def _explanation(name: str) -> Explanation:
     """Return the explanation of a finding.
 
@@ -234,7 +235,7 @@ def _explanation(name: str) -> Explanation:
     known = explanations()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name[:100], [*known, *_alerts(), *_PROBLEMS], 3, 0.5)
+    near = difflib.get_close_matches(name[:100].lower(), [*known, *_alerts(), *_PROBLEMS], 3, 0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "'custody explain' lists all of them"
     raise ConfigurationError(f"there is no finding {name[:100]!r}; {hint}")
 

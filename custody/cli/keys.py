@@ -12,7 +12,7 @@ import typer
 from custody.cli import common, terminal
 from custody.cli.common import App, open_settings
 from custody.cli.terminal import echo
-from custody.errors import ConfigurationError, KeyUnavailable, escape
+from custody.errors import ConfigurationError, KeyUnavailable, counted, escape
 
 if TYPE_CHECKING:
     from custody.format.archive_file import ArchiveFile
@@ -96,7 +96,7 @@ def rotate(*, as_json: _Json = False) -> None:
         common.print_json({"keyrings": {str(path): [key.key_id for key in added] for path, _, added in rotated}})
         return
     for path, ring, added in rotated:
-        echo(f"New in {path}: {', '.join(key.key_id for key in added)} ({len(ring.keys)} keys in all).")
+        echo(f"New in {path}: {', '.join(key.key_id for key in added)} ({counted(len(ring.keys), 'key')} in all).")
     file = trust_path(settings)
     echo(f"Verifiers need the new public key: run `custody keys export -o {file}`, and give them this file.")
 

@@ -92,6 +92,21 @@ def logs(given: list[str] | None) -> list[str] | None:
     return [log or text for text, log in zip(texts, wanted, strict=True)]
 
 
+def statement(name: str, sequence: int | None) -> tuple[str, int | None]:
+    """Return the log and the sequence of a printed statement, or of a log and a sequence that was given beside it.
+
+    Raises:
+        ConfigurationError: the name has another sequence than the one beside it.
+    """
+    text = _joined([name])
+    log, own, _ = _match_ours(text) or (text, None, None)
+    if own is None:
+        return text, sequence
+    if sequence not in {None, int(own)}:
+        raise ConfigurationError(f"{text[:200]!r} names sequence {int(own)}, and --sequence is {sequence}: give one")
+    return log, int(own)
+
+
 def _log_of(name: str) -> str | None:
     """Return the log of which this is the name, or the name of a part."""
     match = _head(name) or _match_ours(name)
@@ -140,7 +155,7 @@ def _match(text: str) -> tuple[str, str | None, str | None] | None:
 
 
 def _match_ours(text: str) -> tuple[str, str | None, str | None] | None:
-    """Return the same of a text that is not the `_id` of a document."""
+    """Return them of a text in one of the forms but the `_id` of a document, which may be a topic's name, too."""
     for form in (_SHORT, _AFTER, _BEFORE):
         if match := form.fullmatch(text):
             return match["log"], match["sequence"], match["offset"]

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,6 @@ from pydantic import BaseModel, SecretStr
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -28,7 +29,7 @@ from rich.text import Text
 
 from custody.cli import terminal
 from custody.cli.common import quiet
-from custody.errors import escape
+from custody.errors import counted, escape
 from custody.findings import VERIFIED, Finding, Severity
 from custody.settings import S3_MEANINGS, Settings
 from custody.store.protocol import S3Options
@@ -45,8 +46,8 @@ _FOLDED = 18
 """Characters of a folded column that are left to it before other columns are left out."""
 _NAME_WIDTH = 12
 """A name is not shortened below this."""
-_FINDING_WIDTH = 100
-"""Where a finding has its name beside it, and no SHA-256 is broken. On a narrower screen the name stands above."""
+_BESIDE_WIDTH = 100
+"""From this width on, an entry has its name beside it. On a narrower screen the name stands above."""
 FINDINGS_SHOWN = 100
 EVIDENCE_SHOWN = 10
 LOGS_SHOWN = 1000
@@ -141,35 +142,72 @@ def safe(text: object, style: str = "") -> Text:
     return Text(escape(str(text)), style=style)
 
 
-class FindingsTable:
+def unbroken(text: Text, width: int, lead: Text) -> Iterator[Text]:
+    """Yield a text in lines of a width, broken between its words alone, the first one after a lead.
+
+    So an object's key, which may be wider than the screen, can be copied. Print it with `crop=False`.
+    """
+    starts, column = list[int](), 0
+    for word in re.finditer(r"\S+\s*", text.plain):
+        if column and column + cell_len(word[0].rstrip()) > width - cell_len(lead.plain):
+            starts.append(word.start())
+            column = 0
+        column += cell_len(word[0])
+    blank = Text(" " * cell_len(lead.plain))
+    for number, line in enumerate(text.divide(starts)):
+        line.rstrip()
+        yield Text.assemble(blank if number else lead, line, no_wrap=True, overflow="ignore")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What an entry is called, in words of one style, and what is said about it, in paragraphs."""
+
+    names: tuple[str, ...]
+    style: str
+    text: tuple[Text, ...]
+
+
+class Entries:
+    """Findings or the like. Their texts are beside their names, or below them where a word would be broken else.
+
+    No word is broken in any case. Print it with `crop=False`.
+    """
+
+    def __init__(self, headings: tuple[str, str], entries: Sequence[Entry], caption: str = "") -> None:
+        self._headings, self._entries, self._caption = headings, entries, caption
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        names = max((cell_len(name) for entry in self._entries for name in entry.names), default=0)
+        words = (word for entry in self._entries for line in entry.text for word in line.plain.split())
+        if options.max_width >= max(_BESIDE_WIDTH, names + 3 + max(map(cell_len, words), default=0)):
+            made = table(*self._headings)
+            made.caption = self._caption or None
+            for entry in self._entries:
+                name = Text("\n".join(entry.names), style=entry.style)
+                made.add_row(name, Text("\n").join(entry.text), end_section=True)
+            yield made
+            return
+        for entry in self._entries:
+            yield Text(", ".join(entry.names), style=entry.style)
+            for line in entry.text:
+                yield from unbroken(line, options.max_width, Text("  "))
+            yield Text("")
+        if self._caption:
+            yield Text(self._caption)
+
+
+class FindingsTable(Entries):
     """The worst findings, as many as a person reads. `--json` prints all of them."""
 
     def __init__(self, findings: Sequence[Finding]) -> None:
-        self.findings = findings
-
-    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
-        shown, caption = self.findings[:FINDINGS_SHOWN], ""
-        if len(self.findings) > FINDINGS_SHOWN:
-            caption = f"The worst {FINDINGS_SHOWN} of {len(self.findings):,}; --json lists them all."
-        if options.max_width >= _FINDING_WIDTH:
-            made = table("!finding", "where, what, and what to do")
-            made.caption = caption or None
-            for finding in shown:
-                made.add_row(_finding_name(finding, "\n"), _finding_lines(finding), end_section=True)
-            yield made
-            return
-        for finding in shown:
-            yield _finding_name(finding, ", ")
-            yield Padding(_finding_lines(finding), (0, 0, 1, 2))
-        if caption:
-            yield Text(caption)
+        shown, caption = findings[:FINDINGS_SHOWN], ""
+        if len(findings) > FINDINGS_SHOWN:
+            caption = f"The worst {FINDINGS_SHOWN} of {len(findings):,}; --json lists them all."
+        super().__init__(("!finding", "where, what, and what to do"), [*map(_finding_entry, shown)], caption)
 
 
-def _finding_name(finding: Finding, between: str) -> Text:
-    return Text(f"{finding.finding}{between}{finding.severity.name.lower()}", style=STYLES[finding.severity])
-
-
-def _finding_lines(finding: Finding) -> Text:
+def _finding_entry(finding: Finding) -> Entry:
     """Return where a finding is, what it is, and what to do."""
     lines = [safe(finding.where, style="bold")] if finding.where else []
     if finding.key and finding.key not in finding.where:
@@ -182,9 +220,8 @@ def _finding_lines(finding: Finding) -> Text:
     ]
     advice = f"Accepted {finding.accepted}" if finding.accepted else f"→ {finding.action}"
     lines.append(safe(advice, style="italic"))
-    made = Text("\n", overflow="fold").join(lines)
-    made.overflow = "fold"
-    return made
+    names = (finding.finding, finding.severity.name.lower())
+    return Entry(names, STYLES[finding.severity], tuple(lines))
 
 
 def report(result: "Report") -> Iterator[RenderableType]:
@@ -204,7 +241,7 @@ def report(result: "Report") -> Iterator[RenderableType]:
             head = f"{log.size:,} {log.root[:12]}" if log.root else f"{log.size:,}"
             made.add_row(safe(log.log), *(f"{figure:,}" for figure in figures), head)
         if len(result.logs) > LOGS_SHOWN:
-            made.caption = f"The first {LOGS_SHOWN} of {len(result.logs):,} logs; --json lists them all."
+            made.caption = f"The first {LOGS_SHOWN} of {counted(len(result.logs), 'log')}; --json lists them all."
         yield Fitted(made, ("head", "expired", "skipped", "quarantined"), names="log")
     good = result.exit_code in {VERIFIED, Severity.NOTICE}
     yield safe(f"{result.url}: {result.verdict}", style="bold green" if good else STYLES[Severity(result.exit_code)])
@@ -285,23 +322,27 @@ def copy_progress() -> Iterator[Callable[["copy.Progress"], None] | None]:
         yield show
 
 
-def refusals_table(done: "copy.Copied") -> Table:
-    """Return a table of what was not copied, the worst first, as many as a person reads."""
-    made = table("!not copied", "what, and what to do")
+def refusals_table(done: "copy.Copied") -> Entries:
+    """Return what was not copied, the worst first, as many as a person reads."""
     worst = sorted(done.refused, key=lambda refusal: -refusal.severity)
-    for refusal in worst[:FINDINGS_SHOWN]:
-        name = Text(f"{refusal.reason}\n{refusal.severity.name.lower()}", style=STYLES[refusal.severity])
-        made.add_row(name, Text("\n").join([safe(refusal.key, style="bold"), safe(refusal.message)]), end_section=True)
-    if (count := sum(done.counts.values())) > FINDINGS_SHOWN:
-        made.caption = f"The worst {FINDINGS_SHOWN} of {count:,}; --json lists up to 1,000 of each kind."
-    return made
+    entries = [
+        Entry(
+            (refusal.reason, refusal.severity.name.lower()),
+            STYLES[refusal.severity],
+            (safe(refusal.key, style="bold"), safe(refusal.message)),
+        )
+        for refusal in worst[:FINDINGS_SHOWN]
+    ]
+    count = sum(done.counts.values())
+    caption = f"The worst {FINDINGS_SHOWN} of {count:,}; --json lists up to 1,000 of each kind."
+    return Entries(("!not copied", "what, and what to do"), entries, caption if count > FINDINGS_SHOWN else "")
 
 
 def settings_table(settings: Settings, *, sources: bool = False) -> Table:
     """Return a table of all settings, with their meaning or where each value comes from. Secrets are hidden."""
     made = table("!setting", "value", "source" if sources else "meaning")
     rows = list(_walk(settings))
-    origins = settings.sources(name for name, _, _ in rows) if sources else {}
+    origins = settings.origins(name for name, _, _ in rows) if sources else {}
     for name, value, meaning in rows:
         made.add_row(name, safe(_shown(value)), safe(origins[name]) if sources else meaning)
     made.caption = "A setting is a key of custody.toml, or a variable: CUSTODY_S3__REGION for s3.region."
@@ -317,7 +358,7 @@ def settings_json(settings: Settings) -> dict[str, Any]:
 def sources_json(settings: Settings) -> dict[str, Any]:
     """Return each setting's value and source as JSON types, by its name. Secrets are hidden."""
     values = {name: value for name, value, _ in _walk(settings)}
-    origins = settings.sources(values)
+    origins = settings.origins(values)
     return {name: {"value": _plain(value), "source": origins[name]} for name, value in values.items()}
 
 

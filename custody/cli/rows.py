@@ -22,11 +22,12 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
-from custody.errors import escape
+from custody.errors import counted, escape
 
 Row = tuple[Any, ...]
 
-_FETCHED = 10_000
+BLOCK = 10_000
+"""Rows that are fetched together, and are in memory at once."""
 _LEAST = 12
 """Characters that a cut text has at least."""
 _GAP = "  "
@@ -58,7 +59,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[Row]:
         """Yield the rows up to the limit. Count the others."""
-        while rows := self._fetch(_FETCHED):
+        while rows := self._fetch(BLOCK):
             self.total += len(rows)
             given = rows if self._limit is None else rows[: max(0, self._limit - self.shown)]
             self.shown += len(given)
@@ -86,7 +87,7 @@ def _distinct(names: Sequence[str]) -> Iterator[str]:
 
 
 def _count(total: int, shown: int, noun: str) -> str:
-    return f"{total:,} {noun}{'' if total == 1 else 's'}{f' ({shown:,} shown)' if shown < total else ''}"
+    return f"{counted(total, noun)}{f' ({shown:,} shown)' if shown < total else ''}"
 
 
 def plain(value: Any) -> Any:
@@ -191,27 +192,39 @@ def as_lines(rows: Rows) -> Iterator[str]:
 def as_grid(rows: Rows, width: int | None, *, ascii_only: bool = False) -> Iterator[str]:
     """Yield a grid of the rows, then how many rows and columns there are.
 
+    The first `BLOCK` rows decide which columns fit and how wide they are. Later rows are fetched and printed in blocks:
+    where they have wider numbers, or nothing is cut, their columns are wider from that block on.
+
     Args:
-        rows: the rows. Those that are shown are kept in memory.
+        rows: the rows. A block of those that are shown is kept in memory.
         width: of the screen; None for a file or a pipe, where nothing is left out or cut.
         ascii_only: whether the screen has only ASCII.
     """
     mark, rule = ("~", "-") if ascii_only else ("…", "─")
-    values = list(rows)
-    columns = [_Column(escape(name), [row[index] for row in values], mark) for index, name in enumerate(rows.names)]
+    iterator = iter(rows)
+    block = list(islice(iterator, BLOCK))
+    columns = [_Column(escape(name), mark, index) for index, name in enumerate(rows.names)]
+    for column in columns:
+        column.take(block)
     shown = _fit(columns, width)
     if len(shown) < len(columns):
         # It stands where columns are left out.
-        gap = next(place for place, column in enumerate(columns) if column not in shown)
-        shown.insert(gap, _Column(mark, [], mark, blank=len(values)))
-    lines = [
-        [column.heading for column in shown],
-        [rule * column.width for column in shown],
-        *([column.cell(number) for column in shown] for number in range(len(values))),
-    ]
-    for line in lines:
-        yield f" {_GAP.join(line)}".rstrip() + "\n"
+        gap = next(index for index, column in enumerate(columns) if column not in shown)
+        shown.insert(gap, _Column(mark, mark))
+    yield _line(column.heading for column in shown)
+    yield _line(rule * column.width for column in shown)
+    while block:
+        for number in range(len(block)):
+            yield _line(column.cell(number) for column in shown)
+        block = list(islice(iterator, BLOCK))
+        for column in shown:
+            column.take(block)
+            column.widen(all_cells=width is None)
     yield from _foot(rows, columns, shown, width, mark)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f" {_GAP.join(cells)}".rstrip() + "\n"
 
 
 class _Column:
@@ -224,16 +237,36 @@ class _Column:
         width: the width that it gets.
     """
 
-    def __init__(self, name: str, values: Sequence[Any], mark: str, *, blank: int | None = None) -> None:
-        self.name, self._mark = name, mark
-        self._cells = [_shown(value) for value in values] if blank is None else [mark] * blank
-        given = [value for value in values if value is not None]
-        self._right = bool(given) and all(map(_is_number, given))
-        widest = max(map(cell_len, self._cells), default=0)
-        self.natural = max(widest, cell_len(name))
-        whole = bool(given) and all(isinstance(value, _WHOLE) for value in given)
-        self.least = max(widest if whole else 0, min(self.natural, _LEAST))
-        self.width = self.natural
+    def __init__(self, name: str, mark: str, index: int | None = None) -> None:
+        """Set up.
+
+        Args:
+            name: its name.
+            mark: what stands where text is cut.
+            index: where its values are in a row; None if each of its cells is the mark.
+        """
+        self.name, self._mark, self._index = name, mark, index
+        self.natural = self.width = cell_len(name)
+        self.least = min(self.natural, _LEAST)
+        self._cells: list[str] = []
+        self._right = self._whole = False
+
+    def take(self, rows: Sequence[Row]) -> None:
+        """Take the next rows in place of those before."""
+        if self._index is None or not rows:
+            return
+        values = [row[self._index] for row in rows]
+        self._cells = [_shown(value) for value in values]
+        if given := [value for value in values if value is not None]:
+            self._right = all(map(_is_number, given))
+            self._whole = all(isinstance(value, _WHOLE) for value in given)
+        widest = max(map(cell_len, self._cells))
+        self.natural = max(self.natural, widest)
+        self.least = max(widest if self._whole else 0, min(self.natural, _LEAST))
+
+    def widen(self, *, all_cells: bool) -> None:
+        """Make the column as wide as its rows need: for numbers and times, or for all cells."""
+        self.width = max(self.width, self.natural if all_cells else self.least if self._whole else 0)
 
     @property
     def heading(self) -> str:
@@ -242,7 +275,7 @@ class _Column:
 
     def cell(self, number: int) -> str:
         """Return a cell, as wide as the column."""
-        return self._fill(self._cells[number])
+        return self._fill(self._mark if self._index is None else self._cells[number])
 
     @property
     def is_cut(self) -> bool:
@@ -258,6 +291,8 @@ class _Column:
 
 def _fit(columns: Sequence[_Column], width: int | None) -> list[_Column]:
     """Return the columns that fit a screen, and set their widths: the first ones, and some of the last ones."""
+    for column in columns:
+        column.width = column.natural
     if width is None:
         return list(columns)
     room = width - 1 + len(_GAP)

@@ -11,12 +11,17 @@ import io
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
 from custody.errors import escape
+
+_BOUND = "\u00a0"
+"""A space at which no line is broken."""
 
 
 def echo(text: str, *, err: bool = False) -> None:
@@ -35,6 +40,29 @@ def write(pieces: Iterator[bytes]) -> None:
         if _failure() is not None:
             break
     check_written()
+
+
+def screen_width(*, err: bool = False) -> int | None:
+    """Return how wide the screen is; None for a file or a pipe, unless `COLUMNS` is set: no line is broken there."""
+    if "COLUMNS" not in os.environ and not (sys.stderr if err else sys.stdout).isatty():
+        return None
+    return shutil.get_terminal_size().columns
+
+
+def wrap(text: str, width: int | None, indent: int = 0) -> list[str]:
+    """Return a paragraph as lines for a terminal. A command that fits in a line stays in one, to be copied.
+
+    Args:
+        text: the paragraph, with commands between backticks.
+        width: of a line; None for one line.
+        indent: blanks before the lines after the first.
+    """
+    if width is None:
+        return [text]
+    room = width - indent
+    bound = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", _BOUND) if len(code[0]) <= room else code[0], text)
+    lines = textwrap.wrap(bound, width, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False)
+    return [line.replace(_BOUND, " ") for line in lines]
 
 
 class _Unpadded(io.TextIOBase):

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from custody.cli import render
-from custody.errors import CustodyError, escape
+from custody.errors import CustodyError, counted, escape
 from custody.findings import Finding, joined
 from custody.format.layout import ARCHIVE, AUDIT_LOG
 from custody.verify.scope import moment_text
@@ -41,7 +41,7 @@ def print_report(report: "Report", store: "Store") -> None:
     *parts, verdict = render.report(said_once)
     # If nothing at all could be read, the first line has said all there is to say.
     for part in [] if first and _is_out_of_reach(said_once) else parts:
-        out.print(part, soft_wrap=isinstance(part, Text))
+        out.print(part, soft_wrap=isinstance(part, Text), crop=False)
     for line in (*explained(said_once.findings), *how_made(report.made), *heads(report)):
         out.print(render.safe(line), soft_wrap=True)
     out.print(verdict, soft_wrap=True)
@@ -97,7 +97,7 @@ def how_made(made: "Made") -> Iterator[str]:
     if not made.keys:
         yield "Key      none"
     if len(made.keys) > _KEYS_SHOWN:
-        yield f"         and {len(made.keys) - _KEYS_SHOWN:,} more keys; --json has all"
+        yield f"         and {counted(len(made.keys) - _KEYS_SHOWN, 'more key')}; --json has all"
 
 
 def heads(report: "Report") -> Iterator[str]:
@@ -108,4 +108,4 @@ def heads(report: "Report") -> Iterator[str]:
     for name, size, root in seen[:_HEADS_SHOWN]:
         yield f"Head     {escape(name)} {size} {root or 'unknown'}"
     if len(seen) > _HEADS_SHOWN:
-        yield f"         and {len(seen) - _HEADS_SHOWN:,} more heads; --json has all"
+        yield f"         and {counted(len(seen) - _HEADS_SHOWN, 'more head')}; --json has all"

@@ -388,7 +388,9 @@ def _fault(fields: dict[str, Any], *, stamped: bool) -> str | None:
         msgspec.convert(fields, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
         refusal = example_of(f"{event_type}: {error}")
-    return refusal or _event_fault("client_ip", fields["client_ip"])
+    if refusal is None and not events.are_addresses({fields["client_ip"]}):
+        return _event_fault("client_ip", fields["client_ip"])
+    return refusal
 
 
 def _event_fault(name: str, value: object) -> str | None:

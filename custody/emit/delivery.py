@@ -4,6 +4,8 @@ A line is in one place at a time: held, on its way, in the spool, or settled (de
 in the spool, new lines go behind it, and the spool is replayed in its order. A line that failed goes to the spool.
 Without a spool it is held and sent again, and nothing more is taken meanwhile.
 
+A line that is refused is not sent again. It is kept in the spool's folder `bad/`.
+
 What may be sent twice: lines whose delivery was not confirmed when the process ended. They are the same bytes, with the
 same `event_id` and `source_seq`.
 """
@@ -15,9 +17,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from custody.emit.errors import AuditError
 from custody.emit.quiet import QuietLog
-from custody.emit.sink import Outcome, Sink
+from custody.emit.sink import Outcome, SteadySink, explain
 from custody.emit.spool import Batch, Spool
 
 SLOW_SECONDS = 2.0
@@ -30,11 +31,14 @@ RETRY_SECONDS = 1.0
 """How long what failed waits before it is sent again."""
 ADOPT_SECONDS = 60.0
 """How often spools that dead processes left are looked for."""
+REOPEN_SECONDS = 5.0
+"""How long after it failed the spool is opened again."""
 COUNTED = (
     "in_flight",
     "spool_events",
     "spool_bytes",
     "bad_segments",
+    "lost_segments",
     "delivered",
     "spooled",
     "replayed",
@@ -62,29 +66,41 @@ class Gather:
 
 
 class Delivery:
-    """Sink and spool of one writer. One thread uses it.
+    """Sink and spool of one writer. One thread uses it; others may read its numbers.
 
     Attributes:
         urgent: whether lines that gather are sent now. Another thread may set it; it ends when nothing is unsettled.
     """
 
-    def __init__(self, sink: Sink, spool: Spool | None, quiet: QuietLog, *, gather: Gather | None = None) -> None:
+    def __init__(
+        self,
+        sink: SteadySink,
+        open_spool: Callable[[], Spool] | None,
+        quiet: QuietLog,
+        *,
+        gather: Gather | None = None,
+    ) -> None:
         """Set up.
 
         Args:
             sink: where lines go.
-            spool: where they wait; None if there is no disk for it.
+            open_spool: opens where they wait; None if there is no disk for it. While it raises, they wait in memory.
             quiet: for what goes wrong.
             gather: every line goes through the spool, also while the sink is well, and waits there for so long. Lines
                 that other processes left do not wait.
         """
-        self._sink, self._spool, self._quiet, self._gather = sink, spool, quiet, gather
+        self._sink, self._open_spool, self._quiet, self._gather = sink, open_spool, quiet, gather
         self._gathers_since: float | None = None
         self._owed = 0
         """Lines that have gathered, and of which no batch is done yet."""
         self.urgent = False
+        self._spool: Spool | None = None
+        self._reopen_at = 0.0
+        self._unspooled = 0
+        """Lines that were taken, and are neither in the spool nor settled: held, failed, or on their way."""
         self._held: deque[bytes] = deque()
         self._failed: list[bytes] = []
+        self._refused_lines: list[bytes] = []
         self._sent = 0
         self._batch: Batch | None = None
         self._batch_left: deque[bytes] = deque()
@@ -93,8 +109,9 @@ class Delivery:
         self._retry_at = 0.0
         self._held_since = 0.0
         self._adopted = 0.0
-        self._spooling = spool is not None
+        self._spooling = False
         self._delivered = self._replayed = self._refused = self._failures = self._spooled = self.lost = 0
+        self._reopen_spool()
 
     @property
     def takes(self) -> bool:
@@ -103,16 +120,19 @@ class Delivery:
 
     @property
     def unsettled(self) -> int:
-        """Lines that are held, on their way, or in the spool."""
-        return len(self._held) + len(self._failed) + self._sent + (self._spool.waiting if self._spool else 0)
+        """Lines that are held, on their way, or in the spool. Another thread never reads too few."""
+        # A line is in the spool's number before it leaves the first one: read in this order, it is in one at least.
+        return self._unspooled + (self._spool.waiting if self._spool else 0)
 
     def counters(self) -> dict[str, int]:
         """Return the numbers that `COUNTED` names."""
+        spool = self._spool.counters() if self._spool else {}
         return {
             "in_flight": self._sent + self._batch_sent,
-            "spool_events": self._spool.waiting if self._spool else 0,
-            "spool_bytes": self._spool.counters()["bytes"] if self._spool else 0,
-            "bad_segments": self._spool.counters()["bad_segments"] if self._spool else 0,
+            "spool_events": spool.get("waiting", 0),
+            "spool_bytes": spool.get("bytes", 0),
+            "bad_segments": spool.get("bad_segments", 0),
+            "lost_segments": spool.get("lost_segments", 0),
             "delivered": self._delivered,
             "spooled": self._spooled,
             "replayed": self._replayed,
@@ -122,27 +142,34 @@ class Delivery:
         }
 
     def deliver(self, lines: Sequence[bytes]) -> None:
-        """Take lines, and pass on what can be."""
+        """Take lines, and pass on what can be. They are held before anything can fail."""
         if not self._held:
             self._held_since = time.monotonic()
+        self._unspooled += len(lines)
         self._held.extend(lines)
         self._push()
 
     def step(self, seconds: float) -> None:
         """Learn what became of lines, spool what failed, and replay. Waits no longer than this for the first report."""
-        before = self._delivered
+        before = self._delivered + self._refused
         self._sink.poll(seconds)
         now = time.monotonic()
-        if self._delivered != before or not (self._sent or self._batch_sent):
+        if self._delivered + self._refused != before or not (self._sent or self._batch_sent):
             self._progress = now
+        self._reopen_spool()
         if self._failed:
             self._retry_at = now + RETRY_SECONDS
             self._spooling = self._spool is not None
             self._take_back()
         self._push()
-        if self._spool is not None:
-            self._guarded(self._replay)
+        self._guarded(self._replay)
+        self._keep_refused()
         self.urgent = self.urgent and self.unsettled > 0
+
+    def spool_only(self) -> bool:
+        """Send nothing more but what is in the spool, and return whether there is one."""
+        self._spooling = self._spool is not None
+        return self._spooling
 
     def close(self, seconds: float) -> int:
         """Settle what can be settled in this time, leave the rest in the spool, and return how many lines are there.
@@ -156,11 +183,28 @@ class Delivery:
         self._sink.close(max(0.0, deadline - time.monotonic()))
         self._take_back()
         self._to_spool()
-        self.lost += len(self._held)
+        self._keep_refused()
+        # With those, if any, of which the sink did not report what became of them.
+        self.lost += self._unspooled
+        self._unspooled = self._sent = 0
         self._held.clear()
         waiting = self._spool.waiting if self._spool else 0
         self._guarded(Spool.close)
         return waiting
+
+    def _reopen_spool(self) -> None:
+        """Open the spool, if that is due: the disk may have been full when the process started."""
+        if self._spool is not None or self._open_spool is None or time.monotonic() < self._reopen_at:
+            return
+        try:
+            self._spool = self._open_spool()
+        except Exception as error:  # noqa: BLE001 - events go on without it
+            self._reopen_at = time.monotonic() + REOPEN_SECONDS
+            self._quiet.warn("spool", f"audit events wait in memory alone, for want of a spool: {explain(error)}")
+        else:
+            self._adopted = time.monotonic()
+            # What it adopted comes first.
+            self._spooling = True
 
     def _push(self) -> None:
         """Pass held lines on: to the sink, or to the spool while anything is in it."""
@@ -195,24 +239,34 @@ class Delivery:
         lines = list(self._held)
         taken = self._guarded(lambda spool: _written(spool, lines)) or 0
         self._spooled += taken
+        self._unspooled -= taken
         _drop_first(self._held, taken)
         self._held_since = time.monotonic()
 
     def _report(self, line: bytes, outcome: Outcome) -> None:
-        # In this order, another thread never counts too few.
+        self._sent -= 1
         if outcome == "failed":
             self._failures += 1
             self._failed.append(line)
         else:
-            self._settle(outcome)
-        self._sent -= 1
+            self._settle(line, outcome)
+            self._unspooled -= 1
 
-    def _settle(self, outcome: Outcome) -> None:
+    def _settle(self, line: bytes, outcome: Outcome) -> None:
         if outcome == "delivered":
             self._delivered += 1
         else:
             self._refused += 1
-            self._quiet.warn("refused", "an audit event was refused by where it was sent, and is not sent again")
+            self._refused_lines.append(line)
+
+    def _keep_refused(self) -> None:
+        """Put aside what was refused, and say so. They are counted already, so that nobody waits for them."""
+        if not self._refused_lines:
+            return
+        lines, self._refused_lines = self._refused_lines, []
+        kept = self._guarded(lambda spool: spool.keep_refused(lines)) or 0
+        refused = f"{len(lines):,} audit events were refused by where they were sent, and are not sent again"
+        self._quiet.warn("refused", f"{refused}; the spool's folder `bad` has {kept:,} of them")
 
     def _replay(self, spool: Spool) -> None:
         """Send what is in the spool, a batch at a time, and adopt what dead processes left."""
@@ -264,7 +318,7 @@ class Delivery:
             self._retry_at = time.monotonic() + RETRY_SECONDS
         else:
             self._replayed += outcome == "delivered"
-            self._settle(outcome)
+            self._settle(line, outcome)
 
     def _guarded(self, use: Callable[[Spool], T]) -> T | None:
         """Use the spool; where the disk fails, warn and return None. What it did not take is still held."""
@@ -272,8 +326,8 @@ class Delivery:
             return None
         try:
             return use(self._spool)
-        except AuditError as error:
-            self._quiet.warn("spool", str(error))
+        except Exception as error:  # noqa: BLE001 - whatever a file system may raise
+            self._quiet.warn("spool", explain(error))
             return None
 
 

@@ -49,7 +49,8 @@ def encode_all(batch: Sequence[AuditEvent], redaction: Redaction) -> list[Checke
         try:
             made.append(CheckedLine(_line(event, redaction)))
         except AuditError as error:
-            made.append(error)
+            # Its traceback would keep the event's values in memory, for as long as the error is kept.
+            made.append(error.with_traceback(None))
     lines = [index for index, line in enumerate(made) if isinstance(line, bytes)]
     checked = events.check([made[index] for index in lines])  # type: ignore[misc]
     for at, reason in checked.refused:

@@ -10,6 +10,9 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
 from custody.errors import ConfigurationError
@@ -58,15 +61,34 @@ def uuid7() -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Process:
+    """A process, and starts for its sources: when it loaded this module or was forked, in µs since 1970, and later."""
+
+    pid: int
+    starts: Iterator[int]
+
+
+def _begin() -> None:
+    """Note that this is a process of its own."""
+    global _this_process
+    _this_process = _Process(os.getpid(), count(time.time_ns() // 1_000))
+
+
+_this_process = _Process(0, count())
+_begin()
+os.register_at_fork(after_in_child=_begin)
+
+
 class Source:
     """The process that emits, as `service/instance/pid-start`.
 
-    `start` is the time in µs since 1970 at which the process first used this source. It tells a process from an earlier
-    one with the same pid, and two writers of one process from each other: each numbers its own events. After a fork the
-    child's source is new.
+    `start` is the time in µs since 1970 at which the process loaded this module, or was forked. It tells a process
+    from an earlier one with the same pid. A process's second source starts a microsecond later, because each numbers
+    its own events. After a fork the child's source is new.
     """
 
-    __slots__ = ("_pid", "_text", "instance", "service")
+    __slots__ = ("_texts", "instance", "service")
 
     def __init__(self, service: str, instance: str | None = None) -> None:
         """Name a service, and the instance of it that this process is.
@@ -81,29 +103,19 @@ class Source:
         host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:100].lstrip("._-") or "host"
         self.service = _check_name("service", service)
         self.instance = host if instance is None else _check_name("instance", instance)
-        self._pid = 0
-        self._text = ""
+        self._texts: dict[_Process, str] = {}
 
     def __str__(self) -> str:
-        # The pid is asked each time: it costs less than a microsecond, and no fork escapes it.
-        pid = os.getpid()
-        if self._pid != pid:
-            self._text = f"{self.service}/{self.instance}/{pid}-{_next_start()}"
-            self._pid = pid
-        return self._text
+        process = _this_process
+        text = self._texts.get(process)
+        if text is None:
+            # Of threads that ask at once the first decides. A lock could be held at a fork, and never released.
+            text = f"{self.service}/{self.instance}/{process.pid}-{next(process.starts)}"
+            text = self._texts.setdefault(process, text)
+        return text
 
     def __repr__(self) -> str:
         return f"Source({str(self)!r})"
-
-
-_last_start = 0
-
-
-def _next_start() -> int:
-    """Return the time in µs since 1970, later than any that this process has returned."""
-    global _last_start
-    _last_start = max(_last_start + 1, time.time_ns() // 1_000)
-    return _last_start
 
 
 def _check_name(kind: str, name: str) -> str:

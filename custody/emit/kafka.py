@@ -2,9 +2,14 @@
 
 A producer does not survive a fork, so each process makes its own. librdkafka sends a batch again while it is not
 acknowledged; after `DELIVERY_SECONDS` it gives the records back, and they go to the spool.
+
+A broker refuses a batch as a whole, say because it is larger than the topic allows, though each record may be small
+enough. So each is sent once more, by a second producer that makes batches of one record. What is refused then is.
 """
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -15,6 +20,7 @@ from custody.emit.quiet import QuietLog
 from custody.emit.sink import Outcome, Report, Sink
 from custody.emit.writer import Options, QueuedWriter
 from custody.errors import legible
+from custody.format.limits import EVENT_BYTES
 
 __all__ = ["KafkaWriter"]
 
@@ -28,6 +34,8 @@ _DEFAULTS: Final[Mapping[str, object]] = {
     "message.timeout.ms": DELIVERY_SECONDS * 1000,
     "queue.buffering.max.kbytes": QUEUE_KBYTES,
     "queue.buffering.max.messages": 100_000,
+    # librdkafka's own limit is below an event's. Batches have another one, `batch.size`.
+    "message.max.bytes": EVENT_BYTES + 4096,
 }
 _OURS: Final[Mapping[str, object]] = {"enable.idempotence": True, "acks": "all"}
 """What the application may not change: with less, records are lost or doubled without a word."""
@@ -35,6 +43,7 @@ _NEVER: Final = frozenset(
     {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD, KafkaError.INVALID_MSG_SIZE}
 )
 """Errors that are about the one record: it would be refused again."""
+_ONE_BY_ONE: Final[Mapping[str, object]] = {"batch.num.messages": 1, "linger.ms": 0}
 _PURGE_SECONDS: Final = 1.0
 _SOURCE: Final = b',"source":"'
 
@@ -78,7 +87,7 @@ class _Lines:
 
 
 class KafkaSink:
-    """A producer. Its callbacks run in `poll`, `send` and `close`, on the thread that calls them."""
+    """A producer, and a second one for single records. Their callbacks run in `poll` and `close`, on their caller."""
 
     def __init__(self, topic: str, client: Mapping[str, object], quiet: QuietLog) -> None:
         """Make the producer.
@@ -88,20 +97,28 @@ class KafkaSink:
         """
         self._topic, self._client, self._quiet = topic, client, quiet
         self._producer = _make(client, quiet, self._fatal)
+        self._single: Any = None
+        self._alone: deque[tuple[bytes, Report]] = deque()
+        """Records of refused batches, which are sent one by one."""
         self._broken = False
 
     def send(self, lines: Sequence[bytes], report: Report) -> int:
-        """Pass lines to librdkafka's queue; fewer if it is full."""
+        """Pass lines to librdkafka's queue; fewer if it is full, or has just been given up."""
         if self._broken:
+            # What comes back now is older than these lines.
             self._renew()
-        produce, topic = self._producer.produce, self._topic
+            return 0
 
         def delivered(error: KafkaError | None, message: Any) -> None:
-            report(message.value(), "delivered" if error is None else self._outcome(error))
+            outcome = self._outcome(error)
+            if outcome == "refused":
+                self._alone.append((message.value(), report))
+            else:
+                report(message.value(), outcome)
 
         for taken, line in enumerate(lines):
             try:
-                produce(topic, line, _source(line), on_delivery=delivered)
+                self._producer.produce(self._topic, line, _source(line), on_delivery=delivered)
             except BufferError:
                 return taken
             except KafkaException as error:
@@ -114,15 +131,46 @@ class KafkaSink:
     def poll(self, seconds: float) -> None:
         """Run callbacks of records that were acknowledged or given up."""
         self._producer.poll(seconds)
+        self._send_single()
 
     def close(self, seconds: float) -> None:
         """Wait for acknowledgements, then give up the rest."""
+        deadline = time.monotonic() + seconds
         self._producer.flush(seconds)
+        self._send_single()
+        if self._single is not None:
+            self._single.flush(max(0.0, deadline - time.monotonic()))
         self._give_up()
 
+    def _send_single(self) -> None:
+        """Send each record of refused batches in a batch of its own."""
+        if self._alone and self._single is None:
+            self._single = _make({**self._client, **_ONE_BY_ONE}, self._quiet, self._fatal)
+        while self._alone:
+            line, report = self._alone[0]
+            try:
+                self._single.produce(self._topic, line, _source(line), on_delivery=self._last(report))
+            except BufferError:
+                break
+            except KafkaException as error:
+                report(line, self._outcome(error.args[0]))
+            self._alone.popleft()
+        if self._single is not None:
+            self._single.poll(0)
+
+    def _last(self, report: Report) -> Callable[[KafkaError | None, Any], None]:
+        return lambda error, message: report(message.value(), self._outcome(error))
+
     def _give_up(self) -> None:
-        self._producer.purge(in_queue=True, in_flight=True, blocking=False)
-        self._producer.flush(_PURGE_SECONDS)
+        """Have every record reported that is still on its way."""
+        for producer in (self._producer, self._single):
+            if producer is not None:
+                producer.purge(in_queue=True, in_flight=True, blocking=False)
+                producer.flush(_PURGE_SECONDS)
+        self._single = None
+        while self._alone:
+            line, report = self._alone.popleft()
+            report(line, "failed")
 
     def _renew(self) -> None:
         """Make a new producer, because this one cannot go on."""
@@ -132,7 +180,9 @@ class KafkaSink:
     def _fatal(self, error: KafkaError) -> None:
         self._broken = self._broken or error.fatal()
 
-    def _outcome(self, error: KafkaError) -> Outcome:
+    def _outcome(self, error: KafkaError | None) -> Outcome:
+        if error is None:
+            return "delivered"
         code = error.code()
         self._quiet.warn(f"Kafka {code}", f"Kafka, topic {self._topic}: an audit event was not taken: {error.str()}")
         return "refused" if code in _NEVER else "failed"

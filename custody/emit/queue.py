@@ -2,8 +2,13 @@
 
 Appending is all that a request waits for. The queue is bounded in items and in bytes, and counts what it drops, so that
 the numbers of dropped events can be left out.
+
+Python may call a destructor or a signal's handler inside of any method here, on the same thread. If that writes an
+event too, it must not wait for itself: so the lock may be taken twice, and the thread is woken by a SimpleQueue.
 """
 
+import contextlib
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -38,10 +43,10 @@ class Queue:
     def __init__(self, limits: Limits) -> None:
         """Set up an empty queue."""
         self._limits = limits
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._items: deque[tuple[Item, int]] = deque()
         self._bytes = self._reserved = self._dropped = self._taken = 0
-        self._wake = threading.Event()
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._waiting = False
         self.closed = False
@@ -68,20 +73,19 @@ class Queue:
         Args:
             item: an encoded event, or what makes events.
             size: its bytes.
-            reserved: `reserve` has kept a place for it.
+            reserved: `reserve` has kept a place for it. It is taken even if it exceeds the limit of bytes.
         """
         with self._lock:
-            if self.closed:
-                return False
             if reserved:
-                self._reserved -= 1
-            elif not self.has_room(size):
+                self.release()
+            if self.closed or not (reserved or self.has_room(size)):
                 return False
             self._items.append((item, size))
             self._bytes += size
             self.written += 1
         if self._waiting:
-            self._wake.set()
+            self._waiting = False
+            self._wake.put(None)
         return True
 
     def reserve(self) -> bool:
@@ -93,9 +97,9 @@ class Queue:
             return True
 
     def release(self) -> None:
-        """Give a reserved place back."""
+        """Give a reserved place back. One that was reserved before a fork is not of this queue."""
         with self._lock:
-            self._reserved -= 1
+            self._reserved = max(self._reserved - 1, 0)
 
     def drop(self, events: int = 1) -> None:
         """Count events that are not written, though they happened. Their numbers are left out."""
@@ -106,7 +110,7 @@ class Queue:
     def take(self, most: int) -> tuple[list[Item], int]:
         """Remove the oldest items, and return them with how many events were dropped since the last call.
 
-        Items of the call before count as passed on.
+        They count as open until `passed_on`.
         """
         with self._lock:
             taken = [self._items.popleft() for _ in range(min(most, len(self._items)))]
@@ -115,13 +119,20 @@ class Queue:
             dropped, self._dropped = self._dropped, 0
         return [item for item, _ in taken], dropped
 
+    def passed_on(self) -> None:
+        """Count what was taken as no longer here: somebody else counts it now."""
+        self._taken = 0
+
     def wait(self, seconds: float) -> None:
         """Return when there is an item, when the queue is closed, or after a time."""
         self._waiting = True
         if not self._items and not self.closed:
-            self._wake.wait(seconds)
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=seconds)
         self._waiting = False
-        self._wake.clear()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._wake.get_nowait()
 
     def wait_for_close(self, seconds: float) -> None:
         """Return when the queue is closed, or after a time."""
@@ -132,7 +143,7 @@ class Queue:
         with self._lock:
             self.closed = True
         self._closing.set()
-        self._wake.set()
+        self._wake.put(None)
 
     def has_room(self, size: int) -> bool:
         """Return whether an item of so many bytes would be taken now."""

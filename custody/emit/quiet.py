@@ -3,6 +3,7 @@
 A broker that is away, or a field that is always wrong, must not fill an application's log.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -42,4 +43,6 @@ class QuietLog:
                 del self._kinds[next(iter(self._kinds))]
             self._kinds[kind] = (now, 0)
         more = f" (and {left_out} more like it in the last minutes)" if left_out else ""
-        logger.log(level, "%s%s", message, more)
+        # A handler of the application that fails must not stop its audit events.
+        with contextlib.suppress(Exception):
+            logger.log(level, "%s%s", message, more)

@@ -28,7 +28,7 @@ from decimal import Decimal
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import PurePath
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, TypeVar, get_type_hints
 from uuid import UUID
 
 import msgspec
@@ -43,6 +43,7 @@ from custody.format.times import format_time
 
 __all__ = ["Redaction", "redact"]
 
+_Known = TypeVar("_Known")
 _KNOWN_NAMES: Final = 4096
 """Names of which the verdict is remembered."""
 _HEADERS: Final = frozenset(
@@ -53,6 +54,16 @@ _CHECKED: Final = frozenset(("timestamp", "client_ip"))
 """Fields of the six types that can have no secret: the check of an event takes nothing but a time and an address."""
 _CHECKED_OWN: Final = frozenset(("timestamp",))
 """The same of own types."""
+
+
+class Signature(str):
+    """A GraphQL operation's signature, which has no literals: what stands behind a name is a variable or empty.
+
+    By the rules for other texts it would lose names of variables, and its hash would be another. So only keys by their
+    shapes, and words behind a secret's name, are replaced in it.
+    """
+
+    __slots__ = ()
 
 
 class _Refusal(Exception):
@@ -101,6 +112,7 @@ class Redaction:
     keys: frozenset[str] = frozenset()
     plain: frozenset[str] = frozenset()
     shapes: tuple[str, ...] = ()
+    _verdicts: dict[str, Verdict] = field(default_factory=dict, init=False, repr=False, compare=False)
     _names: dict[str, tuple[Verdict, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _text: TextRules = field(init=False, repr=False, compare=False)
 
@@ -126,13 +138,19 @@ class Redaction:
             set_field(self, "_text", TextRules(self.verdict_on, shapes, roots))
         except re.error as error:
             raise ConfigurationError(f"a shape is no regular expression: {error}") from None
+        if any(re.search(shape, "") for shape in shapes):
+            raise ConfigurationError("a shape matches an empty text, which is everywhere: make a part of it mandatory")
 
     def __reduce__(self) -> tuple[type["Redaction"], tuple[frozenset[str], frozenset[str], tuple[str, ...]]]:
         return type(self), (self.keys, self.plain, self.shapes)
 
     def verdict_on(self, name: str) -> Verdict:
         """Return which values a name makes secret."""
-        return self._known(name)[0]
+        known = self._verdicts.get(name)
+        if known is None:
+            known = verdict(name, self.keys, self.plain)
+            _remember(self._verdicts, name, known)
+        return known
 
     def redact(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of an event, without credentials, and of types that JSON has.
@@ -157,11 +175,9 @@ class Redaction:
         """Return the verdict on a name, and the name without credentials in it."""
         known = self._names.get(name)
         if known is None:
-            known = verdict(name, self.keys, self.plain), self._text.redact(name)
-            if len(name) <= NAME_CHARACTERS and known[1] == name:
-                if len(self._names) >= _KNOWN_NAMES:
-                    self._names.clear()
-                self._names[name] = known
+            known = self.verdict_on(name), self._text.redact(name)
+            if known[1] == name:
+                _remember(self._names, name, known)
         return known
 
 
@@ -174,15 +190,24 @@ def redact(fields: Mapping[str, Any], rules: Redaction | None = None) -> dict[st
     return (DEFAULT if rules is None else rules).redact(fields)
 
 
+def _remember(known: dict[str, _Known], name: str, value: _Known) -> None:
+    """Remember what is known of a name, unless it is long. Names that others choose must fill no memory."""
+    if len(name) <= NAME_CHARACTERS:
+        if len(known) >= _KNOWN_NAMES:
+            known.clear()
+        known[name] = value
+
+
 def _several(kind: str, texts: Iterable[str] | str) -> tuple[str, ...]:
     """Return the user's names or shapes.
 
     Raises:
         ConfigurationError: they are one text, which is several too: its letters.
     """
-    if isinstance(texts, str):
-        raise ConfigurationError(f"`{kind}` of a redaction are several: give a tuple or a set of them")
-    return tuple(texts)
+    several = () if isinstance(texts, str) else tuple(texts)
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in several):
+        raise ConfigurationError(f"`{kind}` of a redaction are several texts: give a tuple or a set of them")
+    return several
 
 
 def _names(kind: str, names: Iterable[str]) -> frozenset[str]:
@@ -200,11 +225,12 @@ def _names(kind: str, names: Iterable[str]) -> frozenset[str]:
 class _Walk:
     """One event's way through the rules: it counts what it has seen, so that nothing endless is followed."""
 
-    __slots__ = ("_characters", "_known", "_names", "_parts", "_redacted", "_text")
+    __slots__ = ("_characters", "_known", "_names", "_parts", "_redacted", "_text", "_verdict_on")
 
     def __init__(self, rules: Redaction) -> None:
         self._names = rules._names  # noqa: SLF001
         self._known = rules._known  # noqa: SLF001
+        self._verdict_on = rules.verdict_on
         self._text = rules._text  # noqa: SLF001
         self._characters = self._parts = self._redacted = 0
 
@@ -280,7 +306,7 @@ class _Walk:
         """Return whether a value is the name of a secret."""
         if isinstance(name, bytes):
             name = _decode(name)
-        return isinstance(name, str) and self._known(name)[0] is not Verdict.PLAIN
+        return isinstance(name, str) and self._verdict_on(name) is not Verdict.PLAIN
 
     def _key(self, key: object) -> str:
         if isinstance(key, Enum):
@@ -325,7 +351,7 @@ class _Walk:
         """Return a name and its value, redacted."""
         self._enter(depth, 2)
         name, value = pair
-        if self._makes_secret(name) and _is_secret(self._known(self._key(name))[0], value):
+        if self._makes_secret(name) and _is_secret(self._verdict_on(self._key(name)), value):
             self._redacted += 1
             return [self._value(name, depth + 1), REDACTED]
         return [self._value(name, depth + 1), self._value(value, depth + 1)]
@@ -336,7 +362,7 @@ class _Walk:
             raise _Refusal(_TOO_LARGE)
         if len(text) < len("p=ab"):
             return text
-        if text[0] in '{["' or text[0].isspace():
+        if text[0] in '{["\t\n\r ':
             rewritten = self._json(text, depth)
             if rewritten is not None:
                 return rewritten
@@ -367,6 +393,9 @@ class _Walk:
         """Return a value of a type that JSON lacks."""
         if isinstance(value, Enum):
             return self._value(value.value, depth)
+        if isinstance(value, Signature):
+            self._characters += len(value)
+            return self._text.redact_signature(str.__str__(value))
         if isinstance(value, str):
             return self._string(str.__str__(value), depth)
         if isinstance(value, int | float):

@@ -50,11 +50,16 @@ def request_ids(
     """
     pairs = list(headers)
     sent = header_lines(pairs, header)
-    given = sent[0] if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) else None
+    given = given_id(sent[0]) if len(sent) == 1 else None
     trace_id, span_id = parse_traceparent(header_lines(pairs, b"traceparent"))
     if given is not None and proxy_trusted:
         return RequestIds(given, None, trace_id, span_id)
     return RequestIds(make(), given, trace_id, span_id)
+
+
+def given_id(text: str | None) -> str | None:
+    """Return an id that somebody else gave, if it may stand in an event; None if it may not."""
+    return text if text is not None and _REQUEST_ID.fullmatch(text) else None
 
 
 def parse_traceparent(lines: list[str]) -> tuple[str, str] | tuple[None, None]:

@@ -43,9 +43,9 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W0-9_A-Za-z]+")
 _STRONG = re.compile(
     r"passw(?:or)?d|passphrase|passcode|secret|token|credential|authorization|cookie|bearer|mnemonic|seedphrase"
     r"|passwort|kennwort|motdepasse|contrase|senha"
-    r"|(?:api|auth|access|account|admin|client|consumer|encryption|hmac|functions?|licen[cs]e|master|private|root"
+    r"|(?:api|app|application|auth|access|account|admin|client|consumer|deploy|encryption|hmac|functions?|licen[cs]e|master|private|root"
     r"|service|session|shared|signing|ssh|storage|subscription|webhook)key"
-    r"|(?:recovery|backup|mfa|otp|verification|auth|device)code|(?:amz|goog)signature|connectionstring|jwt|sessionid|sessid"
+    r"|(?:recovery|backup|mfa|otp|pin|security|verification|auth|device)code|(?:amz|goog)signature|connectionstring|jwt|sessionid|sessid"
 )
 _ENDS = word_set("pass pwd pw pswd otp totp pin cvv cvc csc auth session csrf xsrf privkey keypair")
 _ALONE = word_set("sid connectsid sig")

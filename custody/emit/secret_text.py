@@ -15,6 +15,7 @@ import binascii
 import re
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import unquote
 
 from custody.emit.secret_names import Verdict, word_set
 
@@ -60,7 +61,8 @@ _shapes = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(SHAPES.values())})")
 _HINT = re.compile(
     r"eyJ|-----BEGIN|A(?:KI|SI|BI|CC)A|gh[pousr]_|github_pat_|gl[a-z]{2,5}-|gl(?:sa|c)_|xox|xapp-|hooks\.s|/webhooks/"
     r"|sk_live_|sk_test_|rk_live_|rk_test_|whsec_|AIza|ya29\.|GOCSPX-|1//0|sk-|SG\.|SK[0-9a-f]{2}"
-    r"|npm_|pypi-|hf_|do[por]_v1|shp[acps]|:AA|hv[sbr]\.|dapi|AGE-SECRET|dckr_|sntry|lin_api_|ntn_|sbp_|NRAK-|PMAK-|Signature=|@(?:tcp|unix|udp)\(|:thin:"
+    r"|npm_|pypi-|hf_|do[por]_v1|shp[acps]|:AA|hv[sbr]\.|dapi|AGE-SECRET|dckr_|sntry"
+    r"|lin_api_|ntn_|sbp_|NRAK-|PMAK-|Signature=|@(?:tcp|unix|udp)\(|:thin:"
 )
 _SCHEME = re.compile(
     r"(?<![A-Za-z0-9])(bearer|basic|token|apikey|negotiate|ntlm)([ \t]{1,8}+)([A-Za-z0-9._~+/=:-]{6,}+)", re.IGNORECASE
@@ -74,21 +76,30 @@ _ROOTS = (
     "|string|priv|senha|wort|contrase|basic|negotiate|ntlm"
 )
 """What is in each name of a secret and in each scheme: a text with none of it needs no closer look."""
-_MARKS = re.compile(r"[ \t=:<,]|--|%3")
+_MARKS = re.compile(r"[ \t=:<,]|--|%(?:25){0,3}3")
 """What stands between a name or scheme and its value."""
 _NAMED = re.compile(
     r"(?P<name>(?<![\w.-])[\w.-]++(?:\[[\w.-]{0,64}+\]){0,4}+"
     r"(?: (?:[kK][eE][yY]|[tT]oken|[sS]ecret|[cC]ode|[pP]hrase))?)"
-    r"(?P<quote>\\{0,15}+[\"'])?\s{0,8}+(?P<mark>=>|:=|==|=|:(?!:|//)|,|%3[DdAa])"
-    r"\s{0,8}+(?:b(?=\\{0,15}+[\"']))?(?P<open>\\{0,15}+[\"'])?"
+    r"(?P<quote>\\{0,15}+[\"'])?\s{0,8}+(?P<mark>=>|:=|==|=|:(?!:|//)|,|%(?:25){0,3}3[DdAa])"
+    # Behind it a quoted value may stand on the next line, also where the line's end is an escape. Another is indented.
+    r"(?:(?:\s|\\{1,15}+[nrt]){0,24}+(?=b?\\{0,15}+[\"'])|[ \t]{0,8}+(?:\r?\n[ \t]{1,8}+)?)"
+    r"(?:b(?=\\{0,15}+[\"']))?(?P<open>\\{0,15}+[\"'])?"
 )
-_BEFORE_A_PAIR = re.compile(r"[\[(]\s{0,8}[bu]?\\{0,15}[\"']$")
+_PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
+_ENCODINGS = 4
+"""How often a text may have been percent-encoded."""
+_BEFORE_A_PAIR = re.compile(r"[\[(](?:\s|\\{1,15}+[nrt]){0,16}+[bu]?\\{0,15}[\"']$")
 _NEAR = 512
 """Characters between the name of a secret and its value, in an object such as `{'name': 'token', 'value': 'x'}`."""
 _OPTION = re.compile(r"(?<![\w-])--(?P<name>[A-Za-z][\w-]*+)[ \t]{1,8}+(?P<value>[^\s-][^\s]*+)")
 _BARE = re.compile(r"(?:[^\s\"'<>&;]|&(?![\w.%\[\]-]{1,64}+=)|;(?!\s{0,2}+(?:[\w ]{1,64}+=|\s|$)))*+")
 _SCALAR = re.compile(r"[^\s,}\]\"'<>]*+")
-_BARE_ESCAPED = re.compile(r"(?:[^\s\"'<>&;%]|%(?!26))*+")
+_ARGUMENT = re.compile(r"[^\s,)}\]\"'<>]*+")
+_GRAPHQL = re.compile(r"\s{0,8}+(?:(?:query|mutation|subscription|fragment)\b|\{\s{0,8}+\w{1,64}+\s{0,8}+[({])")
+_NO_LITERAL = re.compile(r"(?:\$[A-Za-z_]\w*+|0|\[\]|\{\})(?=[\s,)}\]]|$)")
+"""An argument of GraphQL that is a variable, or what an operation's signature has in place of a literal."""
+_BARE_ESCAPED = re.compile(r"(?:[^\s\"'<>&;%]|%(?!(?:25){0,3}26))*+")
 _TO_SEMICOLON = re.compile(r"[^;\r\n\"'<>]{0,256}+")
 _TO_NEXT_PAIR = re.compile(r"[^;=\r\n\"'<>]{0,256}+(?=;\s{0,2}+[\w ]{1,64}+=)")
 _TO_LINE_END = re.compile(r"[^\r\n]*+")
@@ -113,7 +124,16 @@ _ELEMENT = re.compile(r"<(?P<name>[A-Za-z][\w.:-]*+)(?:\s[^<>]{0,512}+)?>(?P<val
 _COOKIE_FLAG = re.compile(r";\s?(?:HttpOnly|SameSite)", re.IGNORECASE)
 _COOKIE = re.compile(r"(?P<before>^\s*+[\w.-]++=)(?P<value>[^;\s]++)")
 
-_NO_SECRETS = frozenset(("", "true", "false", "null", "none", "nil", "undefined"))
+_ENUM = re.compile(r"(?<![$\w])(?P<name>[_A-Za-z]\w*+):(?P<value>[_A-Za-z]\w*+)", re.ASCII)
+"""An argument of a GraphQL signature whose value is an enum. Behind a `$` a variable is declared."""
+
+_NO_SECRETS = word_set(
+    "true false null none nil undefined"
+    " expired invalid missing revoked malformed required unknown not wrong mismatch too must is was has no never"
+    " rejected denied disabled absent bad incorrect"
+    " read write create delete update list view rotate revoke get *"
+)
+"""Words behind a name that are no secrets: values of JSON, as in `token: expired`, as in the scope `tokens:write`."""
 
 Named = Callable[[str], Verdict]
 """Which values a name makes secret."""
@@ -128,7 +148,7 @@ class TextRules:
         roots: more beginnings of names of secrets.
     """
 
-    __slots__ = ("_extra", "_hint", "_named", "_roots")
+    __slots__ = ("_extra", "_named", "_roots")
 
     def __init__(self, named: Named, extra: tuple[str, ...], roots: frozenset[str]) -> None:
         self._named = named
@@ -136,7 +156,23 @@ class TextRules:
         self._roots = re.compile("|".join((_ROOTS, *map(re.escape, sorted(roots)))))
 
     def redact(self, text: str) -> str:
-        """Return a text without the credentials in it; the text itself where there is none."""
+        """Return a text without the credentials in it; the text itself where there is none.
+
+        Of a text in percent-encoding it is the decoded one, if only that shows them.
+        """
+        shown = decoded = self._plainly(text)
+        if "%" not in shown:
+            return shown
+        for _ in range(_ENCODINGS):
+            if _PERCENT.search(decoded) is None:
+                break
+            decoded = unquote(decoded)
+            redacted = self._plainly(decoded)
+            if redacted != decoded:
+                shown = decoded = redacted
+        return shown
+
+    def _plainly(self, text: str) -> str:
         if _HINT.search(text) is not None:
             text = _shapes.sub(REDACTED, text)
         if "@" in text and "/" in text:
@@ -145,6 +181,16 @@ class TextRules:
             text = self._values(self._schemes(text))
         if ";" in text and _COOKIE_FLAG.search(text) is not None:
             text = _cookies(text)
+        for pattern in self._extra:
+            text = pattern.sub(REDACTED, text)
+        return text
+
+    def redact_signature(self, text: str) -> str:
+        """Return a GraphQL operation's signature without what may be credentials in it.
+
+        It has no literals. But who forgets the quotes around a password writes an enum, which stays in a signature.
+        """
+        text = _ENUM.sub(self._behind, _shapes.sub(REDACTED, text))
         for pattern in self._extra:
             text = pattern.sub(REDACTED, text)
         return text
@@ -165,7 +211,8 @@ class TextRules:
 
     def _is_secret(self, name: str, value: str) -> bool:
         verdict = self._named(name)
-        if verdict is Verdict.PLAIN or value.strip().lower() in _NO_SECRETS:
+        bare = value.strip(" \t\r\n,;)]}")
+        if verdict is Verdict.PLAIN or not bare or bare.rstrip(".!").lower() in _NO_SECRETS:
             return False
         return verdict is not Verdict.NOT_NUMBERS or not value.isdecimal()
 
@@ -180,12 +227,13 @@ class TextRules:
         parts: list[str] = []
         done = position = 0
         beside = -1
+        graphql = _GRAPHQL.match(text) is not None
         while (match := _NAMED.search(text, position)) is not None:
             # The value may itself be the name of another, as in `a=password=b`: the search goes on behind the mark.
             position = match.end("mark") if match["open"] is None else match.start("open")
             name = match["name"]
             if name in BESIDE_NAMES and match["open"] is not None:
-                value = text[match.end() : min(_closing(text, match.end(), match["open"]), match.end() + _NEAR)]
+                value = text[match.end() : _closing(text, match.end(), match["open"], match.end() + _NEAR)]
                 beside = match.end() if self._named(value) is not Verdict.PLAIN else beside
             elif (
                 name in NAMED_VALUES
@@ -193,9 +241,9 @@ class TextRules:
                 and "}" not in text[beside : match.start()]
             ):
                 name = "secret"
-            if self._named(name) is Verdict.PLAIN or not _is_named(text, match):
+            if self._named(name) is Verdict.PLAIN or not _is_named(text, match, graphql=graphql):
                 continue
-            start, end = _value(text, match)
+            start, end = _value(text, match, graphql=graphql)
             if not self._is_secret(name, text[start:end]) or text.startswith(REDACTED, start):
                 position = max(position, end)
                 continue
@@ -204,18 +252,20 @@ class TextRules:
         return "".join((*parts, text[done:])) if parts else text
 
 
-def _is_named(text: str, match: re.Match[str]) -> bool:
+def _is_named(text: str, match: re.Match[str], *, graphql: bool) -> bool:
     """Return whether a name and a mark have a value behind them."""
-    before = text[max(0, match.start() - 32) : match.start()]
+    before = text[max(0, match.start() - 64) : match.start()]
     if match["mark"] == ",":
         # `['Cookie', 'x']`, `'--token', 'x'`: quoted, and the first of two, or an option.
         quoted = match["quote"] is not None and match["open"] is not None
         return quoted and (match["name"].startswith("--") or _BEFORE_A_PAIR.search(before) is not None)
-    # In GraphQL `$token: String` declares a variable.
-    return match["mark"] != ":" or not before.endswith("$")
+    if match["mark"] != ":":
+        return True
+    # In GraphQL `$token: String` declares a variable, and `token: $token` passes one on.
+    return not before.endswith("$") and not (graphql and _NO_LITERAL.match(text, match.end()))
 
 
-def _value(text: str, match: re.Match[str]) -> tuple[int, int]:
+def _value(text: str, match: re.Match[str], *, graphql: bool) -> tuple[int, int]:
     """Return where the value behind a name begins and ends."""
     start = match.end()
     if match["open"] is not None:
@@ -233,8 +283,8 @@ def _value(text: str, match: re.Match[str]) -> tuple[int, int]:
         return start, _end(_TO_LINE_END, text, start)
     if match["mark"].startswith("%"):
         return start, _end(_BARE_ESCAPED, text, start)
-    if match["quote"] is not None:
-        return start, _end(_SCALAR, text, start)
+    if match["quote"] is not None or graphql:
+        return start, _end(_ARGUMENT if graphql else _SCALAR, text, start)
     end = _end(_BARE, text, start)
     # `Server=x;Password=a b c;Database=y`: values may have blanks, where semicolons part them.
     if match["mark"] == "=" and text.endswith((";", "; "), 0, match.start()):
@@ -249,17 +299,20 @@ def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
     return start if match is None else match.end()
 
 
-def _closing(text: str, start: int, quote: str) -> int:
-    """Return where a quoted value ends: before the next quote with as many backslashes; at the text's end without."""
+def _closing(text: str, start: int, quote: str, limit: int | None = None) -> int:
+    """Return where a quoted value ends: before the next quote with as many backslashes.
+
+    Without one it is the end of the text, or the limit.
+    """
     at = start
-    while (at := text.find(quote, at)) >= 0:
+    while (at := text.find(quote, at, limit)) >= 0:
         backslashes = 0
         while at - backslashes > start and text[at - backslashes - 1] == "\\":
             backslashes += 1
         if backslashes == 0 or (len(quote) == 1 and backslashes % 2 == 0):
             return at
         at += len(quote)
-    return len(text)
+    return len(text) if limit is None else limit
 
 
 def _closing_bracket(text: str, start: int) -> int:

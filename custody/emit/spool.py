@@ -29,13 +29,23 @@ from custody.emit.spool_folders import (
     adopt_folder,
     explained,
     folder_names,
+    keep_aside,
     make_folder,
     open_root,
     put_aside,
     read_segment,
     release_folder,
 )
-from custody.emit.spool_segment import LINE_BYTES, SEGMENT_BYTES, State, frame, parse
+from custody.emit.spool_segment import (
+    HEAD_BYTES,
+    LINE_BYTES,
+    RECORD_BYTES,
+    SEGMENT_BYTES,
+    State,
+    frame,
+    head,
+    parse,
+)
 from custody.emit.spool_writer import SegmentWriter
 
 ADOPTED_AT_ONCE: Final = 16
@@ -89,6 +99,7 @@ class Spool:
         """
         self._path = str(root)
         self._pending: list[bytes] = []
+        self._waiting = 0
         self._reading: _Reading | None = None
         self._adopted: list[Folder] = []
         self._stuck: list[Folder] = []
@@ -121,10 +132,7 @@ class Spool:
     @property
     def waiting(self) -> int:
         """Lines of this process that are not done. Those of adopted folders are not counted."""
-        segments = sum(segment.records for segment in self._own.segments) + self._writer.records
-        reading = self._reading
-        rest = len(reading.lines) - reading.position if reading and reading.folder is self._own else 0
-        return len(self._pending) + segments + rest
+        return self._waiting
 
     @property
     def has_orphans(self) -> bool:
@@ -145,14 +153,17 @@ class Spool:
         self._check_open()
         if any(len(line) > LINE_BYTES for line in lines):
             raise AuditError("Spool", f"a line is larger than the limit of {LINE_BYTES:,} bytes; send smaller events")
-        before = len(self._pending)
         with explained(self._path, "list it"):
-            for line in lines:
-                record = frame(line)
-                if not self._budget.take(len(record)):
-                    break
-                self._pending.append(record)
-        return len(self._pending) - before
+            self._budget.look(sum(map(len, lines)) + len(lines) * RECORD_BYTES)
+        before = len(self._pending)
+        for line in lines:
+            record = frame(line)
+            if not self._budget.take(len(record)):
+                break
+            self._pending.append(record)
+        taken = len(self._pending) - before
+        self._waiting += taken
+        return taken
 
     def sync(self) -> None:
         """Write the lines that were appended since the last call, so that no crash loses them.
@@ -169,6 +180,7 @@ class Spool:
                 heads = self._writer.commit(records)
             except BaseException:
                 self._budget.give_back()
+                self._waiting -= len(records)
                 raise
         self._budget.synced(heads)
         self._counts["synced"] += len(records)
@@ -177,7 +189,7 @@ class Spool:
         """Return the next lines, at most `limit` and of one segment. They stay in the spool until they are done.
 
         Raises:
-            AuditError: `Spool`: a segment without a whole line could not be deleted.
+            AuditError: `Spool`: a segment could not be read, or has no whole line and could not be deleted.
         """
         self._check_open()
         while self._reading is None:
@@ -203,9 +215,33 @@ class Spool:
             return
         delivered = len(batch.lines[:count])
         reading.position += delivered
+        self._waiting -= delivered if reading.folder is self._own else 0
         self._counts["done"] += delivered
         if reading.position == len(reading.lines):
             self._finish(reading)
+
+    def keep_refused(self, lines: Sequence[bytes]) -> int:
+        """Write lines that will never be delivered to a segment in `bad/`, and return for how many there was room.
+
+        Raises:
+            AuditError: `Spool`: the disk is full or cannot be written. None of these lines is kept.
+        """
+        self.sync()
+        records: list[bytes] = []
+        for line in lines:
+            record = frame(line)
+            if not self._budget.take(len(record)):
+                break
+            records.append(record)
+        if records:
+            with explained(self._path, "write to it"):
+                try:
+                    keep_aside(self._root, f"{self._own.name}.refused", head() + b"".join(records))
+                except BaseException:
+                    self._budget.give_back()
+                    raise
+            self._budget.synced(HEAD_BYTES)
+        return len(records)
 
     def adopt(self) -> int:
         """Take over folders whose processes have ended, the oldest first, and return how many.
@@ -293,6 +329,8 @@ class Spool:
             data = read_segment(folder, segment.name, limit)[0]
         folder.segments.popleft()
         contents = parse(data or b"")
+        # Of an own segment, what cannot be read any more. Of an orphan's, nobody knows how many it had.
+        self._waiting -= max(segment.records - len(contents.lines), 0)
         if data is None or contents.state is State.UNKNOWN:
             # Deleted or replaced by others, meanwhile.
             self._counts["lost_segments"] += 1

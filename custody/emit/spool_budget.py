@@ -36,17 +36,24 @@ class Budget:
         """Bytes below the root, as far as they are known, and the unsynced ones."""
         return self._used
 
+    def look(self, size: int) -> None:
+        """List the root if that is due, before about as many bytes are taken.
+
+        Raises:
+            OSError: it cannot be listed.
+        """
+        full = self._used + size > self._limit
+        if self._taken + size > self._step or (full and time.monotonic() - self._listed_at >= LISTED_EVERY):
+            self._list()
+
     def take(self, size: int) -> bool:
         """Take room for bytes that are not synced yet, and return whether there was enough."""
-        full = self._used + size > self._limit
-        if self._taken > self._step or (full and time.monotonic() - self._listed_at >= LISTED_EVERY):
-            self._list()
-            full = self._used + size > self._limit
-        if not full:
-            self.unsynced += size
-            self._used += size
-            self._taken += size
-        return not full
+        if self._used + size > self._limit:
+            return False
+        self.unsynced += size
+        self._used += size
+        self._taken += size
+        return True
 
     def synced(self, heads: int) -> None:
         """Count the bytes that were taken as written, with heads of as many bytes."""

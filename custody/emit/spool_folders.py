@@ -86,11 +86,7 @@ def open_root(path: str) -> int:
         AuditError: `Spool`: it cannot be used, or another user may write to it.
     """
     with explained(path, "open it"):
-        parent = Path(path).parent
-        parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)  # noqa: PTH102
-            _sync_path(str(parent))
+        _make_path(Path(path))
         root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             status = os.fstat(root)
@@ -227,15 +223,46 @@ def put_aside(root: int, folder: Folder, name: str, end: int) -> None:
     Raises:
         OSError: it was not moved.
     """
+    with _bad(root) as bad:
+        target = f"{folder.name}.{name}.{end}.{secrets.token_hex(4)}"
+        os.rename(name, target, src_dir_fd=folder.descriptor, dst_dir_fd=bad)
+        os.fsync(bad)
+        os.fsync(folder.descriptor)
+
+
+def keep_aside(root: int, name: str, data: bytes) -> None:
+    """Write a new file to `bad/`. Its name goes on with random characters.
+
+    Raises:
+        OSError: it was not written.
+    """
+    with _bad(root) as bad:
+        target = f"{name}.{secrets.token_hex(8)}"
+        file = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=bad)
+        try:
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(file, rest) :]
+                os.fsync(file)
+            finally:
+                os.close(file)
+            os.fsync(bad)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(target, dir_fd=bad)
+            raise
+
+
+@contextlib.contextmanager
+def _bad(root: int) -> Iterator[int]:
+    """Open `bad/`, which is made if it is missing."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(BAD, 0o700, dir_fd=root)
         os.fsync(root)
     bad = os.open(BAD, _OPEN_FOLDER, dir_fd=root)
     try:
-        target = f"{folder.name}.{name}.{end}.{secrets.token_hex(4)}"
-        os.rename(name, target, src_dir_fd=folder.descriptor, dst_dir_fd=bad)
-        os.fsync(bad)
-        os.fsync(folder.descriptor)
+        yield bad
     finally:
         os.close(bad)
 
@@ -268,9 +295,13 @@ def _read(descriptor: int, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-def _sync_path(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _make_path(path: Path) -> None:
+    """Make a folder and those above it that are missing, and sync their names."""
+    for folder in reversed([each for each in (path, *path.parents) if not each.exists()]):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(0o700)
+        descriptor = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -36,11 +36,6 @@ class SegmentWriter:
         self._open: _Open | None = None
         self._serial = 0
 
-    @property
-    def records(self) -> int:
-        """Records in the segment that is written to."""
-        return 0 if self._open is None else self._open.records
-
     def commit(self, records: Sequence[bytes]) -> int:
         """Write and sync all records, and return the bytes of the heads of new segments.
 

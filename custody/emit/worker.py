@@ -5,12 +5,13 @@ takes one, so the archive has a hole for it. The first event of a source is `emi
 `emitter_stopped`.
 
 A thread cannot be started while the interpreter ends. Then `close` does the work on the thread that calls it.
+
+Nothing that goes wrong ends the thread: it is counted in `faults`, logged, and the next step is taken.
 """
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from custody.emit.builders import AuditEvent, own
@@ -20,13 +21,16 @@ from custody.emit.errors import AuditError
 from custody.emit.queue import Item, Queue
 from custody.emit.quiet import QuietLog
 from custody.emit.redact import Redaction
+from custody.emit.sink import explain
 from custody.version import version
 
 STEP_ITEMS = 200
 """Items taken at once: with more, this thread would keep others from the interpreter for too long."""
-STOP_SECONDS = 2.0
-"""How much longer than its own limit the thread may take to end."""
-COUNTERS = (*COUNTED, "written", "queued", "queued_bytes", "dropped")
+SPOOL_SECONDS = 1.0
+"""How much longer than its limit `close` brings what is in the queue into the spool."""
+STOP_SECONDS = 3.0
+"""How much longer than its limit `close` may take in all."""
+COUNTERS = (*COUNTED, "written", "queued", "queued_bytes", "dropped", "faults")
 """Names of all counters of a writer."""
 _BUSY_SECONDS, _IDLE_SECONDS = 0.02, 0.5
 
@@ -50,36 +54,46 @@ class Worker:
     def __init__(
         self, source: str, redaction: Redaction, queue: Queue, open_delivery: Callable[[QuietLog], Delivery]
     ) -> None:
-        """Set up. Nothing is opened before `start`."""
+        """Set up. Nothing is opened before `start`. What opens the delivery should not raise."""
         self.source, self.queue = source, queue
         self._redaction, self._open_delivery = redaction, open_delivery
         self._quiet = QuietLog()
         self._delivery: Delivery | None = None
         self._numbered = 0
-        self._close_seconds = 0.0
-        self._left = Left(0, 0)
+        self._stop_at = 0.0
+        self._left: Left | None = None
         self._thread: threading.Thread | None = None
-        self._refused = self._lost = 0
+        self._refused = self._lost = self._faults = 0
+
+    @property
+    def runs(self) -> bool:
+        """Whether the thread was started."""
+        return self._thread is not None
 
     def start(self) -> None:
-        """Start the thread, if the interpreter still lets it."""
-        thread = threading.Thread(target=self._run, name="custody-emit", daemon=True)
-        # Raised while the interpreter ends: `close` does the work then.
-        with contextlib.suppress(RuntimeError):
-            thread.start()
-            self._thread = thread
+        """Start the thread, if the interpreter lets it. Otherwise it may be tried again; `close` does the work."""
+        self._thread = threading.Thread(target=self._run, name="custody-emit", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # The interpreter ends, or the process has too many threads.
+            self._thread = None
+
+    def stop(self, seconds: float) -> None:
+        """Take no more events, and end after so many seconds, or sooner. Does not wait."""
+        if not self.queue.closed:
+            self._stop_at = time.monotonic() + seconds
+            self.queue.close()
 
     def close(self, seconds: float) -> Left:
         """Take no more events, deliver for so long, spool the rest, and return what was left."""
-        self._close_seconds = seconds
-        self.queue.close()
+        self.stop(seconds)
         if self._thread is None:
             self._run()
-        else:
-            self._thread.join(seconds + STOP_SECONDS)
-            if self._thread.is_alive():
-                return Left(0, self.unsettled())
-        return self._left
+        elif self._thread is not threading.current_thread():
+            self._thread.join(max(0.0, self._stop_at - time.monotonic()) + STOP_SECONDS)
+        # A thread that has not ended will not end in time: what it still has is lost with the process.
+        return self._left or Left(0, self.unsettled())
 
     def unsettled(self) -> int:
         """Return how many events are neither delivered nor refused."""
@@ -100,6 +114,7 @@ class Worker:
             "dropped": queue.dropped,
             "refused": self._refused,
             "lost": self._lost,
+            "faults": self._faults,
         }
         delivered = delivery.counters() if delivery else dict.fromkeys(COUNTED, 0)
         return {
@@ -110,28 +125,43 @@ class Worker:
         }
 
     def _run(self) -> None:
-        self._delivery = self._open()
-        if self._delivery is None:
-            items, dropped = self.queue.take(len(self.queue))
-            self._lost += len(items) + dropped
+        delivery = self._open()
+        if delivery is None:
+            items, _ = self.queue.take(len(self.queue))
+            self._lost += len(items)
             self._left = Left(0, self._lost)
             return
-        self._number(self._delivery, [encode(own("emitter_started", emitter=f"custody/{version()}"), self._redaction)])
+        self._delivery = delivery
+        started = own("emitter_started", emitter=f"custody/{version()}")
+        self._go_on(lambda: self._pass_on(delivery, [encode(started, self._redaction)], 0))
         while not self.queue.closed:
-            self._step(self._delivery)
-        self._finish(self._delivery, time.monotonic() + self._close_seconds)
+            self._go_on(lambda: self._step(delivery))
+        self._finish(delivery)
 
     def _open(self) -> Delivery | None:
-        """Open sink and spool, again and again while that fails; return None once the queue is closed and it failed."""
+        """Return where events go: as often as that raises, which it should not; None once the queue is closed."""
         while True:
             closed = self.queue.closed
             try:
                 return self._open_delivery(self._quiet)
-            except AuditError as error:
-                self._quiet.warn("open", str(error))
+            except Exception as error:  # noqa: BLE001 - this thread must not end
+                self._note(error)
                 if closed:
                     return None
                 self.queue.wait_for_close(_IDLE_SECONDS)
+
+    def _go_on(self, work: Callable[[], None]) -> None:
+        """Do something, and go on whatever it raises: nobody else would hear of it."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - this thread must not end
+            self._note(error)
+            # Not at once again: it may well raise each time.
+            self.queue.wait_for_close(_BUSY_SECONDS)
+
+    def _note(self, error: BaseException) -> None:
+        self._faults += 1
+        self._quiet.warn("fault", f"audit events: {explain(error)}; this is a fault of custody, and events go on")
 
     def _step(self, delivery: Delivery) -> None:
         """Pass on what is in the queue; wait a little where there is nothing."""
@@ -145,35 +175,59 @@ class Worker:
             delivery.step(0)
             self.queue.wait(_IDLE_SECONDS)
 
-    def _finish(self, delivery: Delivery, deadline: float) -> None:
+    def _finish(self, delivery: Delivery) -> None:
         """Pass on the rest of the queue, write the last event, and close."""
-        while len(self.queue) and time.monotonic() < deadline:
-            self._step(delivery)
+        while len(self.queue) and time.monotonic() < self._stop_at:
+            self._go_on(lambda: self._step(delivery))
+        if len(self.queue) and delivery.spool_only():
+            self._go_on(lambda: self._spool_rest(delivery))
         items, dropped = self.queue.take(len(self.queue))
-        # There was no time for these: their numbers are left out, as those of dropped events.
+        # There was no time or room for these: their numbers are left out, as those of dropped events.
         self._lost += len(items)
         self._numbered += len(items) + dropped
         stopped = own("emitter_stopped", dropped=self.queue.dropped, lost=self._lost)
-        self._number(delivery, [encode(stopped, self._redaction)])
-        spooled = delivery.close(max(0.0, deadline - time.monotonic()))
-        self._left = Left(spooled, self._lost + delivery.lost)
+        self._go_on(lambda: self._pass_on(delivery, [encode(stopped, self._redaction)], 0))
+        try:
+            spooled = delivery.close(max(0.0, self._stop_at - time.monotonic()))
+        except Exception as error:  # noqa: BLE001 - the caller must get to know what is lost
+            self._note(error)
+            self._left = Left(0, self.unsettled() + self._lost + delivery.lost)
+        else:
+            self._left = Left(spooled, self._lost + delivery.lost)
 
-    def _pass_on(self, delivery: Delivery, items: Iterable[Item], dropped: int) -> None:
-        lines: list[bytes] = []
-        for item in items:
-            if isinstance(item, bytes):
-                lines.append(item)
-            else:
-                self._build(item, lines)
-        self._number(delivery, lines)
-        # Behind the lines: they were in the queue before it was full.
-        self._numbered += dropped
+    def _spool_rest(self, delivery: Delivery) -> None:
+        """Bring what is in the queue into the spool, without a try to send it."""
+        deadline = self._stop_at + SPOOL_SECONDS
+        while len(self.queue) and delivery.takes and time.monotonic() < deadline:
+            items, dropped = self.queue.take(STEP_ITEMS)
+            self._pass_on(delivery, items, dropped)
+
+    def _pass_on(self, delivery: Delivery, items: Sequence[Item], dropped: int) -> None:
+        """Number what the items make, and deliver it. If that fails, the items are lost, and their numbers left out."""
+        try:
+            lines: list[bytes] = []
+            for item in items:
+                if isinstance(item, bytes):
+                    lines.append(item)
+                else:
+                    self._build(item, lines)
+            numbered = [number(line, self.source, self._numbered + at) for at, line in enumerate(lines, 1)]
+        except BaseException:
+            self._lost += len(items)
+            self._numbered += len(items) + dropped
+            raise
+        # Dropped ones come behind the lines, which were in the queue before it was full.
+        self._numbered += len(lines) + dropped
+        if numbered:
+            delivery.deliver(numbered)
+        self.queue.passed_on()
 
     def _build(self, build: Callable[[], Iterable[AuditEvent]], lines: list[bytes]) -> None:
         """Add the lines of what a request's function makes; whatever it raises refuses the event."""
         try:
-            encoded = encode_all(list(build()), self._redaction)
-        except Exception as error:  # noqa: BLE001 - an application's function may raise anything
+            events = list(build())
+            encoded = [line for batch in _batches(events) for line in encode_all(batch, self._redaction)]
+        except BaseException as error:  # noqa: BLE001 - asyncio's CancelledError and SystemExit would end this thread
             # Its text may have what was in the request.
             self._refuse(f"making it raised {type(error).__name__}")
             return
@@ -183,14 +237,11 @@ class Worker:
             else:
                 lines.append(line)
 
-    def _number(self, delivery: Delivery, lines: Iterable[bytes]) -> None:
-        numbered = []
-        for line in lines:
-            self._numbered += 1
-            numbered.append(number(line, self.source, self._numbered))
-        if numbered:
-            delivery.deliver(numbered)
-
     def _refuse(self, reason: str) -> None:
         self._refused += 1
         self._quiet.warn("invalid", f"an audit event was refused: {reason}")
+
+
+def _batches(events: Sequence[AuditEvent]) -> Iterator[Sequence[AuditEvent]]:
+    for start in range(0, len(events), STEP_ITEMS):
+        yield events[start : start + STEP_ITEMS]

@@ -10,11 +10,11 @@ the rest, and say on stderr what was left.
 
 import asyncio
 import atexit
+import contextlib
 import os
 import sys
 import threading
 import time
-import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,16 +23,18 @@ from typing import Literal, Self
 
 from custody.emit.builders import AuditEvent
 from custody.emit.delivery import Delivery, Gather
-from custody.emit.encode import CheckedLine, encode
+from custody.emit.encode import RESERVED, CheckedLine, encode
 from custody.emit.errors import AuditError, Kind
 from custody.emit.identity import Source
 from custody.emit.queue import Build, Item, Limits, Queue
 from custody.emit.quiet import QuietLog
 from custody.emit.redact import Redaction
-from custody.emit.sink import Sink
+from custody.emit.sink import Sink, SteadySink
 from custody.emit.spool import Spool
 from custody.emit.spool_folders import open_root
 from custody.emit.worker import COUNTERS, Left, Worker
+from custody.format.limits import EVENT_BYTES
+from custody.format.lines import oversize
 
 __all__ = ["AsyncWriter", "AuditWriter", "Options"]
 
@@ -54,7 +56,7 @@ class Options:
         queue: how much waits in memory.
         on_full: `wait` for room for `wait_seconds`, then as `fail`; `fail` with an AuditError; `drop` and count.
         wait_seconds: how long `wait` waits.
-        close_seconds: how long the interpreter's exit may take for this writer.
+        close_seconds: how long `close` and the interpreter's exit deliver. To spool the rest takes 3 s more at most.
         redaction: what is hidden.
     """
 
@@ -157,6 +159,8 @@ class QueuedWriter(AuditWriter):
         if options.spool is not None:
             os.close(open_root(str(options.spool)))
         with _lock:
+            # Nobody would close it any more.
+            self._closed = _exiting
             _writers.add(self)
 
     @abstractmethod
@@ -169,8 +173,21 @@ class QueuedWriter(AuditWriter):
 
     def write(self, event: AuditEvent | CheckedLine) -> None:
         """Take an event; as `AuditWriter.write`."""
-        line = event if isinstance(event, bytes) else encode(event, self.options.redaction)
+        line = self.encoded(event)
         self._offer(line, len(line))
+
+    def encoded(self, event: AuditEvent | CheckedLine) -> CheckedLine:
+        """Return an event as the line that the queue takes.
+
+        Raises:
+            AuditError: the event is not valid (`Serialization`).
+        """
+        if not isinstance(event, bytes):
+            return encode(event, self.options.redaction)
+        if len(event) + RESERVED > EVENT_BYTES:
+            # The spool would refuse it later, and all that is behind it.
+            raise AuditError("Serialization", oversize(len(event) + RESERVED))
+        return event
 
     def submit(self, build: Build, size: int, *, reserved: bool = False) -> None:
         """Take what makes events, and call it on the writer's thread; as `AuditWriter.submit`."""
@@ -207,6 +224,11 @@ class QueuedWriter(AuditWriter):
             return Left(0, 0)
         return worker.close(self.options.close_seconds if seconds is None else seconds)
 
+    def stop(self) -> None:
+        """Take no more events, and begin to close. Does not wait, so that several writers close at the same time."""
+        if self._worker is not None:
+            self._worker.stop(self.options.close_seconds)
+
     def counters(self) -> dict[str, int]:
         """Return counts of this process; as `AuditWriter.counters`."""
         # Who reads metrics starts no thread, and makes no source of a process that emits nothing.
@@ -231,37 +253,47 @@ class QueuedWriter(AuditWriter):
 
     def _in_this_process(self) -> Worker:
         worker = self._worker
-        if worker is not None:
+        if worker is not None and (worker.runs or self._closed):
             return worker
         with _lock:
-            if self._worker is None:
-                worker = Worker(
-                    str(self._source), self.options.redaction, Queue(self.options.queue), self._open_delivery
-                )
-                if self._closed:
-                    worker.queue.close()
-                else:
-                    worker.start()
-                self._worker = worker
-            return self._worker
+            worker = self._worker = self._worker or self._new_worker()
+            if self._closed:
+                worker.queue.close()
+            elif not worker.runs:
+                worker.start()
+                _close_with_multiprocessing()
+            return worker
+
+    def _new_worker(self) -> Worker:
+        return Worker(str(self._source), self.options.redaction, Queue(self.options.queue), self._open_delivery)
 
     def _open_delivery(self, quiet: QuietLog) -> Delivery:
         options = self.options
-        sink = self.open_sink(quiet)
-        spool = None if options.spool is None else Spool(options.spool, options.spool_bytes)
-        return Delivery(sink, spool, quiet, gather=self.gather)
+        sink = SteadySink(lambda: self.open_sink(quiet), quiet)
+        spool = options.spool
+        open_spool = None if spool is None else lambda: Spool(spool, options.spool_bytes)
+        return Delivery(sink, open_spool, quiet, gather=self.gather)
 
-    def _offer(self, item: Item, size: int, *, reserved: bool = False) -> None:
+    def offer(self, item: Item, size: int, *, reserved: bool = False) -> bool:
+        """Append to the queue if there is room, and return whether there was. Never waits.
+
+        Raises:
+            AuditError: the writer is closed.
+        """
         queue = self._in_this_process().queue
         if queue.offer(item, size, reserved=reserved):
-            return
-        deadline = time.monotonic() + self.options.wait_seconds
-        while self.options.on_full == "wait" and not queue.closed and time.monotonic() < deadline:
-            time.sleep(_WAIT_STEP)
-            if queue.offer(item, size):
-                return
+            return True
         if queue.closed:
             raise AuditError(self.kind, "the writer is closed; write before `close`, or make a new one")
+        return False
+
+    def turn_away(self) -> None:
+        """Count an event for which there was no room, or raise the error for it, as `on_full` says.
+
+        Raises:
+            AuditError: `on_full` is not `drop`.
+        """
+        queue = self._in_this_process().queue
         if self.options.on_full == "drop":
             queue.drop()
             return
@@ -270,6 +302,16 @@ class QueuedWriter(AuditWriter):
             f"the queue is full ({len(queue):,} events, {queue.bytes:,} bytes), because {self.kind} is slow or away"
             " and the spool is full or there is none; the event was not taken",
         )
+
+    def _offer(self, item: Item, size: int, *, reserved: bool = False) -> None:
+        if self.offer(item, size, reserved=reserved):
+            return
+        deadline = time.monotonic() + self.options.wait_seconds
+        while self.options.on_full == "wait" and time.monotonic() < deadline:
+            time.sleep(_WAIT_STEP)
+            if self.offer(item, size):
+                return
+        self.turn_away()
 
 
 class AsyncWriter:
@@ -281,12 +323,14 @@ class AsyncWriter:
 
     async def write(self, event: AuditEvent | CheckedLine) -> None:
         """Take an event; as `AuditWriter.write`."""
-        line = event if isinstance(event, bytes) else encode(event, self.writer.options.redaction)
-        if self.writer.options.on_full == "wait":
-            deadline = time.monotonic() + self.writer.options.wait_seconds
-            while not self.writer.has_room(len(line)) and time.monotonic() < deadline:
-                await asyncio.sleep(_WAIT_STEP)
-        self.writer.write(line)
+        writer = self.writer
+        line = writer.encoded(event)
+        deadline = time.monotonic() + writer.options.wait_seconds
+        while not writer.offer(line, len(line)):
+            if writer.options.on_full != "wait" or time.monotonic() >= deadline:
+                writer.turn_away()
+                return
+            await asyncio.sleep(_WAIT_STEP)
 
     async def flush(self, seconds: float) -> int:
         """Wait until all events are delivered; as `AuditWriter.flush`."""
@@ -308,8 +352,9 @@ class AsyncWriter:
 
 
 _lock = threading.RLock()
-_writers: weakref.WeakSet[QueuedWriter] = weakref.WeakSet()
-"""Those that are not closed."""
+_writers: set[QueuedWriter] = set()
+"""Those that are not closed: also those that the application has forgotten."""
+_exiting = False
 _of_parents: list[Worker] = []
 """Workers of parent processes, which must not be collected here."""
 
@@ -321,13 +366,35 @@ def _after_fork_in_child() -> None:
 
 
 def _close_at_exit() -> None:
-    for writer in list(_writers):
-        left = writer.close()
+    global _exiting
+    with _lock:
+        _exiting = True
+        writers = list(_writers)
+    for writer in writers:
+        writer.stop()
+    for writer in writers:
+        try:
+            left = writer.close()
+        except BaseException as error:  # noqa: BLE001 - a second Ctrl-C; the other writers have their turn
+            _say(f"{type(error).__name__} came before all were sent; what {writer.kind} has not got may be lost")
+            continue
         if left.spooled or left.lost:
             spooled = f"{left.spooled:,} are in the spool {writer.options.spool} and will be sent by the next process"
             lost = f"{left.lost:,} are lost: {writer.kind} did not take them in time, and there was no room in a spool"
-            said = "; ".join([spooled] * bool(left.spooled) + [lost] * bool(left.lost))
-            sys.stderr.write(f"custody: audit events at exit: {said}\n")
+            _say("; ".join([spooled] * bool(left.spooled) + [lost] * bool(left.lost)))
+
+
+def _close_with_multiprocessing() -> None:
+    """Close writers when this process ends, if multiprocessing forked it: such a process skips `atexit`."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        sys.modules["multiprocessing.util"].Finalize(None, _close_at_exit, exitpriority=0)
+
+
+def _say(text: str) -> None:
+    # A daemon may have closed it, or have none.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stderr.write(f"custody: audit events at exit: {text}\n")
 
 
 # Held while the process forks, so that the child's set of writers is whole.

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
-from custody.errors import FormatError
+from custody.errors import FormatError, counted
 from custody.format import limits
 from custody.format.strict_json import check_depth, unique
 
@@ -157,7 +157,8 @@ def check_passed_over(subject: str, hashes: list[str], sequence: int) -> None:
     """
     if len(hashes) > min(limits.PASSED_OVER, sequence):
         raise FormatError(
-            f"{subject}: passed_over has {len(hashes)} slots (limit {limits.PASSED_OVER}, and not before the first one)"
+            f"{subject}: passed_over has {counted(len(hashes), 'slot')} (limit {limits.PASSED_OVER}, and not before the"
+            " first one)"
         )
 
 

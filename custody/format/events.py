@@ -234,7 +234,7 @@ def _read_known(payload: bytes, events: Sequence[Event], count: int) -> tuple[Co
     if len(events) != count or not certain(payload, count):
         return None
     bounds = time_bounds([event.timestamp for event in events])
-    if bounds is None or not _are_addresses({event.client_ip for event in events}):
+    if bounds is None or not are_addresses({event.client_ip for event in events}):
         return None
     return Counter({_NAMES[kind]: number for kind, number in Counter(map(type, events)).items()}), bounds
 
@@ -254,7 +254,7 @@ def _read_mixed(payload: bytes, rows: Sequence[bytes]) -> tuple[Counter[str], tu
     if len(known) == len(rows) or any(map(type_fault, types)):
         return None
     # Each line is one document, so these are as many events.
-    if known and not _are_addresses({event.client_ip for event in _decoder.decode_lines(b"\n".join(known))}):
+    if known and not are_addresses({event.client_ip for event in _decoder.decode_lines(b"\n".join(known))}):
         return None
     bounds = time_bounds([envelope.timestamp for envelope in envelopes])
     return None if bounds is None else (types, bounds)
@@ -279,7 +279,8 @@ _known_addresses: set[str] = set()
 _KNOWN_LIMIT = 100_000
 
 
-def _are_addresses(texts: set[str]) -> bool:
+def are_addresses(texts: set[str]) -> bool:
+    """Return whether all are IPv4 or IPv6 addresses, as `client_ip` must be."""
     # Clients come again and again: a set difference is ten times as fast as parsing.
     unknown = texts - _known_addresses
     if not all(map(_is_address, unknown)):

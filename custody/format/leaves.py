@@ -11,6 +11,7 @@ from hashlib import sha256, shake_256
 from operator import add
 from typing import Protocol
 
+from custody.errors import counted
 from custody.format.manifest import Leaves
 
 SALT_BYTES = 16
@@ -124,7 +125,7 @@ class OpenLeaves:
         """Add the next events, without newlines."""
         each = self._salts[self._count : self._count + len(events)]
         if len(each) != len(events):
-            raise ValueError(f"a batch was begun for at most {len(self._salts)} events")
+            raise ValueError(f"a batch was begun for at most {counted(len(self._salts), 'event')}")
         self._count += len(events)
         self._digest.update(_hash_all(each, events))
 

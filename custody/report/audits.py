@@ -5,6 +5,7 @@ Rules:
 - A finding of an earlier audit is open until later audits have read all of its statements again, or `trust.json`
   accepts it. A nightly audit reads only a share of what is old: that it found nothing does not mean that the damage is
   gone. A finding about an object that should not be there is open until the object is gone.
+- Findings about sources are of what an audit knows of all logs. Each audit of the whole archive says again what stays.
 - Of evidence that is gone, nothing is closed: whoever deletes the rest of an object does not turn the page green.
 - The walk ends when each statement has been read by an audit that was seen: what is older was read again since. It goes
   on until the page has its rows.
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from custody.archive import reader
-from custody.archive.audit_findings import StatedFinding, read_findings
+from custody.archive.audit_findings import StatedFinding, listed_objects, read_findings
 from custody.archive.forms import AUDITS
 from custody.archive.trusted import Judge
 from custody.errors import FormatError, ObjectMissing
@@ -26,9 +27,9 @@ from custody.keys.trust import Trust
 from custody.report.spans import LastRead, Span, subtract
 from custody.store.protocol import Store
 
-_LIST_LIMIT = 64 * 1_048_576
 _ROWS = 10
 """The newest audits, which the page lists."""
+_OF_SOURCES = frozenset({"source-gap", "source-repeat"})
 _STRAYS = frozenset({"unlisted", "foreign"})
 """Findings about an object that should not be there."""
 
@@ -102,6 +103,7 @@ def walk(store: Store, archive: str | None, trust: Trust, until: int | None = No
     made = Audits()
     acceptances = Acceptances(trust.accepted)
     seen: set[tuple[object, ...]] = set()
+    sources_looked_at = False
     for stored in valid_audits(store, archive, trust, made.problems, until):
         statement = stored.statement
         if len(made.rows) < _ROWS:
@@ -122,9 +124,11 @@ def walk(store: Store, archive: str | None, trust: Trust, until: int | None = No
                 if each.severity is not Severity.NOTICE
                 and acceptances.of(each) is None
                 and _subject(each) not in seen
+                and not (each.finding in _OF_SOURCES and sources_looked_at)
                 and _is_open(store, each, statement, later)
             ]
         seen |= {_subject(each) for each in read.findings}
+        sources_looked_at |= "sources" in statement.counts
         if any(own):
             made.oldest = statement
         heads = made.newest.statement.heads
@@ -236,18 +240,6 @@ def stating_audit(store: Store, archive: str | None, trust: Trust, digest: str) 
     key = layout.audit_object_key(digest)
     for stored in valid_audits(store, archive, trust, []):
         for ref in stored.statement.objects:
-            if ref.key == key or any(line.key == key for line in _listed(store, ref)):
+            if ref.key == key or any(line.key == key for line in listed_objects(store, ref)):
                 return stored
     return None
-
-
-def _listed(store: Store, ref: ObjectRef) -> Iterator[ObjectRef]:
-    """Yield the objects that an object lists; nothing if it is no list, or not as it was signed."""
-    if not ref.key.startswith(layout.AUDITS):
-        return
-    try:
-        data = store.read(ref.key, limit=_LIST_LIMIT)
-        if sha256(data).hexdigest() == ref.sha256 and data.startswith(b'{"key"'):
-            yield from map(audit.parse_object, data.splitlines())
-    except (FormatError, ObjectMissing):
-        return

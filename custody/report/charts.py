@@ -124,7 +124,7 @@ def _number(moment: datetime) -> float:
     return float(date2num(moment))  # type: ignore[no-untyped-call]
 
 
-def _place(buckets: Sequence[Bucket]) -> tuple[list[float], list[float]]:
+def _bounds(buckets: Sequence[Bucket]) -> tuple[list[float], list[float]]:
     """Return where the bars begin, and how wide they are."""
     starts = [_number(bucket.start) for bucket in buckets]
     widths = [0.88 * (_number(bucket.end) - start) for bucket, start in zip(buckets, starts, strict=True)]
@@ -133,7 +133,7 @@ def _place(buckets: Sequence[Bucket]) -> tuple[list[float], list[float]]:
 
 def _coverage(buckets: Sequence[Bucket], unit: Unit) -> Chart:
     figure, axes = _axes(buckets, "statements")
-    starts, widths = _place(buckets)
+    starts, widths = _bounds(buckets)
     below = [0.0] * len(buckets)
     said = []
     for name, words, colour, hatch in STATES:
@@ -171,7 +171,7 @@ def _bars(
     most = max(buckets, key=value_of)
     divisor, words = unit_of(value_of(most))
     figure, axes = _axes(buckets, words)
-    starts, widths = _place(buckets)
+    starts, widths = _bounds(buckets)
     values = [value_of(bucket) / divisor for bucket in buckets]
     axes.bar(starts, values, widths, align="edge", color=BLUE, linewidth=0)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=max(values) > 4))

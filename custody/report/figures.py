@@ -25,17 +25,9 @@ OTHER = "other types"
 
 
 @dataclass(slots=True)
-class Tally:
-    """Sums over statements."""
+class Tally(Totals):
+    """Sums over statements, also by the state in which each is."""
 
-    statements: int = 0
-    events: int = 0
-    quarantined: int = 0
-    skipped: int = 0
-    lost: int = 0
-    unreadable: int = 0
-    stored: int = 0
-    inflated: int = 0
     verified: int = 0
     pending: int = 0
     damaged: int = 0
@@ -78,18 +70,11 @@ class Bucket:
 def tally_of(statement: Statement, state: State) -> Tally:
     """Return what a statement accounts for."""
     segment, quarantine = statement.segment, statement.quarantine
-    stated = Totals()
-    stated.count(statement)
-    made = Tally(
-        statements=stated.statements,
-        events=sum(statement.types.values()),
-        quarantined=stated.quarantined,
-        skipped=stated.skipped,
-        lost=stated.lost,
-        unreadable=stated.unreadable,
-        stored=(segment.size if segment else 0) + (quarantine.size if quarantine else 0),
-        inflated=sum(batch.inflated for batch in statement.batches),
-    )
+    made = Tally()
+    made.count(statement)
+    made.events = sum(statement.types.values())
+    made.stored = (segment.size if segment else 0) + (quarantine.size if quarantine else 0)
+    made.inflated = sum(batch.inflated for batch in statement.batches)
     setattr(made, state, 1)
     return made
 

@@ -15,10 +15,12 @@ from custody.errors import escape
 from custody.findings import Severity
 from custody.format.times import duration_text, parse_time
 from custody.report import charts
-from custody.report.facts import Facts, LogFact
+from custody.report.facts import Facts
+from custody.report.logs import LogFact
 
 FINDINGS_SHOWN = 5_000
 """Findings that the page has in full. With more, no browser opens it; the page says where all are."""
+SOURCES_SHOWN = 100
 NOTHING = "\N{EN DASH}"
 _TYPES_SHOWN = 12
 _EVIDENCE_SHOWN = 20_000
@@ -74,13 +76,14 @@ def render(facts: Facts) -> bytes:
         counts=_counts(facts),
         verdict_of_log=lambda log: _verdict_of_log(facts, log),
         row_verdict=lambda audit: _row_verdict(audit),
-        keys=[_key(facts, key) for key in facts.keys],
+        keys=[_key(facts, key) for key in facts.reader.keys],
         charts=charts.draw(buckets, unit),
         buckets=buckets,
         bucket_name=lambda bucket: bucket.name(unit),
         unit=unit,
         types=_types(facts),
         shown=FINDINGS_SHOWN,
+        sources=(facts.sources or [])[:SOURCES_SHOWN],
         moment=lambda seconds: _time(datetime.fromtimestamp(seconds, UTC)),
     )
     return text.encode("utf-8", "backslashreplace")
@@ -104,9 +107,9 @@ def _time(value: str | datetime | None) -> str:
 
 def _banner(facts: Facts) -> tuple[str, str, str, str]:
     colour, sign, words, sentence = VERDICTS[facts.severity]
-    if not facts.keys and colour in {"good", "policy"}:
+    if not facts.reader.keys and colour in {"good", "policy"}:
         return _UNVERIFIED
-    if not facts.keys:
+    if not facts.reader.keys:
         words = f"{words}, UNVERIFIED"
     return colour, sign, words, sentence
 
@@ -126,7 +129,7 @@ def _verdict_of_log(facts: Facts, log: LogFact) -> tuple[str, str, str]:
     worst = max([*seen, *([log.severity] if log.severity else [])], default=None)
     if worst is None and log.last_audit is None:
         return "unknown", "?", "not audited"
-    if worst is None and not facts.keys:
+    if worst is None and not facts.reader.keys:
         return _UNVERIFIED[0], "?", "unverified"
     colour, sign, words, _ = VERDICTS[worst]
     return colour, sign, words.lower()

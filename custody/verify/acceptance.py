@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from custody.errors import ConfigurationError
+from custody.errors import ConfigurationError, counted
 from custody.findings import CATALOGUE, Accepted, Finding, Severity, finding
 
 ENTRIES_LIMIT = 10_000
@@ -93,7 +93,7 @@ def choose(reported: Reported, wanted: Wanted) -> Finding:
         raise ConfigurationError(f"the report has no finding {wanted}{others}")
     if len(matches) > 1:
         raise ConfigurationError(
-            f"the report has {len(matches)} findings {wanted}; choose one with --log, --sequence or --key:"
+            f"the report has {counted(len(matches), 'finding')} {wanted}; choose one with --log, --sequence or --key:"
             f" {_listed(matches)}"
         )
     (chosen,) = matches
@@ -157,8 +157,8 @@ def entries(chosen: Finding, reason: str, by: str, at: str) -> list[Accepted]:
         )
     if number > ENTRIES_LIMIT:
         raise ConfigurationError(
-            f"{chosen.finding} is about {number:,} statements, and at most {ENTRIES_LIMIT:,} can be accepted at once;"
-            " restore them instead"
+            f"{chosen.finding} is about {counted(number, 'statement')}, and at most {ENTRIES_LIMIT:,} can be accepted"
+            " at once; restore them instead"
         )
     return [
         first,

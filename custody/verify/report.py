@@ -6,6 +6,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
+from custody.errors import counted
 from custody.findings import Finding, Severity
 from custody.format import layout
 from custody.format.archive_file import Pin
@@ -154,12 +155,11 @@ class Report:
         unread, left = sum(log.outside for log in self.logs), self.left_out
         outside = []
         if left.logs:
-            logs, many = f"{left.logs:,} log{'s' if left.logs != 1 else ''}", left.statements
-            outside.append(f"{logs} of {many:,} statement{'s' if many != 1 else ''}, of which nothing was read")
+            logs, statements = counted(left.logs, "log"), counted(left.statements, "statement")
+            outside.append(f"{logs} of {statements}, of which nothing was read")
         if unread:
             outside.append(
-                f"{unread:,} statement{'s' if unread != 1 else ''} sealed at other times, whose chain was checked, but"
-                " no event was read"
+                f"{counted(unread, 'statement')} sealed at other times, whose chain was checked, but no event was read"
             )
         return f"not in this part: {', and '.join(outside)}" if outside else "nothing is outside this part"
 
@@ -167,17 +167,18 @@ class Report:
     def _verdict(self) -> str:
         events, pending = (sum(getattr(log, name) for log in self.logs) for name in ("events", "pending"))
         expired = sum(log.expired - log.expired_from for log in self.logs)
-        logs = f"{len(self.logs)} log{'s' if len(self.logs) != 1 else ''}"
-        scope = f"{events:,} events in {logs}{self._gone}"
-        scope += f"; {pending:,} statement{'s wait' if pending != 1 else ' waits'} for a checkpoint" if pending else ""
+        logs = counted(len(self.logs), "log")
+        scope = f"{counted(events, 'event')} in {logs}{self._gone}"
+        scope += f"; {counted(pending, 'statement waits', 'statements wait')} for a checkpoint" if pending else ""
         notices = sum(kept.severity is Severity.NOTICE for kept in self.findings) + self.beyond.get(Severity.NOTICE, 0)
         worse = len(self.findings) + sum(self.beyond.values()) - notices
-        noticed = f"{notices:,} notice{'s' if notices != 1 else ''}"
-        counted = f"{worse:,} finding{'s' if worse != 1 else ''}{f', {noticed}' if notices else ''}"
+        noticed = counted(notices, "notice")
+        counts = f"{counted(worse, 'finding')}{f', {noticed}' if notices else ''}"
         empty = any(kept.finding == "empty" for kept in self.findings)
         match self.exit_code:
             case 0 if not self.scope.contents:
-                declared = f"; {expired:,} statements were declared expired: their objects may be gone"
+                statements = counted(expired, "statement was", "statements were")
+                declared = f"; {statements} declared expired: their objects may be gone"
                 return f"chain verified: {logs}; no segment was read{declared if expired else ''}"
             case 0 if expired:
                 return f"verified: {scope}; all that is left was read, and every hash of it recomputed"
@@ -188,13 +189,13 @@ class Report:
             case Severity.NOTICE:
                 return f"{'nothing to verify' if empty else 'verified'}, with {noticed}: {scope}"
             case Severity.POLICY:
-                return f"against policy: {counted}; {scope}"
+                return f"against policy: {counts}; {scope}"
             case Severity.INCOMPLETE:
-                return f"incomplete: {counted}; {scope}"
+                return f"incomplete: {counts}; {scope}"
             case Severity.UNVERIFIABLE:
-                return f"unverifiable: {counted}; {scope}"
+                return f"unverifiable: {counts}; {scope}"
             case _:
-                return f"TAMPERED: {counted}; {scope}"
+                return f"TAMPERED: {counts}; {scope}"
 
     @property
     def _gone(self) -> str:
@@ -203,7 +204,7 @@ class Report:
             sum(getattr(log, name) for log in self.logs) for name in ("expired_events", "expired_quarantined")
         )
         counts = [f"{events:,} more"] if events else []
-        counts += [f"{records:,} quarantined record{'s' if records != 1 else ''}"] if records else []
+        counts += [counted(records, "quarantined record")] if records else []
         if not counts:
             return ""
         sealed = [moment for log in self.logs for moment in log.expired_sealed or ()]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Any
 
-from custody.errors import FormatError
+from custody.errors import FormatError, counted
 from custody.findings import Finding, finding
 from custody.format import leaves, limits, lines
 from custody.format.manifest import Batch, SegmentRef
@@ -119,7 +119,9 @@ def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) 
     types.update(checked.types)
     if checked.faults:
         fault = checked.faults[0]
-        more = f" (and {len(checked.faults) - 1} more lines of this batch)" if len(checked.faults) > 1 else ""
+        more = (
+            f" (and {counted(len(checked.faults) - 1, 'more line')} of this batch)" if len(checked.faults) > 1 else ""
+        )
         yield _finding(
             work,
             "gzip" if _is_oversize(payload, fault.byte) else "event",
@@ -204,7 +206,9 @@ def _diagnose(store: Store, work: Work, ref: SegmentRef, broken: Sequence[int]) 
     intact = _events_intact(store, work, ref)
     if added and (not intact or _is_stuffed(store, work, ref, added)):
         message = (
-            f"{added} bytes were added to the object" if added > 0 else f"{-added} bytes of the object are missing"
+            f"{counted(added, 'byte was', 'bytes were')} added to the object"
+            if added > 0
+            else f"{counted(-added, 'byte of the object is', 'bytes of the object are')} missing"
         )
         return _finding(
             work, "segment-size", message, None,
@@ -218,7 +222,7 @@ def _diagnose(store: Store, work: Work, ref: SegmentRef, broken: Sequence[int]) 
         numbers = ", ".join(map(str, broken[:10])) + (", …" if len(broken) > 10 else "")
         damaged = next((batch for batch in work.batches if batch.number in broken), None)
         whole = len(work.batches)
-        message += f"; damaged: {len(broken)} of {whole} batch{'es' if whole != 1 else ''} (number {numbers})"
+        message += f"; damaged: {len(broken)} of {counted(whole, 'batch', 'batches')} (number {numbers})"
         message += "; the others are intact" if len(broken) < whole else ""
     return _finding(
         work, "segment-hash", message, damaged,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from custody.errors import counted
 from custody.format import layout, limits
 from custody.format.manifest import Batch, LogId, QuarantineRef, Range, SegmentRef, Statement
 from custody.format.offsets import Measure, unlined_ranges
@@ -163,7 +164,7 @@ def miscount(statement: Statement) -> Fault | None:
 
 def _miscounted(name: str, offset: int, count: int, batch: Batch | None = None) -> Fault:
     how = "nowhere" if name == "offset-gap" else "twice"
-    message = f"{count} offset{'s' if count != 1 else ''} from here on appear {how} in the statement's account"
+    message = f"{counted(count, 'offset appears', 'offsets from here on appear')} {how} in the statement's account"
     return Fault(name, message, {"batch": batch.number if batch else None, "offset": offset})
 
 

@@ -17,10 +17,10 @@ from rich.text import Text
 from custody.cli import render, terminal
 from custody.cli.common import note, print_json
 from custody.cli.terminal import echo
-from custody.errors import CustodyError, escape
+from custody.errors import CustodyError, counted, escape
 from custody.format.times import format_time
 from flows.operate.status import STYLES
-from tasks.check.model import Line, Part, counted, worst_level
+from tasks.check.model import Line, Part, worst_level
 from tasks.check.run import Asked, run_checks
 from tasks.health.model import Level
 from tasks.settings import Settings

@@ -16,7 +16,7 @@ from custody.cli import common, names, operators
 from custody.cli.common import OPERATE, START, App
 from custody.cli.terminal import echo, write
 from custody.cli.times import time_option
-from custody.errors import ConfigurationError, CustodyError, escape
+from custody.errors import ConfigurationError, CustodyError, counted, escape
 
 app = App(name="operate")
 
@@ -136,7 +136,7 @@ def drain(
     failed = [result.log for result in results if result.outcome == "failed"]
     if failed:
         # Each log's error is in the log on stderr already, with the time at which the log stopped.
-        missing.append(f"{len(failed)} of {len(results)} logs failed, as said above: {', '.join(failed)}")
+        missing.append(f"{len(failed)} of {counted(len(results), 'log')} failed, as said above: {', '.join(failed)}")
     _fail(missing)
 
 
@@ -229,7 +229,7 @@ def audit(
         results = []
         for result in verifying.verify_pieces(settings, plan, plan.pieces):
             results.append(result)
-            step(f"auditing, {len(results):,} of {len(plan.pieces):,} pieces")
+            step(f"auditing, {len(results):,} of {counted(len(plan.pieces), 'piece')}")
         step("signing the audit")
         outcome = concluding.conclude(settings, plan, results)
     # The exit code is the verdict, whether or not it could be printed.
@@ -243,7 +243,7 @@ def audit(
         from custody.cli import render
 
         if outcome.findings:
-            render.console().print(render.FindingsTable(summaries.audit_findings(outcome)))
+            render.console().print(render.FindingsTable(summaries.audit_findings(outcome)), crop=False)
             echo("'custody explain NAME' says more about a finding.")
         echo(escape(summaries.audit_summary(outcome)))
     _alert_of(settings, outcome)
@@ -316,7 +316,6 @@ def backfill(  # noqa: PLR0913 - each is an option of the command
     if dry_run:
         return
     copying = _import("tasks.backfill.copy")
-    counted = _import("tasks.check.model").counted
     if waiting := copying.restore(settings, plan):
         text = f"{counted(waiting, 'segment')} to be restored: run the same command again once that is done."
         show(text, "restoring", segments=waiting)
@@ -326,7 +325,7 @@ def backfill(  # noqa: PLR0913 - each is an option of the command
         done = copying.copy(
             settings,
             plan,
-            progress=lambda now: step(f"copying, {now.looked_at:,} of {now.events:,} events checked"),
+            progress=lambda now: step(f"copying, {now.looked_at:,} of {counted(now.events, 'event')} checked"),
             go_on=lambda: not signals.stop_requested.is_set(),
         )
     show(summaries.copy_summary(done), "copied", **summaries.copy_facts(done))

@@ -35,7 +35,7 @@ from custody.archive.reader import list_logs
 from custody.archive.writer import create_archive
 from custody.cli import render
 from custody.cli.main import main
-from custody.errors import ConfigurationError, CustodyError, TransientSourceError
+from custody.errors import ConfigurationError, CustodyError, TransientSourceError, counted
 from custody.format.layout import Log
 from custody.keys import trust_file
 from custody.keys.keyring import new_keyring
@@ -197,9 +197,11 @@ def _rounds(console: Console, producer: Producer, topic: str, events: int) -> tu
 
         while left:
             now = min(ROUND, left)
-            status.update(f"Producing {now:,} events of six types to the embedded Kafka …")
+            status.update(f"Producing {counted(now, 'event')} of six types to the embedded Kafka …")
             produced += _produce(producer, topic, [next(values) for _ in range(now)])
-            status.update(f"Draining with the Prefect flow … ({events - left:,} of {events:,} events archived)")
+            status.update(
+                f"Draining with the Prefect flow … ({events - left:,} of {counted(events, 'event')} archived)"
+            )
             left -= now
             state: Any = drain(once=True, return_state=True)
             if not state.is_completed():
@@ -210,8 +212,8 @@ def _rounds(console: Console, producer: Producer, topic: str, events: int) -> tu
                 logs[result.log] = _sum([result, logs.get(result.log, LogResult(result.log))])
             total = _sum(logs.values())
             console.print(
-                f"Drained {total.events:,} events, and {total.quarantined:,} invalid records to quarantine,"
-                f" in {seconds:.1f} s."
+                f"Drained {counted(total.events, 'event')}, and {counted(total.quarantined, 'invalid record')} to"
+                f" quarantine, in {seconds:.1f} s."
             )
     return [logs[name] for name in sorted(logs)], produced, seconds
 
@@ -271,13 +273,13 @@ def _check(total: LogResult, produced: int, report: Report, archive: Path, topic
     """Check that the verifier read as many records as were produced."""
     if total.lost:
         raise CustodyError(
-            f"the embedded Kafka dropped {total.lost:,} records before they were drained: the machine is too slow for"
+            f"the embedded Kafka dropped {counted(total.lost, 'record')} before the drain: the machine is too slow for"
             " so many events; run the demo with fewer --events"
         )
     archived = sum(log.events + log.quarantined for log in report.logs if log.log.startswith(f"{topic}/"))
     if report.exit_code not in {0, 3} or archived != produced:
         raise CustodyError(
-            f"{produced:,} records were produced and {archived:,} are archived; verification says:"
+            f"{counted(produced, 'record was', 'records were')} produced and {archived:,} archived; verification says:"
             f" {report.verdict}. This is a bug: please report it with the folder {archive}"
         )
 

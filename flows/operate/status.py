@@ -6,19 +6,18 @@ Rules:
 - Where the screen is too narrow, columns are left out in the order of `_LEFT_OUT`; `--json` has everything.
 """
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from custody.cli import common, render, terminal
+from custody.errors import counted
 from custody.format.times import duration_text
 from tasks.health.deadline import SECONDS, Deadline
 from tasks.health.model import Health, Level, LogHealth, Problem
@@ -139,22 +138,7 @@ class _Problems:
         indent = max(len(problem.level) for problem in self._problems) + 2
         for problem in self._problems:
             lead = Text(problem.level.ljust(indent), style=STYLES[problem.level])
-            text = _problem_text(problem)
-            for line in text.divide(_breaks(text.plain, options.max_width - indent)):
-                line.rstrip()
-                yield Text.assemble(lead, line, no_wrap=True, overflow="ignore")
-                lead = Text(" " * indent)
-
-
-def _breaks(text: str, width: int) -> list[int]:
-    """Return where lines begin, after the first, if a text is broken between its words alone."""
-    starts, column = list[int](), 0
-    for word in re.finditer(r"\S+\s*", text):
-        if column and column + cell_len(word[0].rstrip()) > width:
-            starts.append(word.start())
-            column = 0
-        column += cell_len(word[0])
-    return starts
+            yield from render.unbroken(_problem_text(problem), options.max_width, lead)
 
 
 def report(health: Health, *, whole: bool = False) -> Iterator[RenderableType]:
@@ -171,7 +155,7 @@ def report(health: Health, *, whole: bool = False) -> Iterator[RenderableType]:
         shown = health.problems[:_PROBLEMS_SHOWN]
         yield _Problems(shown) if whole else _problems_table(shown)
         if len(health.problems) > _PROBLEMS_SHOWN:
-            yield f"and {len(health.problems) - _PROBLEMS_SHOWN:,} more problems; --json lists them all"
+            yield f"and {counted(len(health.problems) - _PROBLEMS_SHOWN, 'more problem')}; --json lists all"
     if health.logs:
         yield _logs_table(health.logs)
     else:
@@ -185,7 +169,7 @@ def _verdict(problems: Sequence[Problem]) -> str:
     failed = sum(problem.level == "failed" for problem in problems)
     warnings = len(problems) - failed
     counts = [(failed, "problem"), (warnings, "warning")]
-    return ", ".join(f"{count:,} {noun}{'s' * (count > 1)}" for count, noun in counts if count) or "healthy"
+    return ", ".join(counted(count, noun) for count, noun in counts if count) or "healthy"
 
 
 def _problems_table(problems: Sequence[Problem]) -> Table:
@@ -228,8 +212,7 @@ def _lines(health: Health) -> Iterator[str]:
         yield f"audit: {'none yet' if looked else 'not known'}"
     else:
         age = "of the future" if audit.age_seconds is None else f"{duration_text(audit.age_seconds)} ago"
-        found = f"{audit.findings:,} finding{'s' * (audit.findings != 1)}"
-        yield f"audit: {audit.sequence}, {audit.verdict}, {found}, {age}"
+        yield f"audit: {audit.sequence}, {audit.verdict}, {counted(audit.findings, 'finding')}, {age}"
     if health.search is None:
         yield "index: none; search.url is not set"
     elif health.search.reachable:

@@ -9,8 +9,9 @@ result. Its phases, and what is lost if the process dies in each:
    signed and put under `reports/`, so an audit that was killed resumes after the last piece. A result counts only with
    that signature, for two hours, and if the store says that no object was put since. The audit's `started_at` is
    the start of the earliest piece that it uses. The same read makes Parquet tables of new events.
-3. **Conclusion.** Writes long lists of findings first, then the audit, which is the commit, then checkpoints of all
-   logs. If two audits run at once, one is written and the other ends without an error.
+3. **Conclusion.** Adds what was read of sources to what is known of them (`sources`). Writes long lists of findings
+   first, then the audit, which is the commit, then checkpoints of all logs. If two audits run at once, one is written
+   and the other ends without an error.
 
 The archive is the state: the newest audit says where to continue, and how far the rolling re-read has come. If a
 trusted key signed that audit outside its span, it is not used, and everything is verified as new. If it does not count
@@ -43,6 +44,7 @@ from tasks.audit.objects import keep_report, log_named, put_lines, refer_to
 from tasks.audit.pieces import PieceResult
 from tasks.audit.plan import Piece, Plan
 from tasks.audit.signed import find_audits
+from tasks.audit.sources import account
 from tasks.settings import Settings
 
 TAKEN_OVER = "pieces_taken_over"
@@ -93,17 +95,18 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
         CustodyError: the archive cannot be written, or no key can sign.
     """
     now = datetime.now(UTC)
-    findings = _merged(plan, results)
-    exit_code = max((_SEVERITIES[finding["severity"]] for finding in findings), default=0)
-    verdict = _VERDICTS[exit_code]
     counts: Counter[str] = Counter()
     for result in results:
         counts.update(result.counts)
-    counts["findings"] = len(findings)
     counts[TAKEN_OVER] = sum(result.run != plan.run for result in results)
     started_at = min([plan.started_at, *(parse_time(result.started_at) for result in results)])
     with closing(open_store(settings.archive, settings.s3)) as store:
         trust, signers = settings.own_trust(), settings.signers(now)
+        of_sources = account(store, settings, trust, plan, results, now)
+        findings = _merged(plan, results, of_sources.findings)
+        exit_code = max((_SEVERITIES[finding["severity"]] for finding in findings), default=0)
+        verdict = _VERDICTS[exit_code]
+        counts.update(of_sources.counts, findings=len(findings))
         tip = find_audits(store, plan.archive, trust, [KnownHead(plan.audits, None, "the plan of this audit")])
         if tip.head.size > plan.audits:
             raise Fenced(f"audit {tip.head.size - 1} was written by another process meanwhile")
@@ -127,7 +130,7 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
                 marks=dict(sorted(plan.marks.items())),
                 counts=dict(sorted(counts.items())),
                 findings=held,
-                objects=refer_to(store, objects),
+                objects=refer_to(store, [*objects, of_sources.ref]),
                 verdict=verdict,
             )
 
@@ -148,7 +151,9 @@ def _put_checkpoints(store: Store, trust: Trust, signers: Signers, plan: Plan, t
         put_checkpoint(store, plan.archive, log, head, signers.ed25519(), judge)
 
 
-def _merged(plan: Plan, results: Sequence[PieceResult]) -> list[Mapping[str, Any]]:
+def _merged(
+    plan: Plan, results: Sequence[PieceResult], of_sources: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
     """Return all findings, the worst first. A finding of the survey that a piece repeats is reported once."""
     surveyed: dict[tuple[str, str | None], list[tuple[int, int]]] = {}
     for finding in plan.findings:
@@ -156,7 +161,7 @@ def _merged(plan: Plan, results: Sequence[PieceResult]) -> list[Mapping[str, Any
         first = finding.get("sequence", -1)
         spans = surveyed.setdefault((finding["finding"], finding.get("log")), [])
         spans.append((first, finding.get("through", first)))
-    merged = list(plan.findings)
+    merged = [*plan.findings, *of_sources]
     for result in results:
         for finding in result.findings:
             sequence = finding.get("sequence", -1)

@@ -22,6 +22,7 @@ from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.verify.run import verify
 from custody.verify.scope import Scope, Span
+from tasks.audit.emitters import Collector, Seen, Sinks
 from tasks.audit.objects import audit_folder, log_named
 from tasks.audit.plan import Piece, Plan
 from tasks.audit.tables import TableWriter
@@ -65,6 +66,8 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         findings: the findings.
         objects: lists of the tables that were made.
         expired_sealed: when the first and the last statement were sealed whose events expired and are gone.
+        sources: the numbers of sources, if the piece is read for the first time, or all is read again.
+        sources_left_out: how many events have a number of a source that there was no room for.
     """
 
     format: Literal["custody/audit-piece/1"]
@@ -79,6 +82,8 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     findings: list[dict[str, Any]]
     objects: list[ObjectRef]
     expired_sealed: tuple[str, str] | None
+    sources: list[Seen]
+    sources_left_out: int
 
 
 def verify_pieces(
@@ -126,15 +131,17 @@ def _verify_piece(
     expired = {log: marks.expired} if marks else {}
     scope = Scope({log: [Span(piece.first, piece.end)]}, listing=False, expired=expired)
     objects: list[ObjectRef] = []
+    collector = Collector(0 if plan.full else plan.counted.get(piece.log, 0), len(plan.pieces))
     if settings.audit.tables and piece.read == "new":
         with TableWriter(store, log, piece.first, piece.end, archive=plan.archive, signers=signers) as writer:
-            report = verify(store, trust, now=started_at, workers=0, scope=scope, sink=writer)
+            report = verify(store, trust, now=started_at, workers=0, scope=scope, sink=Sinks(writer, collector))
             # No table shows a statement that does not count. Queries read such a range from the statements.
             if not any(found.finding in _SIGNATURES for found in report.findings):
                 writer.finish()
             objects += [writer.listed] if writer.listed else []
     else:
-        report = verify(store, trust, now=started_at, workers=0, scope=scope)
+        sink = collector if piece.read == "new" or plan.full else None
+        report = verify(store, trust, now=started_at, workers=0, scope=scope, sink=sink)
     findings = [finding.to_dict() for finding in report.findings]
     counts = Counter({name: sum(getattr(summary, name) for summary in report.logs) for name in _COUNTED})
     if settings.search.url:
@@ -165,6 +172,8 @@ def _verify_piece(
         findings=findings,
         objects=objects,
         expired_sealed=next((summary.expired_sealed for summary in report.logs), None),
+        sources=collector.take(),
+        sources_left_out=collector.left_out,
     )
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
+from custody.archive import sources
 from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, read_archive
 from custody.archive.search import sealed_between
 from custody.archive.trusted import read_trusted_archive, standing
-from custody.errors import CustodyError
+from custody.errors import CustodyError, FormatError
 from custody.findings import finding
 from custody.format import layout
 from custody.format.audit import Audit, Marks, Read
@@ -30,7 +31,7 @@ from custody.verify.report import Report
 from custody.verify.run import verify
 from custody.verify.scope import Scope, Span
 from tasks.audit.objects import log_named
-from tasks.audit.signed import clean_audit, find_audits
+from tasks.audit.signed import clean_audit, find_audits, newest_reading
 from tasks.audit.tables import check_tables
 from tasks.search.reconcile import compare_with_search
 from tasks.search.survey import Survey
@@ -91,6 +92,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             for a log that was not surveyed, or whose chain is not valid.
         marks: for each log, where the next audit continues.
         findings: the survey's findings.
+        whole: whether it is of the whole archive.
+        full: whether it reads all of that.
+        counted: of how many statements of each log the audits before have counted the numbers of sources.
         clock: seconds by which the host's clock is ahead of the store's; behind it, if negative. None below five
             minutes, or if the store tells no time.
     """
@@ -104,6 +108,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     heads: dict[str, tuple[int, str]]
     marks: dict[str, Marks]
     findings: tuple[dict[str, Any], ...]
+    whole: bool = True
+    full: bool = False
+    counted: dict[str, int] = {}
     clock: float | None = None
 
 
@@ -156,6 +163,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
             others += compare_with_search(settings, lambda search: survey(search).check_cursors(indexed))
             if not request.logs:
                 others += compare_with_search(settings, lambda search: survey(search).find_strays())
+        counted = _counted(store, newest_reading(store, archive, trust, tip.head.size))
         clock = _clock_error(store)
     turned = not request.since and not request.until
     if not turned and not surveyed:
@@ -172,8 +180,20 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         heads=_heads(report, reads, before),
         marks=_marks(report, reads, before, indexed, now, turned=turned),
         findings=(*(problem.to_dict() for problem in report.findings), *others),
+        whole=request.whole,
+        full=request.whole and request.full,
+        counted=counted,
         clock=clock,
     )
+
+
+def _counted(store: Store, audit: Audit | None) -> dict[str, int]:
+    try:
+        known = sources.read(store, audit) if audit else None
+    except FormatError:
+        # The conclusion reports it.
+        return {}
+    return known.counted if known else {}
 
 
 def _clock_error(store: Store) -> float | None:

@@ -27,7 +27,7 @@ import msgspec
 
 from custody.archive.reader import Holds, read_manifest
 from custody.archive.trusted import standing
-from custody.errors import FormatError, ObjectArchived, ObjectMissing
+from custody.errors import FormatError, ObjectArchived, ObjectMissing, counted
 from custody.format import limits, lines
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
@@ -228,7 +228,9 @@ class _Copy:
             return
         reason = "the archive has no such event"
         if done.rejected:
-            reason = f"the target rejected all {done.rejected:,} events"
+            reason = (
+                f"the target rejected {'the only event' if done.rejected == 1 else f'all {done.rejected:,} events'}"
+            )
         if done.reasons:
             # Elasticsearch's; a topic has no list of them.
             reason += (
@@ -316,7 +318,9 @@ def choose(request: Request, log: Log, statement: Statement, batch: Batch, membe
         raise FormatError(f"batch {batch.number} differs from its statement: {error}") from None
     all_lines, offsets = payload.split(b"\n"), offsets_of(statement, batch)
     if all_lines.pop() or len(all_lines) != len(offsets):
-        raise FormatError(f"batch {batch.number} of {log} has {len(all_lines)} lines for {len(offsets)} offsets")
+        raise FormatError(
+            f"batch {batch.number} of {log} has {len(all_lines)} lines for {counted(len(offsets), 'offset')}"
+        )
     numbers = _numbers(request, statement, batch, payload, all_lines)
     if numbers is None:
         return Content(statement, batch, member, payload, all_lines, offsets, whole=True)

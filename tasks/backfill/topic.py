@@ -22,7 +22,7 @@ from hashlib import sha256
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from custody.errors import ConfigurationError, SourceRefused, TransientSourceError
+from custody.errors import ConfigurationError, SourceRefused, TransientSourceError, counted
 from custody.format.layout import Log, check_topic
 from tasks.backfill.plan import Part
 from tasks.backfill.targets import Content, Target
@@ -180,8 +180,8 @@ class TopicTarget(Target):
         self._check()
         if left:
             raise TransientSourceError(
-                f"topic {self._topic} did not acknowledge {left:,} records within {TOPIC_SECONDS:.0f} s; the next run"
-                " continues"
+                f"topic {self._topic} did not acknowledge {counted(left, 'record')} within {TOPIC_SECONDS:.0f} s; the"
+                " next run continues"
             )
 
 

@@ -4,10 +4,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from custody.errors import SourceError, TransientSourceError, legible
+from custody.errors import SourceError, TransientSourceError, counted, legible
 from custody.format.times import moment_of
 from tasks.check import clock
-from tasks.check.model import Line, Reporter, counted
+from tasks.check.model import Line, Reporter
 from tasks.check.sample import Sample, read_samples
 from tasks.drain.kafka import MOCK_CLUSTER, Bounds, Broker, Topic
 from tasks.settings import Settings

@@ -61,8 +61,3 @@ class Reporter:
 def worst_level(lines: Iterable[Line]) -> Level:
     """Return the worst level of lines; `ok` if there are none."""
     return max((line.level for line in lines), key=LEVELS.index, default="ok")
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, such as `1 topic` or `2,000 topics`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

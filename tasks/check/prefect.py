@@ -16,9 +16,9 @@ from urllib.parse import quote, urlsplit
 
 import yaml
 
-from custody.errors import CustodyError, legible
+from custody.errors import CustodyError, counted, legible
 from custody.store.protocol import is_loopback
-from tasks.check.model import Line, Reporter, counted
+from tasks.check.model import Line, Reporter
 
 REQUEST_SECONDS = 3.0
 """Timeout of one request."""

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
 
-from custody.errors import ConfigurationError, StoreError
+from custody.errors import ConfigurationError, StoreError, counted
 from custody.format.times import duration_text
 from custody.store.open import open_store
-from tasks.check.model import Line, Reporter, counted
+from tasks.check.model import Line, Reporter
 from tasks.health.archive import open_archive, read_logs
 from tasks.health.kafka import read_kafka
 from tasks.settings import Settings

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from custody.errors import counted
 from custody.settings import OPTIONS, file_in_use, variables_in_use
 from custody.store.bucket import is_bucket
-from tasks.check.model import Line, Reporter, counted
+from tasks.check.model import Line, Reporter
 from tasks.settings import Settings
 
 _report = Reporter("settings")

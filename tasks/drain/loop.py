@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 from custody.archive.writer import Entry
-from custody.errors import CustodyError, SourceRefused, TransientSourceError
+from custody.errors import CustodyError, SourceRefused, TransientSourceError, counted
 from custody.format.times import kafka_moment, parse_time
 from custody.store.protocol import CLOCK_SLACK, Store, host_ahead
 from tasks.drain.appends import HELD_BYTES, Appends
@@ -283,9 +283,10 @@ class Loop:
 
 
 def _no_progress(run: LogRun) -> TransientSourceError:
+    waited = counted(run.target - (run.writer.next_offset or 0), "offset")
     return TransientSourceError(
-        f"{run.result.log}: this run archived nothing, although {run.target - (run.writer.next_offset or 0):,} offsets"
-        " were waiting when it began. The next run tries again; if it fails too, raise drain.seconds, or find out what"
+        f"{run.result.log}: this run archived nothing, although {waited}"
+        " waited when it began. The next run tries again; if it fails too, raise drain.seconds, or find out what"
         " keeps this machine or Kafka busy"
     )
 

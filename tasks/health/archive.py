@@ -39,6 +39,7 @@ from custody.errors import (
     ObjectMissing,
     StoreError,
     TransientStoreError,
+    counted,
 )
 from custody.format import layout
 from custody.format.archive_file import ArchiveFile
@@ -261,14 +262,14 @@ def _check(opened: Opened, settings: Settings, read: LogRead) -> LogRead:
     if drained and heartbeat and age is not None and age > 2 * heartbeat:
         message = f"no statement for {duration_text(age)}, but an idle log writes one every {duration_text(heartbeat)}"
         problems.append(Problem("failed", "silent", name, message, "check that the drain runs"))
-    newest = f"its {recent.statements} newest statements"
+    newest = f"its {counted(recent.statements, 'newest statement admits', 'newest statements admit')}"
     if recent.reason is not None:
         problems.append(problem_of(name, recent))
     if recent.lost:
-        message = f"{newest} admit {recent.lost:,} lost offsets: Kafka deleted them before they were read"
+        message = f"{newest} {counted(recent.lost, 'lost offset')}: Kafka deleted what was not read yet"
         problems.append(Problem("warning", "lost", name, message, "give the topic more retention, or drain more often"))
     if recent.unreadable:
-        message = f"{newest} admit {recent.unreadable:,} offsets that cannot be decoded"
+        message = f"{newest} {counted(recent.unreadable, 'offset')} that cannot be decoded"
         remedy = "read them in Kafka while it keeps them (docs/operating.md)"
         problems.append(Problem("warning", "unreadable", name, message, remedy))
     return read.with_health(replace(health, drained=drained), *problems)
@@ -284,7 +285,7 @@ def _read_log(opened: Opened, log: Log, now: datetime, share: float) -> LogRead 
     except CustodyError as error:
         return _with_problem(log, "log-damaged", str(error))
     if tip.newest is None:
-        message = f"none of its {tip.size} slots has a statement that counts"
+        message = f"none of its {counted(tip.size, 'slot')} has a statement that counts"
         return _with_problem(log, "log-damaged", message) if tip.size else None
     statement = tip.newest.statement
     statements, problems = _read_recent(opened, log, tip.newest)
@@ -294,7 +295,8 @@ def _read_log(opened: Opened, log: Log, now: datetime, share: float) -> LogRead 
         problems.append(of_future(name, "statement", statement.sealed_at, now, age))
     if tip.passed_over:
         key = layout.manifest_key(log, tip.head.size)
-        message = f"{len(tip.passed_over)} slots after its head, from {key} on, have no valid statement"
+        slots = counted(len(tip.passed_over), "slot has", "slots have")
+        message = f"after its head, from {key} on, {slots} no valid statement"
         problems.append(Problem("failed", "log-damaged", name, message, f"find out who wrote them, and {_VERIFY}"))
     health = LogHealth(
         name,

@@ -9,7 +9,7 @@ from custody.archive.audit_findings import read_findings
 from custody.archive.forms import AUDITS
 from custody.archive.reader import Tip, find_audit_tip, read_audit
 from custody.archive.trusted import Judge
-from custody.errors import CustodyError, FormatError, ObjectMissing, StoreError
+from custody.errors import CustodyError, FormatError, ObjectMissing, StoreError, counted
 from custody.findings import Severity
 from custody.format import layout
 from custody.format.audit import Audit, SignedAudit
@@ -57,7 +57,8 @@ def read_audit_health(settings: Settings, opened: Opened, now: datetime) -> Audi
     problems: list[Problem] = []
     of_logs: dict[str, Problem] = {}
     if tip.passed_over:
-        message = f"{len(tip.passed_over)} slots from {layout.audit_key(tip.head.size)} on have no valid audit"
+        slots = counted(len(tip.passed_over), "slot has", "slots have")
+        message = f"from {layout.audit_key(tip.head.size)} on, {slots} no valid audit"
         remedy = "find out who wrote them, and run 'custody verify'"
         problems.append(Problem("failed", "audit-unreadable", "audit", message, remedy))
     longest = settings.health.audit_seconds

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from custody.errors import SourceError, SourceRefused
+from custody.errors import SourceError, SourceRefused, counted
 from custody.format.manifest import Statement
 from custody.format.times import duration_text
 from tasks.drain.change import find_change
@@ -126,7 +126,8 @@ class _Comparison:
     def late(self) -> Iterator[Problem]:
         """Yield the problem of logs that were not compared, if there are any."""
         if self._left_out:
-            message = f"Kafka answers slowly: {self._left_out:,} logs were not compared within {KAFKA_SECONDS:.0f} s"
+            logs = counted(self._left_out, "log was", "logs were")
+            message = f"Kafka answers slowly: {logs} not compared within {KAFKA_SECONDS:.0f} s"
             yield Problem("warning", "lag-unknown", "kafka", message, "look at the brokers, and try again")
 
     def missing(self, logs: Sequence[LogRead]) -> Iterator[Problem]:
@@ -172,11 +173,11 @@ class _Comparison:
         settings = self._settings
         waits = max((each.seconds for each in waiting if each.seconds is not None), default=None)
         left = min((each.headroom for each in waiting if each.headroom is not None), default=None)
-        message = f"{len(waiting):,} {'partition has' if len(waiting) == 1 else 'partitions have'} no log yet"
+        message = f"{counted(len(waiting), 'partition has', 'partitions have')} no log yet"
         if records is None:
             message += ", and how many records wait there is not known: Kafka did not say it"
         elif records:
-            message += f", and {records:,} {'record waits' if records == 1 else 'records wait'} there"
+            message += f", and {counted(records, 'record waits', 'records wait')} there"
             message += "" if waits is None else f", the oldest for {duration_text(waits)}"
         if left is not None and left < settings.drain.headroom_seconds:
             message += f"; Kafka deletes the first ones in {duration_text(max(0.0, left))}"
@@ -232,7 +233,7 @@ class _Comparison:
             raise
         except SourceError as error:
             message, remedy = _split(error)
-            message = f"{lag:,} records wait for the archive, for an unknown time: {message}"
+            message = f"{counted(lag, 'record waits', 'records wait')} for the archive, for an unknown time: {message}"
             return read.with_health(read.health, Problem("warning", "lag-unknown", read.health.log, message, remedy))
         if written is None:
             # Markers of transactions, and no record.
@@ -252,7 +253,9 @@ class _Comparison:
         health = replace(read.health, lag_seconds=waits)
         if waits <= self._settings.health.lag_seconds:
             return read.with_health(health)
-        message = f"{lag:,} records wait for the archive, the oldest for {duration_text(waits)}"
+        message = (
+            f"{counted(lag, 'record waits', 'records wait')} for the archive, the oldest for {duration_text(waits)}"
+        )
         remedy = "check that the drain runs, and what its last run says"
         return read.with_health(health, Problem("failed", "lag", health.log, message, remedy))
 

@@ -10,7 +10,7 @@ Rules:
 from collections.abc import Sequence
 
 from custody.archive.quarantined import read_reasons
-from custody.errors import StoreError
+from custody.errors import StoreError, counted
 from custody.format.manifest import Statement
 from custody.format.reasons import NOT_KNOWN, Reasons
 from custody.store.protocol import Store
@@ -40,8 +40,9 @@ def read_commonest(store: Store, statements: Sequence[Statement]) -> str | None:
 
 def problem_of(log: str, recent: Recent) -> Problem:
     """Return the problem of a log with too many records in quarantine."""
+    newest = counted(recent.statements, "newest statement")
     message = (
-        f"{recent.quarantined_share:.1%} of the records in its {recent.statements} newest statements, sealed since"
+        f"{recent.quarantined_share:.1%} of the records in its {newest}, sealed since"
         f" {recent.since}, are in quarantine ({recent.quarantined:,}), most often: {recent.reason}"
     )
     return Problem("warning", "quarantined", log, message, REMEDY)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from custody.archive.search import at_or_behind
-from custody.errors import FormatError, SearchError, StoreError
+from custody.errors import FormatError, SearchError, StoreError, counted
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.times import duration_text
@@ -77,7 +77,8 @@ def read_search(
     server = ServerHealth(url, reachable=True)
     if not left:
         return SearchRead(server, tuple(done))
-    message = f"Elasticsearch answers slowly: {len(left):,} logs were not compared within {SEARCH_SECONDS:.0f} s"
+    late = counted(len(left), "log was", "logs were")
+    message = f"Elasticsearch answers slowly: {late} not compared within {SEARCH_SECONDS:.0f} s"
     problem = Problem("warning", "index-unknown", "search", message, "look at Elasticsearch, and try again")
     return SearchRead(server, (*done, *left), (problem,))
 
@@ -94,7 +95,9 @@ def _compare(
     if cursor is None:
         claim = "is not a cursor"
     elif cursor > health.size and not _exists(opened, log, cursor - 1, deadline):
-        claim = f"says that {cursor:,} statements are indexed, but the log has {health.size:,}"
+        claim = (
+            f"says that {counted(cursor, 'statement is', 'statements are')} indexed, but the log has {health.size:,}"
+        )
     if cursor is None or claim:
         message = f"its document in {search.cursors} {claim}"
         return read.with_health(health, Problem("warning", "index-cursor", health.log, message, _AUDIT))

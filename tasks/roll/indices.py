@@ -21,7 +21,7 @@ from typing import Any
 from custody.archive.reader import list_logs
 from custody.archive.search import find_statement, sealed_from
 from custody.archive.trusted import standing
-from custody.errors import CustodyError, SearchError, TransientSearchError
+from custody.errors import CustodyError, SearchError, TransientSearchError, counted
 from custody.format.layout import Log
 from custody.format.times import moment_of, parse_time
 from custody.store.open import open_store
@@ -309,7 +309,7 @@ class IndexRoll:
                 yield Action("delete", target, "refused", why)
                 continue
             delete = partial(delete_documents, self._search, name, below(log, end))
-            verified = f"{many:,} documents, sealed before {oldest}; all events up to there are verified"
+            verified = f"{counted(many, 'document')}, sealed before {oldest}; all events up to there are verified"
             yield act("delete", target, delete, verified, dry_run=self._dry)
 
     def _delete_index(self, name: str) -> None:
@@ -322,12 +322,14 @@ class IndexRoll:
         with self._search.errors(f"listing the logs in {name}"):
             strays, by_log = logs_in(self._search, name)
         if strays:
-            return f"{strays} of its documents do not say where in the archive they are"
+            many = counted(strays, "of its documents does", "of its documents do")
+            return f"{many} not say where in the archive to look"
         for documents in by_log:
             log = logs.get((documents.name, documents.partition))
             if log is None:
                 where = f"{documents.name}/{documents.partition}"
-                return f"{documents.count} of its documents are of {where}, a log that the archive does not have"
+                many = counted(documents.count, "of its documents is", "of its documents are")
+                return f"{many} of {where}, a log that the archive does not have"
             why = self._gap(log, documents.first, documents.last)
             if why is not None:
                 return why

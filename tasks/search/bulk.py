@@ -26,7 +26,7 @@ import msgspec
 from elasticsearch import ApiError
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_random_exponential
 
-from custody.errors import SearchError, TransientSearchError, legible
+from custody.errors import SearchError, TransientSearchError, counted, legible
 from custody.format.layout import Log
 from custody.format.times import format_time
 from tasks.search.client import LATER, AnswerTooLarge, Search, count_busy
@@ -130,10 +130,11 @@ def _add_reasons(total: Counter[str], more: Mapping[str, int]) -> None:
         total[reason if reason in total or len(total) < _REASONS else "other reasons"] += count
 
 
-def describe_rejected(counted: Counted, index: str) -> str:
+def describe_rejected(events: Counted, index: str) -> str:
     """Return how many events Elasticsearch rejected, the commonest reason, and where all reasons are."""
-    ((reason, _),) = counted.reasons.most_common(1) or [("unknown", 0)]
-    return f"Elasticsearch rejected {counted.rejected:,} events, most often because of {reason}; {index} lists each"
+    ((reason, _),) = events.reasons.most_common(1) or [("unknown", 0)]
+    rejected = counted(events.rejected, "event")
+    return f"Elasticsearch rejected {rejected}, most often because of {reason}; {index} lists each"
 
 
 class Bulk:
@@ -357,8 +358,8 @@ class Bulk:
         cause = causes[0]
         refused = f" (refused to {self._search.caller()})" if cause.type == _SECURITY else ""
         return SearchError(
-            f"Elasticsearch at {self._search.settings.url} does not accept {len(causes)} events of {log}, for a reason"
-            f" that is not theirs: {legible(f'{cause.type}: {cause.reason}')}{refused}:"
+            f"Elasticsearch at {self._search.settings.url} does not accept {counted(len(causes), 'event')} of {log},"
+            f" for a reason that is not in the events: {legible(f'{cause.type}: {cause.reason}')}{refused}:"
             f" {legible(hint) or _REMEDIES.get(cause.type, 'see its log')}. The next run tries again"
         )
 
@@ -427,7 +428,7 @@ def _unrecorded(search: Search, log: Log, bad: Sequence[_Item]) -> SearchError:
     passing = item.status in LATER
     remedy = "Elasticsearch is busy, or no node holds that index" if passing else "make that index writable"
     return (TransientSearchError if passing else SearchError)(
-        f"{search.rejected} did not accept {len(bad)} events of {log} (status {item.status},"
+        f"{search.rejected} did not accept {counted(len(bad), 'event')} of {log} (status {item.status},"
         f" {legible(f'{cause.type}: {cause.reason[:300]}')}): {remedy}. The next run tries again"
     )
 

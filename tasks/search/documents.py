@@ -9,6 +9,9 @@ add to the mapping or contradict it. Fields with a name of the mapping stand bes
 with an event of the six types that has a field of its own under a name that we map, such as `own` or `source`. All
 fields of its type stand beside `own`, lists too: otherwise a producer could hide them from searches.
 
+An emitted event ends with `,"source":"…","source_seq":N}`. Its source becomes `source.id`, beside the alias
+`source.ip`: Elasticsearch takes no string in the place of an object. Any other `source` is treated as said above.
+
 Names of ECS (Elastic Common Schema) are aliases of our fields, for Kibana and Elastic's rules: `source.ip` finds events
 by `client_ip`. Elasticsearch refuses a document that has a value of its own there.
 
@@ -39,8 +42,10 @@ from custody.format.layout import Log
 from custody.format.manifest import Batch, Statement
 from custody.format.members import inflate_batch
 from custody.format.offsets import offsets_of
+from custody.format.sources import NUMBER, SOURCE
 from custody.format.times import EPOCH, parse_time, shift
 from custody.store.protocol import Store
+from tasks.search.emitted import SOURCE_ID, is_numbered, opened_line, source_member, tail_of, without_tail
 
 ORIGIN = "@custody"
 """The member that says where an event is in the archive."""
@@ -60,10 +65,15 @@ ECS = {
     "user.id": "api_key_id",
 }
 """Names of ECS 9, each with our field that has its values."""
-_EXTRA = ("event_id", "trace_id")
-"""Fields that events of any type may have: no type defines them, so nothing has checked their values."""
 _KEYWORD = {"type": "keyword", "ignore_above": 8191}
 _LOOSE: dict[str, Any] = {"ignore_malformed": True}
+_EXTRA: dict[str, tuple[type, dict[str, Any]]] = {
+    "event_id": (str, _KEYWORD),
+    "trace_id": (str, _KEYWORD),
+    NUMBER: (int, {"type": "long", **_LOOSE}),
+}
+"""Fields that events of any type may have, with their JSON type and their mapping: no type defines them, so nothing has
+checked their values."""
 _FLATTENED = {"type": "flattened", "depth_limit": 64, "ignore_above": 8191}
 
 
@@ -131,7 +141,7 @@ class Documents:
 
 def properties() -> dict[str, Any]:
     """Return the mapped fields: those of the six event types, `own`, names of ECS, and those of `@custody`."""
-    fields: dict[str, Any] = {"event_type": _KEYWORD, **dict.fromkeys(_EXTRA, _KEYWORD)}
+    fields: dict[str, Any] = {"event_type": _KEYWORD, **{name: mapping for name, (_, mapping) in _EXTRA.items()}}
     for kind in EVENT_TYPES.values():
         for name, annotation in typing.get_type_hints(kind).items():
             if not name.startswith("_"):
@@ -147,8 +157,8 @@ def properties() -> dict[str, Any]:
 
 
 def _aliases() -> dict[str, Any]:
-    """Return the aliases of ECS, those with a dot within an object."""
-    fields: dict[str, Any] = {}
+    """Return the aliases of ECS, those with a dot within an object, and the emitter's source beside one of them."""
+    fields: dict[str, Any] = {SOURCE: {"properties": {SOURCE_ID: _KEYWORD}}}
     for name, path in ECS.items():
         root, _, leaf = name.partition(".")
         alias = {"type": "alias", "path": path}
@@ -190,7 +200,11 @@ _CHECKED = {kind: frozenset(type_.__struct_fields__) for kind, type_ in EVENT_TY
 """The fields of each of the six types."""
 _CLAIMED = frozenset({OWN, *_aliases()})
 """Members in which an event of the six types cannot have a value of its own: Elasticsearch might refuse it."""
-_CLAIMED_BYTES = re.compile(rb'"(?:%b)["\\\\.]' % "|".join(map(re.escape, (*_CLAIMED, *_EXTRA))).encode())
+_CLAIMED_BYTES = re.compile(
+    rb'"(?:%b|event_id(?!": ?["n])|trace_id(?!": ?["n])|source_seq(?!": ?[0-9n]))["\\.]'
+    % "|".join(map(re.escape, sorted(_CLAIMED))).encode()
+)
+"""One of these names, unless it is one of `_EXTRA` whose value begins as one that fits."""
 _Fields = msgspec.defstruct(
     "_Fields",
     [("event_type", str), ("timestamp", msgspec.Raw), *((name, msgspec.Raw, msgspec.Raw(b"")) for name in _COMMON)],
@@ -204,7 +218,8 @@ def _own_document(line: bytes, fields: Any) -> bytes:
     common = [(name, bytes(getattr(fields, name))) for name in _COMMON]
     # The fields of the six types were checked. Elasticsearch takes them here as it does without `own`.
     checked = _CHECKED.get(fields.event_type, frozenset())
-    beside = b"".join(
+    tail = tail_of(line)
+    beside = (source_member(tail) if tail else b"") + b"".join(
         b',"%b":%b' % (name.encode(), raw)
         for name, raw in common
         if raw and (name in checked or raw[0] in _COMMON[name])
@@ -219,7 +234,7 @@ def _own_documents(statement: Statement, batch: Batch, payload: bytes, events: S
     Raises:
         FormatError: a line is not an event.
     """
-    claims = _may_claim(payload)
+    claims = any(_may_claim(without_tail(line)) for line in events) if is_numbered(payload) else _may_claim(payload)
     if statement.types.keys() <= EVENT_TYPES.keys() and not claims:
         return {}
     try:
@@ -229,7 +244,7 @@ def _own_documents(statement: Statement, batch: Batch, payload: bytes, events: S
         return {
             position: _own_document(events[position], fields)
             for position, fields in enumerate(rows)
-            if fields.event_type not in EVENT_TYPES or (claims and _claims(events[position]))
+            if fields.event_type not in EVENT_TYPES or (claims and _claims(without_tail(events[position])))
         }
     except _HOSTILE as error:
         raise _no_event(statement, batch, error) from None
@@ -319,7 +334,11 @@ def make_documents(
         b'{"create":{"_index":"%b%b%d"}}' % (name, ids, offset) for name, offset in zip(names, offsets, strict=True)
     ]
     own = _own_documents(statement, batch, payload, events)
-    opened = [own.get(at) or line[:-1] for at, line in enumerate(events)] if own else [line[:-1] for line in events]
+    opened = (
+        [own.get(at) or opened_line(line) for at, line in enumerate(events)]
+        if own or is_numbered(payload)
+        else [line[:-1] for line in events]
+    )
     sources = [b"%b%b%d}}" % (document, tail, offset) for document, offset in zip(opened, offsets, strict=True)]
     forged = frozenset[int]()
     if _may_be_forged(payload):
@@ -342,9 +361,13 @@ def _claims(line: bytes) -> bool:
         ValueError, TypeError, RecursionError: the line is not an event.
     """
     return _may_claim(line) and any(
-        name.partition(".")[0] in _CLAIMED or (name in _EXTRA and not isinstance(value, str | None))
+        name.partition(".")[0] in _CLAIMED or (name in _EXTRA and not _fits(value, _EXTRA[name][0]))
         for name, value in _members(line).items()
     )
+
+
+def _fits(value: Any, kind: type) -> bool:
+    return value is None or (isinstance(value, kind) and not isinstance(value, bool))
 
 
 def _members(line: bytes) -> dict[str, Any]:

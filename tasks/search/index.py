@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest
 from custody.archive.search import sealed_between
 from custody.archive.trusted import check_keys, standing, unverified
-from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
+from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing, counted
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Statement
@@ -178,7 +178,7 @@ class Indexer:
         skipped = self._skipped[log]
         if not skipped:
             return None
-        more = f", and {len(skipped) - 1:,} more problems like this" if len(skipped) > 1 else ""
+        more = f", and {counted(len(skipped) - 1, 'more problem')} like this" if len(skipped) > 1 else ""
         return (
             f"not indexed: {skipped[min(skipped)]}{more}. Run `custody verify` for details. After the objects are"
             " restored, `custody audit --full` indexes their events"
@@ -198,7 +198,7 @@ class Indexer:
             and not self._store.exists(layout.manifest_key(log, cursor - 1))
             and self._listed(log, cursor - 1) is None
         ):
-            problem = f"says that {cursor:,} statements are indexed, but the log has fewer"
+            problem = f"says that {counted(cursor, 'statement is', 'statements are')} indexed, but the log has fewer"
         else:
             return cursor
         self._untrue[log] = (

@@ -34,6 +34,7 @@ from custody.errors import (
     StoreError,
     TransientSearchError,
     TransientStoreError,
+    counted,
 )
 from custody.findings import Finding, Severity, finding
 from custody.format.layout import Log
@@ -244,27 +245,32 @@ class _Comparison:
             yield finding("index-extra", str(error), offset=statement.first_offset, **where)
             return
         if extra := differences.extra:
-            message = f"{len(extra)} documents belong to no event, or are duplicates ({_some(extra)})"
+            many = counted(len(extra), "document belongs", "documents belong")
+            message = (
+                f"{many} to no event, or {'is a duplicate' if len(extra) == 1 else 'are duplicates'} ({_some(extra)})"
+            )
             yield finding("index-extra", message, offset=extra[0], **where)
         if edited := differences.edited:
             message = (
-                f"{len(edited)} documents differ from the archived events ({_some([offset for offset, _ in edited])});"
+                f"{counted(len(edited), 'document differs', 'documents differ')} from the archived event"
+                f" ({_some([offset for offset, _ in edited])});"
                 f" the first is in {edited[0][1].index[:100]}"
             )
             yield finding("index-edited", message, offset=edited[0][0], **where)
         if moved := differences.moved:
             message = (
-                f"{len(moved)} documents are as archived ({_some([offset for offset, _ in moved])}), but not in the"
-                f" index of their day; the first is in {moved[0][1].index[:100]}: they were restored under another"
-                " name, or somebody moved them, and they are not deleted with their day"
+                f"{counted(len(moved), 'document is', 'documents are')} as archived"
+                f" ({_some([offset for offset, _ in moved])}), but not in the index of the event's day; the first is in"
+                f" {moved[0][1].index[:100]}: it was restored under another name, or somebody moved it, and it is not"
+                " deleted with that day"
             )
             yield finding("index-edited", message, severity=Severity.NOTICE, offset=moved[0][0], **where)
         if differences.missing:
             offsets, created, problem = self._create(differences.missing)
             if statement.sequence < self.indexed:
                 message = (
-                    f"{len(offsets)} events were not in Elasticsearch ({_some(offsets)}); {created} were indexed"
-                    f" again{problem}"
+                    f"{counted(len(offsets), 'event was', 'events were')} not in Elasticsearch ({_some(offsets)});"
+                    f" indexed again: {created:,}{problem}"
                 )
                 yield finding("index-missing", message, offset=offsets[0], **where)
             else:
@@ -274,23 +280,23 @@ class _Comparison:
             return
         offsets, accepted, problem = self._create(differences.doubtful)
         if problem:
-            message = f"whether {len(offsets)} events are still rejected is not known{problem}"
+            message = f"whether {counted(len(offsets), 'event is', 'events are')} still rejected is not known{problem}"
             yield finding("unreadable", message, offset=offsets[0], **where)
         if accepted:
             message = (
-                f"{accepted} events that {self.search.rejected} lists as rejected were not in Elasticsearch, which"
-                " accepts them: they were indexed now"
+                f"{counted(accepted, 'event')} that {self.search.rejected} lists as rejected, Elasticsearch lacked but"
+                f" accepts: {'it was' if accepted == 1 else 'they were'} indexed now"
             )
             yield finding("index-missing", message, **where)
 
     def restored(self) -> Iterator[Finding]:
         """Report events that were indexed again because Elasticsearch lost them and set its cursor back."""
         if self._restored:
+            many = counted(sum(count for _, count in self._restored), "event was", "events were")
             message = (
-                f"{sum(count for _, count in self._restored):,} events were not in Elasticsearch, and were indexed"
-                " again. They are after its cursor, but an audit has found them, or later ones, there: Elasticsearch"
-                " was lost or restored, somebody set the cursor back, or a backfill wrote later events before the"
-                " indexing reached them"
+                f"{many} not in Elasticsearch after its cursor, and indexed again, although an audit has seen that"
+                " part of the log there: Elasticsearch was lost or restored, somebody set the cursor back, or a"
+                " backfill wrote later events before the indexing came so far"
             )
             (first, _), (last, _) = self._restored[0], self._restored[-1]
             where: dict[str, Any] = {"log": str(self.log), "sequence": first.sequence, "through": last.sequence}
@@ -413,7 +419,8 @@ def _documents(
             hits, total = answer["hits"]["hits"], answer["hits"]["total"]["value"]
         if total > 2 * events + _SPARE:
             raise _TooMany(
-                f"{total:,} documents of {index} claim the offsets of {events:,} events, too many to be compared: find"
+                f"{counted(total, 'document')} of {index} claim the offsets of {counted(events, 'event')}, too many to"
+                " be compared: find"
                 " out who wrote them, delete those that belong to no event, and run `custody audit --full`"
             )
         for hit in hits:

@@ -11,7 +11,7 @@ from elasticsearch import NotFoundError
 
 from custody.archive.reader import Holds, Tip, find_tip
 from custody.archive.search import at_or_behind, find_statement, sealed_from
-from custody.errors import ObjectMissing
+from custody.errors import ObjectMissing, counted
 from custody.findings import Finding, Severity, finding
 from custody.format import layout
 from custody.format.layout import Log
@@ -61,7 +61,7 @@ class Survey:
         for log in self.logs:
             cursor = read_cursor(self.search, self.archive, log)
             name, before = str(log), marks.get(str(log), 0)
-            claim = f"{self.search.cursors} says that {cursor or 0:,} statements are indexed"
+            claim = f"{self.search.cursors} says that {counted(cursor or 0, 'statement is', 'statements are')} indexed"
             with skip_damaged():
                 # The manifest is sealed before its events are indexed.
                 if cursor is None:
@@ -130,11 +130,13 @@ class Survey:
                 return
         known = {(log.name, log.partition): log for log in self.logs}
         if strays:
-            yield finding("index-extra", f"{strays} documents of {prefix} do not say where in the archive they are")
+            many = counted(strays, f"document of {prefix} does", f"documents of {prefix} do")
+            yield finding("index-extra", f"{many} not say where in the archive to look")
         for documents in indexed:
             log = known.get((documents.name, documents.partition))
             if log is None:
-                message = f"{documents.count} documents are of a log that the archive does not have"
+                many = counted(documents.count, "document is", "documents are")
+                message = f"{many} of a log that the archive does not have"
                 yield finding("index-extra", message, log=f"{documents.name}/{documents.partition}"[:300])
                 continue
             with skip_damaged():
@@ -148,7 +150,7 @@ class Survey:
         beyond = count_in_ranges(self.search, self.search.prefix, of_log(log), OFFSET, [(end, 2**62)])[0]
         # A drain may have added statements meanwhile.
         if beyond and find_tip(self.store, log, self.holds(log), tip.size).size == tip.size:
-            message = f"{beyond} documents are of offsets that the log has not reached"
+            message = f"{counted(beyond, 'document is', 'documents are')} of offsets that the log has not reached"
             yield finding("index-extra", message, log=str(log), offset=end)
 
     def _before(self, log: Log, tip: Tip[Manifest], lowest: int) -> Iterator[Finding]:
@@ -173,7 +175,7 @@ class Survey:
                 first = sealed_from(self.store, log, lowest, since, self.holds(log))
             many = count_documents(self.search, name, below(log, first))
             if many:
-                message = f"{many} documents of {name[:100]} are of offsets {why}"
+                message = f"{counted(many, 'document is', 'documents are')} of offsets {why}: {name[:100]}"
                 yield finding("index-extra", message, log=str(log), offset=first)
 
     def _begin(self, log: Log, tip: Tip[Manifest]) -> int:

@@ -176,7 +176,7 @@ ATTACKS = [
         "events are intact",
         variant=True,
     ),
-    attack(3, "bytes behind", segment(lambda data, _: data + b"x"), "segment-size", 13, "1 bytes were added"),
+    attack(3, "bytes behind", segment(lambda data, _: data + b"x"), "segment-size", 13, "1 byte was added"),
     attack(
         3,
         "bytes between members",

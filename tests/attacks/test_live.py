@@ -1,6 +1,5 @@
 """No false alarm: of drains at work, of drains that died, and of copies that were taken meanwhile."""
 
-import multiprocessing
 import random
 import shutil
 import signal
@@ -20,6 +19,7 @@ from custody.verify.report import Report
 from custody.verify.run import verify
 from tests.attacks.follower import follow
 from tests.faults.child import Plan
+from tests.faults.processes import start
 from tests.faults.world import World, make_world
 from tests.servers.kafka import KafkaServer
 
@@ -27,8 +27,6 @@ LOOKS = 100
 SEED = 20261125
 HARMLESS = {"orphan", "empty", "clock"}
 _RUN_SECONDS = 60
-
-_processes = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture
@@ -47,9 +45,8 @@ def at_work(world: World) -> Iterator[None]:
         while not done.wait(0.02):
             world.produce(5)
 
-    process = _processes.Process(target=follow, args=(world.environment, _RUN_SECONDS))
+    process = start(follow, world.environment, _RUN_SECONDS)
     producer = threading.Thread(target=produce)
-    process.start()
     producer.start()
     try:
         wait_for_more(world)

@@ -215,7 +215,7 @@ def test_counts_find_what_content_does_not_read(scene: Scene) -> None:
     delete_one(scene)
     outcome = scene.audit()
     assert [one["finding"] for one in outcome.findings] == ["index-missing"]
-    assert "1 were indexed again" in outcome.findings[0]["message"]
+    assert "indexed again: 1" in outcome.findings[0]["message"]
 
 
 def edit_one(scene: Scene) -> None:
@@ -279,7 +279,7 @@ def test_a_deletion_behind_a_cursor_that_goes_back(scene: Scene) -> None:
     outcome = scene.audit(full=True)
     assert [one["finding"] for one in outcome.findings] == ["index-missing"] * 2
     assert {one["severity"] for one in outcome.findings} == {"notice"}
-    assert any(one["message"].startswith("1 events were not in") for one in outcome.findings)
+    assert any(one["message"].startswith("1 event was not in") for one in outcome.findings)
     scene.refresh()
     assert scene.source(7)["request_id"] == "request-7"
 
@@ -294,7 +294,7 @@ def test_a_cursor_held_back_hides_no_deletion(scene: Scene) -> None:
     set_cursor(scene, {"sequence": 3, "indexed": 15})
     outcome = scene.audit()
     assert {(one["finding"], one["severity"]) for one in outcome.findings} == {("index-missing", "notice")}
-    assert {one["message"][:24] for one in outcome.findings} >= {"1 events were not in Ela"}
+    assert {one["message"][:22] for one in outcome.findings} >= {"1 event was not in Ela"}
     scene.refresh()
     assert scene.source(22)["request_id"] == "request-22"
 
@@ -461,7 +461,7 @@ def test_a_document_of_two_origins_is_one(scene: Scene) -> None:
     scene.search.client.index(**scene.place(7), document={**scene.source(7), f"{ORIGIN}.offset": 8})
     add(None)(scene)
     found = [one["message"] for one in scene.audit(full=True).findings]
-    assert any("1 documents of" in one and "do not say where" in one for one in found)
+    assert any("1 document of" in one and "does not say where" in one for one in found)
 
 
 def test_a_deletion_called_a_rejection(scene: Scene) -> None:
@@ -472,7 +472,7 @@ def test_a_deletion_called_a_rejection(scene: Scene) -> None:
     scene.search.client.index(index=scene.search.rejected, document={"log": str(LOG), "offset": 7, "reason": "no"})
     outcome = scene.audit(full=True)
     assert (outcome.exit_code, outcome.counts["rejected"]) == (11, 1)
-    assert "1 events that" in outcome.findings[0]["message"]
+    assert "1 event that" in outcome.findings[0]["message"]
     scene.refresh()
     assert scene.source(7)["request_id"] == "request-7"
 
@@ -539,7 +539,7 @@ def test_any_number_of_one_offset(scene: Scene, monkeypatch: pytest.MonkeyPatch,
     scene.search.client.bulk(operations=copies, refresh=True)
     found = scene.audit(full=True).findings
     assert {one["finding"] for one in found} == {"index-extra"}
-    assert any(one["message"].startswith("2100 documents belong to no event") for one in found)
+    assert any(one["message"].startswith("2,100 documents belong to no event") for one in found)
     # Far too many are not read.
     monkeypatch.setattr(reconcile, "_SPARE", 100)
     (one, *_) = scene.audit(full=True).findings

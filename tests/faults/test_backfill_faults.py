@@ -8,7 +8,6 @@ import contextlib
 import errno
 import gzip
 import json
-import multiprocessing
 import shutil
 import signal
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from tasks.search.client import Search
 from tasks.settings import SearchSettings, Settings
 from tests.faults.backfill_child import run
 from tests.faults.child import Plan, finish
+from tests.faults.processes import start
 from tests.helpers.backfill import Deep, lines_in, records
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing
@@ -49,9 +49,6 @@ STATEMENTS, AGED = 5, 3
 WANTED = list(range(5, 22))
 """Offsets of the events that are asked for: of the last statement that has any, the first two."""
 LIMIT_SECONDS = 60
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["tests.faults.backfill_child", "boto3"])
 
 
 def content(offset: int) -> bytes:
@@ -91,8 +88,7 @@ class World:
     def run(self, request: Request, plan: Plan | None = None) -> tuple[int | None, dict[str, Any]]:
         """Run one to its end, or to where the plan ends it; return its exit code, and its report if it lived."""
         self.report.unlink(missing_ok=True)
-        process = _processes.Process(target=run, args=(self.environment, request, plan or Plan(), self.report))
-        process.start()
+        process = start(run, self.environment, request, plan or Plan(), self.report)
         return finish(process, self.report, LIMIT_SECONDS, f"a backfill at {plan}")
 
     def calls(self, request: Request, *, steps: bool = False) -> list[str]:

@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import multiprocessing
 import signal
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,13 +15,12 @@ from custody.store.open import open_store
 from custody.verify.run import verify
 from tests.faults.child import Plan, finish
 from tests.faults.copy_child import run
+from tests.faults.processes import start
 from tests.helpers.reading import read_folder
 from tests.helpers.sample import Growing
 
 SECONDS = 60
 SHARES = 2
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["tests.faults.copy_child"])
 _numbers = itertools.count()
 
 
@@ -35,8 +33,7 @@ class Copies:
 
     def copy(self, target: Path, plan: Plan | None = None) -> tuple[int | None, dict[str, Any]]:
         report = self.folder / f"report-{next(_numbers)}.json"
-        process = _processes.Process(target=run, args=(self.growing.folder, target, plan or Plan(), report))
-        process.start()
+        process = start(run, self.growing.folder, target, plan or Plan(), report)
         return finish(process, report, SECONDS, "the copy")
 
     def judge(self, target: Path, *, refused: bool = False) -> None:

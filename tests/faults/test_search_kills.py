@@ -3,7 +3,6 @@
 On a real Elasticsearch: nothing lost, nothing doubled, and nothing deleted too early.
 """
 
-import multiprocessing
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from custody.verify.run import verify
 from tasks.search.client import Search
 from tasks.search.documents import index_day
 from tests.faults.child import Plan, finish
+from tests.faults.processes import start
 from tests.faults.search_child import What, run
 from tests.helpers.sample import Growing
 from tests.helpers.search import LOG, document_id, documents, now_event, search_settings
@@ -27,9 +27,6 @@ from tests.servers.elasticsearch import ElasticsearchServer
 NOW = datetime.now(UTC)
 LATER = NOW + timedelta(days=100)
 LIMIT_SECONDS = 90
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["tests.faults.search_child"])
 
 
 @dataclass
@@ -52,8 +49,7 @@ class World:
             "CUSTODY_SEARCH__REPLICAS": "0",
             "CUSTODY_TIERS__LIFE_DAYS": "9",
         }
-        process = _processes.Process(target=run, args=(environment, what, now.isoformat(), plan, report))
-        process.start()
+        process = start(run, environment, what, now.isoformat(), plan, report)
         return finish(process, report, LIMIT_SECONDS, f"{what} at {plan}")
 
     def drop(self) -> None:

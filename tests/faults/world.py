@@ -1,7 +1,6 @@
 """An archive and a topic that live through many broken drains, and the two judges of what they leave."""
 
 import itertools
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from flows.operate.sample import invalid_values, sample_events
 from tasks.settings import DrainSettings, KafkaSettings, Settings
 from tests.faults import child
 from tests.faults.child import Plan
+from tests.faults.processes import start
 from tests.helpers.reading import read_archive_records
 from tests.servers.kafka import KafkaServer
 
@@ -26,8 +26,6 @@ SECONDS = 60
 """A child that takes longer hangs."""
 BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
 
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["tests.faults.child"])
 _numbers = itertools.count()
 
 
@@ -62,11 +60,8 @@ class World:
         """Start a drain in a child process; return it and where it will report."""
         report = self.folder / f"report-{next(_numbers)}.json"
         if plan is None:
-            process = _processes.Process(target=child.run_freely, args=(self.environment, report))
-        else:
-            process = _processes.Process(target=child.run, args=(self.environment, plan, report))
-        process.start()
-        return process, report
+            return start(child.run_freely, self.environment, report), report
+        return start(child.run, self.environment, plan, report), report
 
     def finish(self, started: tuple[Any, Path]) -> tuple[int | None, dict[str, Any]]:
         """Wait for a drain that was started; return its exit code, and its report if it lived to write one."""

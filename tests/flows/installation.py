@@ -19,6 +19,8 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+_ASK_SECONDS = 1.0
+"""Between two questions about a run. Every 0.3 seconds, answers would cost the server more than all else it does."""
 UP = "import sys; from pathlib import Path; from flows.operate.up import up; up(Path('prefect'), 0, Path(sys.argv[1]))"
 
 
@@ -29,6 +31,7 @@ class Installation:
         self.folder = folder
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
+        self._token: tuple[str, str] | None = None
         self.log = folder / "up.log"
         (folder / "custody.toml").write_text(settings)
         (folder / "deployments.yaml").write_text(deployments)
@@ -64,7 +67,7 @@ class Installation:
                 stderr=subprocess.STDOUT,
             )
 
-    def wait(self, done: Callable[[], object], seconds: float, what: str) -> None:
+    def wait(self, done: Callable[[], object], seconds: float, what: str, *, every: float = 0.3) -> None:
         """Wait, and show the output of `up` if it takes too long."""
         deadline = time.monotonic() + seconds
         while not done():
@@ -72,7 +75,7 @@ class Installation:
                 logs = [log for log in (self.log, self.folder / "prefect/up.log") if log.exists()]
                 output = "\n".join(log.read_text()[-4000:] for log in logs)
                 pytest.fail(f"waited {seconds} s for {what}; what `custody up` and its children printed:\n{output}")
-            time.sleep(0.3)
+            time.sleep(every)
 
     def credentials(self) -> str:
         """Return the name and password of the API."""
@@ -85,9 +88,15 @@ class Installation:
             "Authorization": f"Basic {base64.b64encode(self.credentials().encode()).decode()}",
         }
         if data is not None:
-            with urllib.request.urlopen(self.request("csrf-token?client=test", None), timeout=30) as answer:
-                headers |= {"Prefect-Csrf-Client": "test", "Prefect-Csrf-Token": json.load(answer)["token"]}
+            headers |= {"Prefect-Csrf-Client": "test", "Prefect-Csrf-Token": self._csrf_token()}
         return urllib.request.Request(f"{self.url}/api/{path}", data, headers, method=method)
+
+    def _csrf_token(self) -> str:
+        """Return the token of the server that is up, which is good for an hour."""
+        if self._token is None or self._token[0] != self.url:
+            with urllib.request.urlopen(self.request("csrf-token?client=test", None), timeout=30) as answer:
+                self._token = self.url, json.load(answer)["token"]
+        return self._token[1]
 
     def prefect(self, path: str, **body: object) -> Any:
         """Ask Prefect's API."""
@@ -140,7 +149,7 @@ class Installation:
             runs[:] = self.prefect("flow_runs/filter", flow_runs={"id": {"any_": [run]}})
             return runs[0]["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
-        self.wait(ended, 300, f"the run {run} to end")
+        self.wait(ended, 300, f"the run {run} to end", every=_ASK_SECONDS)
         return runs[0]
 
     def finished(self, name: str) -> Any:
@@ -151,7 +160,7 @@ class Installation:
             runs[:] = self.prefect("flow_runs/filter", flow_runs={"name": {"any_": [name]}})
             return bool(runs)
 
-        self.wait(begun, 180, f"a run called {name!r}")
+        self.wait(begun, 180, f"a run called {name!r}", every=_ASK_SECONDS)
         return self.finish(runs[0]["id"])
 
     def lines_of(self, run: str) -> list[str]:

@@ -146,6 +146,7 @@ def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installat
         ),
         180,
         "a scheduled run to end as completed",
+        every=1,
     )
     installation.kill_in_mid_run(with_up=False)
     installation.produce(500)
@@ -267,7 +268,7 @@ def test_quarantine_becomes_one_alert(installation: Drained) -> None:
             runs = installation.prefect("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}})
             return sum("in quarantine (50 of 50)" in str(run["state"]["message"]) for run in runs) == 2
 
-        installation.wait(reported, 180, "a second run that reports it")
+        installation.wait(reported, 180, "a second run that reports it", every=1)
         installation.pause("drain/drain-every-minute")
         installation.finished("alert: custody: records go to quarantine")
         assert len(people.received) == 1

@@ -11,7 +11,7 @@ SOURCE = "shop/web-1/4711-1790000000"
 
 def emitted(number: int, source: str = SOURCE, kind: str = "query_executed", **fields: Any) -> bytes:
     """Return an emitted event of one of the six types, or a marker of its source."""
-    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     content = EVENTS.get(kind, {"event_type": kind})
     event = {"timestamp": now, "event_id": f"id-{source}-{number}", **fields}
     line = json.dumps({**content, **event}, separators=(",", ":"))

@@ -9,6 +9,7 @@ from custody.archive.reader import read_archive
 from custody.format.layout import Log
 from custody.store.open import open_store
 from tasks.search.client import Search
+from tasks.search.documents import ORIGIN
 from tasks.search.reconcile import reconcile
 from tasks.settings import SearchSettings, Settings
 from tests.helpers.corpus import EVENTS
@@ -52,18 +53,23 @@ def search_settings(growing: Growing, url: str, prefix: str, **more: Any) -> Set
     )
 
 
-def documents(given: Settings) -> dict[str, dict[str, Any]]:
-    """Return all documents behind the alias, by id, with their index beside them; no id is there twice."""
+def documents(given: Settings, query: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Return the documents behind the alias that match, by id, with their index; no id is there twice."""
     opened = Search(given.search)
     try:
         opened.client.indices.refresh(index=f"{given.search.prefix}*")
-        answer = opened.client.search(index=given.search.prefix, size=10_000)
+        answer = opened.client.search(index=given.search.prefix, query=query, size=10_000)
         hits = answer["hits"]["hits"]
         assert answer["hits"]["total"]["value"] == len(hits)
         assert len({hit["_id"] for hit in hits}) == len(hits)
         return {hit["_id"]: {"_index": hit["_index"], **hit["_source"]} for hit in hits}
     finally:
         opened.close()
+
+
+def matching_offsets(given: Settings, query: dict[str, Any]) -> list[int]:
+    """Return the offsets of the events that match."""
+    return sorted(document[ORIGIN]["offset"] for document in documents(given, query).values())
 
 
 def compare(given: Settings, growing: Growing) -> list[tuple[str, int | None]]:

@@ -9,6 +9,7 @@ Both take credentials by the standard AWS chain, as `Store` does: a test calls `
 """
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import boto3
+import botocore.session
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -34,6 +36,19 @@ REGION = "us-east-1"
 LIMITED = {"maynotwrite": ["Read", "List"], "maynotread": ["List", "Write"], "maynotlist": ["Read", "Write"]}
 """Access keys of SeaweedFS that may not do everything, and what they may do."""
 _START_SECONDS = 60
+
+
+@functools.cache
+def _shared_loader(data_path: str | None = None) -> Any:
+    loader = _create_loader(data_path)
+    loader.file_loader.load_file = functools.cache(loader.file_loader.load_file)
+    return loader
+
+
+# Each session of boto3 reads the descriptions of AWS's services again. That is nine tenths of the time that making a
+# client takes, and tests make thousands. In this process all sessions share what was read.
+_create_loader: Any = botocore.session.create_loader
+setattr(botocore.session, "create_loader", _shared_loader)  # noqa: B010 - its types do not know the name
 
 
 def free_ports(count: int) -> list[int]:

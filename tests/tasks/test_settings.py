@@ -447,7 +447,7 @@ def test_each_value_has_its_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         "s3.region": "CUSTODY_S3",
         "s3.endpoint_url": "default",
     }
-    assert settings.sources(wanted) == wanted
+    assert settings.origins(wanted) == wanted
     assert (settings.kafka.group, settings.drain.level, settings.drain.workers) == ("of-a-variable", 2, 3)
     shown = render.sources_json(settings)
     assert shown["kafka.group"] == {"value": "of-a-variable", "source": "CUSTODY_KAFKA__GROUP"}

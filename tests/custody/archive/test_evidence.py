@@ -873,10 +873,32 @@ def test_a_whole_batch_is_handed_over_only_where_that_is_asked_for(
     assert isinstance(refused.exception, ConfigurationError)
     assert "keyring.json was not used" in refused.output
     done = runner.invoke(app, [*arguments, "--whole-batch"])
-    assert (done.exit_code, "Warning: It discloses the whole batch, with 3 other events" in done.output) == (0, True)
+    said = " ".join(done.output.split())
+    assert (done.exit_code, "Warning: It discloses the whole batch, with 3 other events" in said) == (0, True)
     arguments[2] = "41"
     done = runner.invoke(app, arguments)
-    assert (done.exit_code, "3 other events: its batch was written without leaves" in done.output) == (0, True)
+    said = " ".join(done.output.split())
+    assert (done.exit_code, "3 other events: its batch was written without leaves" in said) == (0, True)
+
+
+def test_sentences_fit_the_screen(leafy: Leafy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns sentences are broken between words; the event, the checkpoint and commands are as they are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(leafy.folder))
+    trust = write_trust(Path("trust.json"), leafy.public)
+    nobody = write_trust(Path("nobody.json"), Trust())
+    runner = CliRunner()
+    made = runner.invoke(app, ["evidence", NAME, "5", "-o", "evidence.zip", "--trust", str(trust), "--whole-batch"])
+    assert made.exit_code == 0
+    assert "`custody check-evidence evidence.zip --trust trust.json`" in made.output
+    event, _, *said = runner.invoke(app, ["check-evidence", "evidence.zip", "--trust", str(trust)]).output.splitlines()
+    assert json.loads(event)
+    assert max(map(len, [*made.output.splitlines(), *said])) <= 80
+    refused = runner.invoke(app, ["check-evidence", "evidence.zip", "--trust", str(nobody)])
+    sentences, note = refused.output.split("\nThe checkpoint in the file:\n")
+    assert (refused.exit_code, max(map(len, sentences.splitlines())) <= 80) == (12, True)
+    assert parse_note(note.encode()).encode() == note.encode()
 
 
 @pytest.mark.parametrize("what", ["empty", "trust.json", "cut", "another zip", "no event"])

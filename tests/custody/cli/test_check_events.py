@@ -1,16 +1,20 @@
 """`custody check-events`: the drain's verdict on the lines of a file, before they are produced."""
 
+import errno
 import gzip
 import io
 import json
+import os
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from custody.cli import check_events
+from custody.cli import check_events, common
 from custody.cli.check_events import Tally, refused
+from custody.errors import ConfigurationError
 from custody.format import limits
 from custody.format.events import reason
 from tests.helpers.commands import Command
@@ -111,7 +115,10 @@ def test_what_people_see(custody: Command, file: Path) -> None:
     assert ["query_executed", "1", "checked"] in rows
     assert ["user_login", "1", "own", "type,", "not", "checked"] in rows
     file.write_bytes(BASE + b"\n")
-    assert (custody("check-events", file).code, "All 1 lines" in custody("check-events", file).out) == (0, True)
+    assert (custody("check-events", file).code, "The line is an event." in custody("check-events", file).out) == (
+        0,
+        True,
+    )
 
 
 def test_a_misspelt_type_is_pointed_out(custody: Command, file: Path) -> None:
@@ -161,6 +168,38 @@ def test_wrong_files(custody: Command, tmp_path: Path) -> None:
     ):
         refusal = custody("check-events", name)
         assert (refusal.code, words in refusal.err, len(refusal.err.splitlines())) == (2, True, 1), refusal
+
+
+class Broken(io.RawIOBase):
+    """A file that fails after its first bytes, as on a broken disk."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = list(pieces)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self.pieces:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        piece = self.pieces.pop(0)
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+@pytest.mark.parametrize("pieces", [(), (BASE + b"\n", OWN + b"\n")], ids=["at once", "later"])
+@pytest.mark.parametrize("command", [("check-events", "-"), ("query", "-")], ids=" ".join)
+def test_an_input_that_breaks_is_one_line(
+    custody: Command, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], pieces: tuple[bytes, ...]
+) -> None:
+    """A disk that fails while it is read is one line that names the input, and no traceback."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Broken(*pieces))))
+    shown = custody(*command)
+    wrong = "the input on stdin cannot be read: Input/output error"
+    assert (shown.code, shown.err) == (2, f"custody: {wrong}\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Broken(*pieces))))
+    with pytest.raises(ConfigurationError, match=wrong):
+        common.file_digest(Path("-"), "report")
 
 
 def test_no_line_is_an_event(custody: Command, file: Path) -> None:

@@ -70,6 +70,20 @@ def test_an_unknown_name_has_near_ones(custody: Command) -> None:
     assert "lists all" in custody("explain", "\x1b]0;x").err
 
 
+@pytest.mark.parametrize("name", ["segment-hash", "custody-audit-silent", "lag-unknown", "tampered"])
+def test_capitals_and_underscores_are_the_same_name(custody: Command, name: str) -> None:
+    """A finding, an alert, a problem and a severity, written as in a heading or a variable, are what they are."""
+    for written in (name.upper(), name.title(), name.replace("-", "_")):
+        assert custody("explain", written) == custody("explain", name)
+
+
+def test_markdown_with_more_is_refused(custody: Command) -> None:
+    """No option is ignored: Markdown is of all findings, and of them alone."""
+    for more in ("segment-hash", "custody-audit-silent", "tampered", "lag", "--json"):
+        refused = custody("explain", more, "--markdown")
+        assert (refused.code, refused.out, "leave" in refused.err) == (2, "", True)
+
+
 def test_each_finding_names_its_explanation(custody: Command, altered: Sample) -> None:
     """JSON has the command in each finding, and the text names it once for each name of a finding."""
     assert finding("tree", "x").to_dict()["help"] == "custody explain tree"

@@ -56,6 +56,15 @@ def test_where_a_log_is_wanted_each_printed_form_is_its_log(text: str, capsys: p
     assert names.logs(["a/0", text]) == ["a/0", "audit.x@2/3"]
 
 
+@pytest.mark.parametrize("text", [text for text, name in PRINTED.items() if name == STATEMENT and "36a5" not in text])
+def test_a_printed_statement_is_a_log_and_a_sequence(text: str) -> None:
+    """`accept --log` takes the place of a finding as it is printed, and no other sequence beside it."""
+    assert names.statement(text, None) == names.statement(text, 7) == names.statement("audit.x@2/3", 7)
+    with pytest.raises(ConfigurationError, match="names sequence 7, and --sequence is 8"):
+        names.statement(text, 8)
+    assert names.statement("audit.x@2/3", None) == ("audit.x@2/3", None)
+
+
 @pytest.mark.parametrize("text", ["audit.x", "audit.x-2-3", "\0", "x" * 5000])
 def test_a_topic_stays_a_topic(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What may be a topic's name is never read as another log, and what is nothing is refused where logs are known."""

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
+from custody.archive.copy import Copied, Refusal
 from custody.cli import render
 from custody.cli.terminal import unpadded
 from custody.findings import Findings, Severity
+from custody.format import layout
 from custody.keys.keyring import new_keyring
 from flows.summaries import roll_table
 from tasks.roll.record import Action
@@ -46,6 +48,26 @@ def test_hashes_of_findings_are_whole(width: int) -> None:
     assert f"expected {DIGEST}" in text
     assert f"found    {DIGEST[::-1]}" in text
     assert Severity.TAMPERED.name.lower() in text
+
+
+KEY = layout.records_key("events", layout.Log("audit.events", 0), 0, 99, 1_777_777_777_000, DIGEST)
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 160])
+@pytest.mark.parametrize("kind", ["findings", "refusals"])
+def test_keys_are_whole(width: int, kind: str) -> None:
+    """An object's key is in one line on any screen, also where it is wider; sentences are broken between words."""
+    sentence = "what is said about it is a sentence that is broken between its words, and never in one of them"
+    made = Findings()
+    made.report("segment-hash", sentence, log="audit.events/0", sequence=0, key=KEY)
+    copied = Copied(refused=[Refusal("unsigned", KEY, Severity.NOTICE, sentence)])
+    file = StringIO()
+    part = render.FindingsTable(made.kept) if kind == "findings" else render.refusals_table(copied)
+    Console(width=width, file=file, markup=False, highlight=False).print(part, crop=False)
+    lines = file.getvalue().splitlines()
+    assert sum(KEY in line for line in lines) == 1
+    assert max(len(line) for line in lines if KEY not in line) <= width
+    assert sentence in " ".join(file.getvalue().split())
 
 
 @pytest.mark.parametrize("width", [80, 160])

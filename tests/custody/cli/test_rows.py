@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import tracemalloc
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from custody.cli.rows import Rows, as_csv, as_grid, as_json, as_lines, as_markdown
+from custody.cli.rows import BLOCK, Rows, as_csv, as_grid, as_json, as_lines, as_markdown
 
 NOW = datetime(2026, 5, 3, 14, 30, 5, 123456, tzinfo=UTC)
 HOSTILE = "\x1b]0;title\x07\x9b2J\u202e\nforged | `x` <b>"
@@ -51,6 +52,35 @@ def test_columns_that_do_not_fit_are_named(width: int) -> None:
     missing = re.search(r"Not shown: (.*?)\. --line", foot)
     assert missing
     assert set(kept) | set(missing[1].split(", ")) == set(WIDE)
+
+
+def test_memory_does_not_grow_with_the_rows() -> None:
+    """A grid of many rows in a pipe keeps one block of them, and prints all."""
+    most = []
+    for blocks in (2, 8):
+        left = iter(range(blocks * BLOCK))
+        rows = Rows(["number"], lambda count, left=left: [(n,) for n in islice(left, count)])  # type: ignore[misc]
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in as_grid(rows, None)) == blocks * BLOCK + 3
+            most.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert most[1] < 1.5 * most[0]
+
+
+@pytest.mark.parametrize("width", [None, 40])
+def test_later_rows_widen_their_columns(width: int | None) -> None:
+    """Numbers of later blocks are never cut. Text is cut on a screen alone, and the foot says so."""
+    short, long = (1, "x", None), (10**20, "y" * 50, 7)
+    lines = grid(["number", "text", "late"], [short] * BLOCK + [long, short], width).splitlines()
+    assert lines[0].split() == ["number", "text", "late"]
+    *_, before, first, last = (line for line in lines if line.split()[-1] in {"NULL", "7"})
+    assert before.split() == last.split() == ["1", "x", "NULL"]
+    assert first.split()[0] == str(10**20)
+    assert ("y" * 50 in first) == (width is None)
+    assert len(last.partition("x")[0]) == len(first.partition("y")[0])
+    assert ("text that is cut at …" in lines[-1]) == (width is not None)
 
 
 def test_text_is_cut_at_a_mark_and_numbers_never() -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from custody.emit.errors import AuditError
 from custody.emit.identity import Source
 from custody.emit.quiet import QuietLog
 from custody.emit.sealing import NAME_BYTES, log_name
-from custody.emit.sink import Report
+from custody.emit.sink import Report, SteadySink
 from custody.emit.spool import Spool
 from custody.emit.writer import Options
 from custody.errors import ConfigurationError, TransientStoreError
@@ -327,7 +327,7 @@ class Taker:
     def __init__(self) -> None:
         self.pieces: list[list[bytes]] = []
 
-    def send(self, lines: list[bytes], report: Report) -> int:
+    def send(self, lines: Sequence[bytes], report: Report) -> int:
         self.pieces.append(list(lines))
         for line in lines:
             report(line, "delivered")
@@ -340,11 +340,16 @@ class Taker:
         pass
 
 
+def gathering(sink: Taker, folder: Path, seconds: float) -> Delivery:
+    quiet = QuietLog()
+    return Delivery(SteadySink(lambda: sink, quiet), lambda: Spool(folder, LIMIT), quiet, gather=Gather(seconds, 1000))
+
+
 def test_what_dead_processes_left_does_not_gather(tmp_path: Path) -> None:
     """Lines of others waited long enough. They are sent at once, and before this process's own."""
     orphan(tmp_path, segment([b"{}", b"[]"]))
     sink = Taker()
-    delivery = Delivery(sink, Spool(tmp_path, LIMIT), QuietLog(), gather=Gather(60, 1000))  # type: ignore[arg-type]
+    delivery = gathering(sink, tmp_path, 60)
     delivery.deliver([b'{"own":1}'])
     for _ in range(100):
         delivery.step(0.001)
@@ -360,7 +365,7 @@ def test_what_dead_processes_left_does_not_gather(tmp_path: Path) -> None:
 def test_only_what_has_gathered_is_sent(tmp_path: Path) -> None:
     """What comes while others are sent waits for the next time, so no statement is followed by a small one."""
     sink = Taker()
-    delivery = Delivery(sink, Spool(tmp_path, LIMIT), QuietLog(), gather=Gather(0.2, 1000))  # type: ignore[arg-type]
+    delivery = gathering(sink, tmp_path, 0.2)
     until, number = time.monotonic() + 1.1, 0
     while time.monotonic() < until:
         delivery.deliver([b'{"number":%d}' % number])

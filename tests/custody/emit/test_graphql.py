@@ -110,6 +110,7 @@ def test_a_document_at_each_limit_is_measured() -> None:
     assert analyze("{a}" + " " * (DOCUMENT_BYTES - 3)).complexity == 1
     assert analyze("{a" * DOCUMENT_DEPTH + "}" * DOCUMENT_DEPTH).depth == DOCUMENT_DEPTH
     assert analyze("{a #" + "{" * 60_000 + "\n}").complexity == 1
+    assert analyze("{a " + "#b\n" * 2 * DOCUMENT_TOKENS + "}").complexity == 1
     assert analyze('{a(b: """' + '{ \\""" " ' * 6_000 + '""")}').complexity == 1
 
 
@@ -309,6 +310,16 @@ def test_hostile_documents_take_time_in_proportion(name: str) -> None:
     began = time.process_time()
     analyze(SHAPES[name](DOCUMENT_BYTES // 8))
     assert time.process_time() - began < 0.5
+
+
+def test_a_stack_that_ends_in_the_parser_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """graphql-core before 3.3 lets RecursionError through, to a caller that is deep in calls itself."""
+
+    def parse(*_: object, **__: object) -> object:
+        raise RecursionError
+
+    monkeypatch.setattr("custody.emit.document.parse", parse)
+    assert analyze("{ a }").failure == TOO_LARGE
 
 
 def test_a_document_of_a_megabyte_is_not_parsed() -> None:

@@ -191,6 +191,7 @@ def test_a_form_that_may_hide_a_part_is_too_large() -> None:
     assert post(form(first, *[('name="x"', b"")] * PARTS), FORM) == LARGE
     assert post(form(first, ('name="x"; y="' + "z" * 9_000 + '"', b"x")), FORM) == LARGE
     assert post(form(first, ('name="x"; y="' + "z" * 2_000 + '"', b"x")), FORM) == LARGE
+    assert post(form(first, ("name=x" + "\r\nX: y" * 2_000, b"x")), FORM) == LARGE
     assert post(form(("name=file", b"x" * BODY_BYTES), first)[: BODY_BYTES + 1], FORM) == LARGE
 
 

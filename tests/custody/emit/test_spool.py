@@ -1,6 +1,7 @@
 """A spool keeps what was synced, in order and within its bound, and trusts nothing that it finds on disk."""
 
 import errno
+import fcntl
 import os
 import pickle
 import resource
@@ -156,6 +157,23 @@ def test_an_audit_error_survives_a_process_pool() -> None:
     assert (error.kind, str(error), error.accepted) == ("Spool", "full", ("Kafka",))
 
 
+def test_a_root_is_made_with_all_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name is synced: after a crash the first line is found."""
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    with Spool(tmp_path / "a" / "b" / "spool", LIMIT):
+        assert synced == [tmp_path / name for name in ("", "a", "a/b", "a/b/spool")]
+
+
+def test_a_root_that_cannot_be_listed_takes_nothing(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An append that fails took no line at all."""
+    monkeypatch.setattr(spool_budget, "os", Disk(1, errno.EIO))
+    with pytest.raises(AuditError, match="cannot list it"):
+        spool.append([b"x" * 1000] * 2000)
+    spool.sync()
+    assert (spool.waiting, spool.peek(1).lines) == (0, ())
+
+
 # Adoption.
 
 
@@ -219,6 +237,23 @@ def test_a_new_folder_that_another_process_takes_is_made_again(root: Path, monke
             assert spool._own.name not in stolen
             put(spool, lines(1))
             assert other.adopt() == 0
+
+
+def test_a_folder_that_was_replaced_is_not_adopted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening a folder and locking it, its heir may have removed it, and its name may be another's."""
+    folder = orphan(root, segment(lines(2)))
+    lock = fcntl.flock
+
+    def replace(descriptor: int, operation: int) -> None:
+        if folder.exists() and os.fstat(descriptor).st_ino == folder.stat().st_ino:
+            folder.rename(root.parent / "removed")
+            orphan(root)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", replace)
+    with Spool(root, LIMIT) as spool:
+        assert drain(spool) == []
+    assert folder.exists(), "it was not ours to remove"
 
 
 def test_eight_threads_adopt_each_orphan_once(root: Path) -> None:
@@ -292,6 +327,7 @@ def test_damage_of_an_own_segment_is_found_too(spool: Spool, root: Path) -> None
     held = len(spool_segment.parse(first.read_bytes()).lines)
     assert drain(spool) == lines(held) + lines(7 - held, held + 1)
     assert spool.counters()["bad_segments"] == 1
+    assert spool.waiting == 0
 
 
 @pytest.mark.usefixtures("small")
@@ -305,6 +341,7 @@ def test_a_segment_that_others_delete_is_passed_over(spool: Spool, root: Path) -
     spool.done(batch)
     drain(spool)
     assert spool.counters()["lost_segments"] == 2
+    assert spool.waiting == 0
 
 
 def test_another_version_is_left_for_its_reader(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

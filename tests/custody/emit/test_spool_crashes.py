@@ -21,6 +21,7 @@ from tests.helpers.spooling import LIMIT, drain, lines, orphan, segment
 LEFT: tuple[Left, ...] = ("synced", "half", "zeros", "all")
 ORPHANED = lines(12, 100)
 IN_DAMAGED = lines(2, 200)
+DAMAGED = segment(IN_DAMAGED) + b"damage" * 3
 UNDELETED = lines(4, 13)
 """Lines of the last segment, which is delivered in part when the process ends."""
 
@@ -39,7 +40,7 @@ class Story:
 def prepare(root: Path) -> None:
     """Write an orphan of three segments, and one with a damaged segment."""
     orphan(root, *(segment(ORPHANED[start : start + 4]) for start in (0, 4, 8)))
-    orphan(root, segment(IN_DAMAGED) + b"damage" * 3, name="host-1-2")
+    orphan(root, DAMAGED, name="host-1-2")
 
 
 def live(root: Path, story: Story) -> Iterator[Spool]:
@@ -178,6 +179,7 @@ def test_a_crash_at_any_call_loses_nothing_that_was_synced(tmp_path: Path) -> No
         for number, image in enumerate(images):
             if image in images[:number]:
                 continue
+            assert any(DAMAGED in files.values() for files in image.values()), "nobody could look at the damage"
             write_image(root, image)
             replayed = replay(root)
             assert set(story.synced) - set(story.delivered) <= set(replayed), (call, name, number)

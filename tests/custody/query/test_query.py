@@ -214,7 +214,7 @@ def test_findings_that_are_none(sample: Sample, monkeypatch: pytest.MonkeyPatch)
     audit(sample.folder, sample.keyring)
     assert ask(sample.folder, "SELECT audit, finding, severity, key FROM findings") == [(0, "foreign", "policy", "x")]
     warnings = ask(sample.folder, "SELECT message FROM warnings WHERE kind = 'damaged'")
-    assert warnings == [("2 of 3 findings of audit 0 are not well formed, and are not shown",)]
+    assert warnings == [("2 of 3 findings of audit 0 are not well formed, and not shown",)]
 
 
 def test_empty_archive(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ from custody.tlog.checkpoint import COSIGNATURE, NoteKey, NoteSignature, cosigne
 from tasks.audit.conclude import Outcome, conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
-from tasks.settings import AuditSettings, Settings
+from tasks.settings import AuditSettings, Settings, SourceSettings
+from tests.helpers.emitted import SOURCE, emitted, life
 from tests.helpers.sample import Growing, Sample, audit_of, make_archive
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[2J'\"&"
@@ -362,7 +363,7 @@ def test_what_is_no_finding_is_a_problem(settings: Settings, sample: Sample, odd
     for trust in (None, Trust()):
         facts = gathered(settings, trust)
         assert [each.key for each in facts.audits.findings] == ["events/x"]
-        assert "1 of 2 findings of audit 1 are not well formed" in Elements(render(facts)).text
+        assert "1 of 2 findings of audit 1 is not well formed" in Elements(render(facts)).text
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(-60, True), (86_400, False), (10**12, False), (2**63, False)])
@@ -426,7 +427,7 @@ def test_foreign_text_is_text(settings: Settings, sample: Sample) -> None:
     signed(settings, findings=bad, writer=HOSTILE, verdict="tampered", covered={name: [Covered(0, 1, "new")]})
     accepted = Accepted(finding=HOSTILE, reason=HOSTILE, by=HOSTILE, at=HOSTILE, key=HOSTILE)
     facts = gathered(settings)
-    facts.accepted = (accepted,)
+    facts.reader = replace(facts.reader, accepted=(accepted,))
     facts.figures.types[HOSTILE] = 7
     page = render(facts)
     elements = Elements(page)
@@ -463,6 +464,56 @@ def test_it_needs_nothing_but_itself(tmp_path: Path) -> None:
     assert "@page" in style
     assert not {"NaN", "nan", "NaT"} & set(re.findall(r"\w+", elements.text))
     assert not re.search(r"None(?!: the|\. ✓)", elements.text)
+
+
+def test_sources_are_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each source has a row with what it lacks, the worst first, and few rows are shown of many."""
+    growing = Growing(tmp_path)
+    lines = [line for at, line in enumerate(life(12)) if at != 4]
+    lines += [emitted(1, HOSTILE), *(emitted(1, f"shop/web-{at}/1-1") for at in range(5))]
+    growing.append(1, lines.__getitem__, each=len(lines))
+    settings = settings_of(growing.folder, growing.keyring, report=False)
+    audited(settings)
+    facts = gathered(settings)
+    assert facts.sources is not None
+    assert [(source.name, source.missing) for source in facts.sources[:1]] == [(SOURCE, 1)]
+    page = render(facts)
+    text = Elements(page).text
+    assert re.search(rf"{re.escape(SOURCE)} 11 1 0 20\S+Z 20\S+Z", text)
+    assert b"<img src=x" not in page
+    monkeypatch.setattr("custody.report.page.SOURCES_SHOWN", 3)
+    text = Elements(render(facts)).text
+    assert "These are 3 of 7 sources" in text
+    assert "shop/web-4" not in text
+
+
+def test_what_is_said_of_sources_when_nothing_is_known(settings: Settings, sample: Sample) -> None:
+    """Without sources there is a sentence. If what the audit knew is gone, the page is made all the same."""
+    audited(settings)
+    assert "No event has a number of its source" in Elements(render(gathered(settings))).text
+    (path,) = (sample.folder / "reports/sources").iterdir()
+    path.unlink()
+    facts = gathered(settings)
+    assert "This audit says nothing of sources" in Elements(render(facts)).text
+    assert [problem.severity for problem in facts.problems] == [Severity.NOTICE]
+
+
+def test_a_gap_that_was_closed_is_not_open(tmp_path: Path) -> None:
+    """A gap of an earlier audit is not open after an audit of the whole archive that does not name it."""
+    growing = Growing(tmp_path)
+    settings = Settings(
+        archive=str(growing.folder),
+        keys=f"file:{growing.keyring}",
+        sources=SourceSettings(expected=["shop"], settle=0),
+        audit=AuditSettings(report=False, piece_statements=1),
+    )
+    # More statements than the next audit reads again.
+    growing.append(5, lambda offset: emitted(offset + 1), each=1)
+    growing.append(1, lambda _: emitted(7), each=1)
+    assert audited(settings).verdict == "incomplete"
+    growing.append(1, lambda _: emitted(6), each=1)
+    assert audited(settings).verdict == "verified"
+    assert gathered(settings).audits.open == []
 
 
 def test_empty_states_are_sentences(settings: Settings) -> None:

@@ -460,7 +460,7 @@ def test_the_trust_beside_the_keyring(
     (tmp_path / "keys").mkdir()
     beside = trust.rename(tmp_path / "keys" / "trust.json")
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{tmp_path}/keys/keyring.json")
-    code, out, _ = accept(custody, "--finding", "offset-lost", "--log", "audit/0", "--sequence", 9)
+    code, out, _ = accept(custody, "--finding", "offset-lost", "--log", "audit/0, sequence 9")
     assert code == 0
     assert f"Verify with --trust {beside}" in out
     assert [one["finding"] for one in json.loads(beside.read_bytes())["accepted"]] == ["offset-lost"]

@@ -413,7 +413,7 @@ ATTACKS = [
         13,
         "events are intact",
     ),
-    Attack("3 bytes behind", rewrite_segment(lambda data, _: data + b"x"), ["segment-size"], 13, "1 bytes were added"),
+    Attack("3 bytes behind", rewrite_segment(lambda data, _: data + b"x"), ["segment-size"], 13, "1 byte was added"),
     Attack("3 zeros behind", rewrite_segment(lambda data, _: data + bytes(512)), ["segment-size"], 13),
     Attack("3 bytes before", rewrite_segment(lambda data, _: b"x" + data), ["segment-size"], 13),
     Attack("3 bytes between", rewrite_segment(lambda d, ends: d[: ends[1]] + b"xyz" + d[ends[1] :]), ["segment-size"], 13),

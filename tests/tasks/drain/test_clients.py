@@ -163,7 +163,7 @@ def test_a_drain_that_fails_says_it_once(tmp_path: Path, own: KafkaServer) -> No
         _, err = drain.communicate(timeout=60)
         assert drain.returncode == 1
         assert err.count(f"topic '{topic}' does not exist") == 1, err
-        assert err.splitlines()[-1] == f"custody: 1 of 1 logs failed, as said above: {topic}/0"
+        assert err.splitlines()[-1] == f"custody: 1 of 1 log failed, as said above: {topic}/0"
 
 
 def test_a_topic_that_does_not_exist_is_a_wrong_setting(tmp_path: Path, own: KafkaServer) -> None:

@@ -392,7 +392,7 @@ def test_kafka_has_its_time_for_one_log_too(site: Site, monkeypatch: pytest.Monk
     health = health_of(site.settings(topic, "no.such.topic"))
     assert (only(health).lag_records, only(health).lag_seconds) == (2, None)
     problems = {problem.subject: problem.message for problem in of(health, "lag-unknown")}
-    assert "1 logs were not compared within 15 s" in problems["kafka"]
+    assert "1 log was not compared within 15 s" in problems["kafka"]
     assert "no.such.topic" in problems
 
 
@@ -793,7 +793,7 @@ def test_a_slow_elasticsearch(indexed: Settings, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(health_search, "SEARCH_SECONDS", -1.0)
     health = health_of(indexed)
     (problem,) = of(health, "index-unknown")
-    assert "1 logs were not compared" in problem.message
+    assert "1 log was not compared" in problem.message
     assert (only(health).index_delay_seconds, health.search and health.search.reachable) == (None, True)
 
 

@@ -29,14 +29,6 @@ from tests.helpers.search import (
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "search.md"
 
 
-def hits(given: Settings, query: dict[str, Any]) -> set[str]:
-    """Return the ids of the documents that a search finds."""
-    with closing(Search(given.search)) as search:
-        search.client.indices.refresh(index=f"{search.prefix}*")
-        found = search.client.search(index=search.prefix, query=query, size=1000)
-        return {hit["_id"] for hit in found["hits"]["hits"]}
-
-
 def test_events_are_found_by_the_names_of_ecs(growing: Growing, given: Settings) -> None:
     """A search by each name finds the events with that value, and no others; Kibana can sort and count by them."""
     growing.append(4, lambda offset: now_event(offset, event_id=f"e-{offset}", trace_id=f"t-{offset // 2}"))
@@ -49,10 +41,10 @@ def test_events_are_found_by_the_names_of_ecs(growing: Growing, given: Settings)
         # A date has milliseconds, so several events may be of one.
         for value in values if source != "timestamp" else ():
             wanted = {key for key, document in everything.items() if document.get(source) == value}
-            assert hits(given, {"term": {name: value}}) == wanted
+            assert set(documents(given, {"term": {name: value}})) == wanted
     today = datetime.now(UTC) - timedelta(hours=1)
-    assert hits(given, {"range": {"@timestamp": {"gte": today.isoformat()}}}) == set(everything)
-    assert hits(given, {"term": {"source.ip": "192.0.2.0/24"}}) == set(everything)
+    assert set(documents(given, {"range": {"@timestamp": {"gte": today.isoformat()}}})) == set(everything)
+    assert set(documents(given, {"term": {"source.ip": "192.0.2.0/24"}})) == set(everything)
     with closing(Search(given.search)) as search:
         counted = search.client.search(
             index=search.prefix,
@@ -91,10 +83,10 @@ def test_an_event_with_such_names_of_its_own_is_not_rejected(
     growing.append(1, lambda offset: make(offset, client_ip="192.0.2.17", **FIELDS[offset]), each=len(FIELDS))
     (result,) = index_logs(given)
     assert (result.created, result.rejected, result.problem) == (len(FIELDS), 0, None)
-    assert len(hits(given, {"term": {"source.ip": "192.0.2.17"}})) == len(FIELDS)
+    assert len(documents(given, {"term": {"source.ip": "192.0.2.17"}})) == len(FIELDS)
     own = document_id(LOG, len(FIELDS) - 2)
     for name, value in (("source.ip", "198.51.100.1"), ("user.id", "alice"), ("event.id", "e-1")):
-        assert hits(given, {"term": {f"{OWN}.{name}": value}}) == {own}
+        assert set(documents(given, {"term": {f"{OWN}.{name}": value}})) == {own}
     assert documents(given)[own][OWN]["source"] == {"ip": "198.51.100.1", "port": 5}
     assert compare(given, growing) == []
 
@@ -120,7 +112,7 @@ def test_a_name_of_its_own_hides_no_field(growing: Growing, given: Settings) -> 
         assert {name: everything[diverted][name] for name in names} == {name: everything[plain][name] for name in names}
     operation = list(EVENTS).index("api_key_operation")
     both = {document_id(LOG, 2 * operation), document_id(LOG, 2 * operation + 1)}
-    assert hits(given, {"term": {"permissions": "admin"}}) == both
+    assert set(documents(given, {"term": {"permissions": "admin"}})) == both
     assert compare(given, growing) == []
 
 
@@ -136,7 +128,7 @@ def test_an_origin_below_own_fakes_nothing(growing: Growing, given: Settings) ->
     (result,) = index_logs(given)
     assert (result.created, result.rejected, result.problem) == (4, 2, None)
     assert set(documents(given)) == {document_id(LOG, offset) for offset in range(2, 6)}
-    assert hits(given, {"term": {f"{ORIGIN}.offset": 99}}) == set()
+    assert set(documents(given, {"term": {f"{ORIGIN}.offset": 99}})) == set()
     assert compare(given, growing) == []
 
 
@@ -177,9 +169,9 @@ def test_an_older_index_goes_on(growing: Growing, given: Settings) -> None:
         (result,) = index_logs(given)
         assert (result.created, result.rejected, result.problem) == (20, 0, None)
         assert differing_indices(search) == {today: ("", False)}
-    assert len(hits(given, {"term": {"client_ip": "192.0.2.17"}})) == 20
-    assert len(hits(given, {"range": {f"{ORIGIN}.offset": {"gte": 10}}})) == 10
-    assert hits(given, {"exists": {"field": "source.ip"}}) == set()
+    assert len(documents(given, {"term": {"client_ip": "192.0.2.17"}})) == 20
+    assert len(documents(given, {"range": {f"{ORIGIN}.offset": {"gte": 10}}})) == 10
+    assert set(documents(given, {"exists": {"field": "source.ip"}})) == set()
 
 
 def test_the_page_has_the_names() -> None:

@@ -20,6 +20,7 @@ from tests.helpers.search import (
     compare,
     document_id,
     documents,
+    matching_offsets,
     now_event,
     now_own,
 )
@@ -28,17 +29,6 @@ from tests.helpers.search import (
 def now_mixed(offset: int) -> bytes:
     """Return an event of an own type at odd offsets, of the six at even ones."""
     return now_own(offset) if offset % 2 else now_event(offset)
-
-
-def find(given: Settings, query: dict[str, Any]) -> list[int]:
-    """Return the offsets that a query finds."""
-    opened = Search(given.search)
-    try:
-        opened.client.indices.refresh(index=f"{given.search.prefix}*")
-        hits = opened.client.search(index=given.search.prefix, query=query, size=100)["hits"]["hits"]
-        return sorted(hit["_source"][ORIGIN]["offset"] for hit in hits)
-    finally:
-        opened.close()
 
 
 def test_an_archive_of_own_types_alone(growing: Growing, given: Settings) -> None:
@@ -62,14 +52,14 @@ def test_fields_are_found(growing: Growing, given: Settings) -> None:
     """A field of an own type is found below `own`, and a common one beside it where it fits."""
     growing.append(2, now_own)
     index_logs(given)
-    assert find(given, {"term": {"own.user": "ada"}}) == [0, 5]
-    assert find(given, {"term": {"own.user.name": "ada"}}) == [1, 6]
-    assert find(given, {"term": {"own.amount": "7"}}) == [0, 5]
-    assert find(given, {"term": {"own": "much"}}) == [2, 7]
-    assert find(given, {"term": {"client_ip": "192.0.2.0/24"}}) == [0, 5]
-    assert find(given, {"term": {"status": "success"}}) == [0, 5]
-    assert find(given, {"exists": {"field": "complexity"}}) == []
-    assert find(given, {"term": {"event_type": "order.placed"}}) == [1, 6]
+    assert matching_offsets(given, {"term": {"own.user": "ada"}}) == [0, 5]
+    assert matching_offsets(given, {"term": {"own.user.name": "ada"}}) == [1, 6]
+    assert matching_offsets(given, {"term": {"own.amount": "7"}}) == [0, 5]
+    assert matching_offsets(given, {"term": {"own": "much"}}) == [2, 7]
+    assert matching_offsets(given, {"term": {"client_ip": "192.0.2.0/24"}}) == [0, 5]
+    assert matching_offsets(given, {"term": {"status": "success"}}) == [0, 5]
+    assert matching_offsets(given, {"exists": {"field": "complexity"}}) == []
+    assert matching_offsets(given, {"term": {"event_type": "order.placed"}}) == [1, 6]
 
 
 def test_the_six_types_beside_own_ones(growing: Growing, given: Settings) -> None:
@@ -141,7 +131,7 @@ def test_deep_large_and_odd_events(growing: Growing, given: Settings) -> None:
     indexed = {document[ORIGIN]["offset"] for document in documents(given).values()}
     assert {0, 1, 2, 3, 6, 8, 9} <= indexed
     assert len(indexed) == result.created
-    assert find(given, {"term": {f"{ORIGIN}.offset": 99}}) == []
+    assert matching_offsets(given, {"term": {f"{ORIGIN}.offset": 99}}) == []
     assert compare(given, growing) == []
 
 

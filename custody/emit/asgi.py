@@ -1,0 +1,242 @@
+"""Audits the requests to a GraphQL server, whichever it is, as a pure ASGI middleware.
+
+    app = AuditMiddleware(app, KafkaWriter("audit", {…}, Options(service="shop")), identify=who_calls)
+
+- It knows bodies and headers alone. An extension (`custody.emit.strawberry`, `custody.emit.ariadne`) adds what they do
+  not show.
+- On a request's path it stamps times, keeps references, and appends to the writer's queue. The writer's thread reads.
+- Put it outside of all other middleware, so that it sees the client's headers, and what is answered.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Collection
+from typing import Final
+
+from custody.emit.address import Proxies
+from custody.emit.callers import CONNECTION_INIT, Caller, Identify, without_keys
+from custody.emit.describe import Describer, Rules, Signatures
+from custody.emit.exchange import REQUEST_ID, Exchange, Message, Receive, Scope, Send
+from custody.emit.identity import uuid7
+from custody.emit.notes import SCOPE_KEY
+from custody.emit.outlet import Counts, OnAuditFailure, Outlet
+from custody.emit.quiet import QuietLog
+from custody.emit.request import request_ids
+from custody.emit.websocket import Connection
+from custody.emit.writer import QueuedWriter
+from custody.errors import ConfigurationError
+
+ANSWER_BYTES: Final = 262_144
+"""Bytes of an answer that are read for its rows and errors. Of a longer one, the rows in its begin are counted."""
+IDENTIFY_SECONDS: Final = 5.0
+"""How long an asynchronous `identify` may take. The client has its answer by then."""
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+_REFUSAL = json.dumps(
+    {"errors": [{"message": "the audit log is unavailable: try again later", "extensions": {"code": "AUDIT_FAILURE"}}]}
+).encode()
+
+
+class AuditMiddleware:
+    """Wraps an ASGI application, and gives each GraphQL operation an event.
+
+    Args:
+        app: the application.
+        writer: where events go. One that is shared with the application is fine.
+        path: the path of the GraphQL server, or several. What is below it is audited too.
+        identify: says who calls. It is asked once the application has answered, so it may read what that has left in
+            the scope, and holds up nobody.
+        proxies: which proxies are trusted; none if not given. Over a unix socket, `hops` is needed.
+        on_audit_failure: while the writer's queue is full, requests are served without an event, or refused with 503.
+        signatures: whether the first event of a query, each day and process, has its text without literals.
+        auth_successes: whether each request with a valid key gives an `auth_attempt`, not only those that failed.
+        runs_first: whether the server runs the first of several operations where none is named, as Strawberry does.
+        close_writer: whether the writer is closed when the server shuts down. uvicorn ends by a signal, so nothing
+            later would do it.
+
+    Raises:
+        ConfigurationError: an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        writer: QueuedWriter,
+        *,
+        path: str | Collection[str] = "/graphql",
+        identify: Identify | None = None,
+        proxies: Proxies | None = None,
+        on_audit_failure: OnAuditFailure = "serve",
+        signatures: Signatures = "first",
+        auth_successes: bool = False,
+        runs_first: bool = False,
+        close_writer: bool = True,
+    ) -> None:
+        paths = (path,) if isinstance(path, str) else tuple(path)
+        if not paths or not all(each.startswith("/") for each in paths):
+            raise ConfigurationError("a path of the GraphQL server begins with '/', such as '/graphql'")
+        if on_audit_failure not in {"serve", "refuse"}:
+            raise ConfigurationError(f"on_audit_failure is 'serve' or 'refuse', not {on_audit_failure!r}")
+        if signatures not in {"first", "never"}:
+            raise ConfigurationError(f"signatures is 'first' or 'never', not {signatures!r}")
+        self._app, self._writer = app, writer
+        self._paths = frozenset(each.rstrip("/") or "/" for each in paths)
+        self._below = tuple(each.rstrip("/") + "/" for each in paths)
+        self._identify = identify
+        self._proxies = Proxies() if proxies is None else proxies
+        self._refuse = on_audit_failure == "refuse"
+        self._close_writer = close_writer
+        self._describer = Describer(Rules(self._proxies, signatures, auth_successes, runs_first))
+        self._counts = Counts()
+        self._quiet = QuietLog()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a connection, as ASGI asks."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif kind == "http" and scope["method"] != "OPTIONS" and self._audits(scope):
+            await self._http(scope, receive, send)
+        elif kind == "websocket" and self._audits(scope):
+            await self._websocket(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def counters(self) -> dict[str, int]:
+        """Return how many requests of this process were refused, and how many were served without an event."""
+        return {"refused_requests": self._counts.refused, "unaudited_requests": self._counts.unaudited}
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = self._request_id(scope)
+        outlet = Outlet(self._writer, self._counts, self._quiet, refuse=self._refuse)
+        if not outlet.may_begin():
+            await _refuse(send, request_id)
+            return
+        exchange = Exchange(scope, request_id, receive, send, ANSWER_BYTES)
+        scope[SCOPE_KEY] = exchange.notes
+        error: BaseException | None = None
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            exchange.end(error)
+            # Otherwise this frame and the exception would hold each other.
+            error = None
+            await self._finish(scope, exchange, outlet)
+
+    async def _finish(self, scope: Scope, exchange: Exchange, outlet: Outlet) -> None:
+        caller: Caller = None
+        identified = False
+        try:
+            caller, identified = await self._ask(scope)
+        finally:
+            describer = self._describer
+            outlet.put_last(lambda: describer.exchange(exchange, caller, identified=identified), exchange.size)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = self._request_id(scope)
+        outlet = Outlet(self._writer, self._counts, self._quiet, refuse=self._refuse)
+        if not outlet.may_begin():
+            await receive()
+            await send({"type": "websocket.close", "code": 1013})
+            return
+        connection = Connection(
+            scope,
+            receive,
+            send,
+            request_id=request_id,
+            describer=self._describer,
+            ask=self._ask,
+            outlet=outlet,
+            limit=ANSWER_BYTES,
+        )
+        error: BaseException | None = None
+        try:
+            await self._app(scope, connection.receive, connection.send)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            ended, error = error, None
+            await connection.end(ended)
+
+    def _audits(self, scope: Scope) -> bool:
+        """Return whether a path is the GraphQL server's, or below it: a mounted application serves all of that."""
+        path: str = scope["path"]
+        if path in self._paths or path.startswith(self._below):
+            return True
+        inner = path.removeprefix(scope.get("root_path", ""))
+        return inner in self._paths or inner.startswith(self._below)
+
+    def _request_id(self, scope: Scope) -> str:
+        """Return the id of a request: ours, or the one that a trusted proxy gave it.
+
+        Raises:
+            ConfigurationError: it came over a unix socket, and nothing says how many proxies there are.
+        """
+        client = scope.get("client")
+        peer = client[0] if client else None
+        if peer is None:
+            self._proxies.require_peer(None)
+        if not self._proxies.trusts(peer):
+            return uuid7()
+        return request_ids(scope["headers"], uuid7, proxy_trusted=True).request_id
+
+    async def _ask(self, scope: Scope) -> tuple[Caller, bool]:
+        """Return who calls, and whether the hook could say it. It never fails: an event without a key is better."""
+        if self._identify is None:
+            return None, True
+        try:
+            answer = self._identify(scope)
+            if isinstance(answer, Awaitable):
+                async with asyncio.timeout(IDENTIFY_SECONDS):
+                    answer = await answer
+            return without_keys(answer, scope["headers"], scope.get(CONNECTION_INIT)), True
+        except Exception as error:  # noqa: BLE001
+            # Its text may have the key.
+            self._quiet.warn("identify", f"`identify` raised {type(error).__name__}: events lack who called")
+            return None, False
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the server's start and end, for an application that knows neither too, and close the writer."""
+        asked = False
+
+        async def receive_first() -> Message:
+            nonlocal asked
+            asked = True
+            return await receive()
+
+        async def send_last(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):
+                await self._close()
+            await send(message)
+
+        try:
+            await self._app(scope, receive_first, send_last)
+        except Exception:
+            if asked:
+                raise
+            # It does not know this kind of scope.
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await self._close()
+            await send({"type": "lifespan.shutdown.complete"})
+
+    async def _close(self) -> None:
+        if self._close_writer:
+            await asyncio.get_running_loop().run_in_executor(None, self._writer.close)
+
+
+async def _refuse(send: Send, request_id: str) -> None:
+    """Answer that there can be no audit event now."""
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(_REFUSAL)).encode()),
+        (b"retry-after", b"1"),
+        (REQUEST_ID, request_id.encode()),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": _REFUSAL})

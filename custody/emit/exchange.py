@@ -1,0 +1,141 @@
+"""What is kept of a request while a server answers it: times, and references to bytes. Nothing is read here.
+
+This is a request's own path: each method does as little as can be done. `custody.emit.describe` reads it later.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final, Literal
+
+from custody.emit.notes import Note
+from custody.emit.operations import BODY_BYTES
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Ending = Literal["failed", "disconnected", "cancelled"]
+"""How a request ended that got no whole answer."""
+
+REQUEST_ID: Final = b"x-request-id"
+KEPT_HEADERS: Final = frozenset((b"content-type", b"forwarded", b"x-forwarded-for", b"traceparent", REQUEST_ID))
+"""Headers that the worker needs. No other one is kept: some have keys."""
+_ANSWER_HEADERS = frozenset((b"content-type", b"content-encoding", REQUEST_ID))
+
+
+class Exchange:
+    """A request and its answer."""
+
+    __slots__ = (
+        "_answer_limit",
+        "_body_left",
+        "_receive",
+        "_send",
+        "answer",
+        "answer_bytes",
+        "answer_headers",
+        "body",
+        "body_whole",
+        "complete",
+        "disconnected",
+        "ended",
+        "ending",
+        "error_type",
+        "first_byte",
+        "headers",
+        "http_status",
+        "method",
+        "notes",
+        "peer",
+        "query_string",
+        "ready",
+        "request_id",
+        "started",
+        "started_at",
+    )
+
+    def __init__(self, scope: Scope, request_id: str, receive: Receive, send: Send, answer_limit: int) -> None:
+        self.started_at = time.time_ns()
+        self.started = self.ready = time.perf_counter()
+        self.method: str = scope["method"]
+        self.query_string: bytes = scope.get("query_string", b"")
+        self.headers = [pair for pair in scope["headers"] if pair[0] in KEPT_HEADERS]
+        client = scope.get("client")
+        self.peer: str | None = client[0] if client else None
+        self.request_id = request_id
+        self.notes: list[Note] = []
+        self.body: list[bytes] = []
+        self.body_whole = False
+        self._body_left = BODY_BYTES + 1
+        self._answer_limit = answer_limit
+        self.answer: list[bytes] = []
+        self.answer_bytes = 0
+        self.answer_headers: list[tuple[bytes, bytes]] = []
+        self.http_status = 0
+        self.first_byte = self.ended = 0.0
+        self.complete = self.disconnected = False
+        self.ending: Ending | None = None
+        self.error_type: str | None = None
+        self._receive, self._send = receive, send
+
+    async def receive(self) -> Message:
+        """Pass the next part of the body on, and keep a reference to it."""
+        message = await self._receive()
+        if message["type"] == "http.request":
+            body = message.get("body", b"")
+            if body and self._body_left > 0:
+                self.body.append(body[: self._body_left])
+                self._body_left -= len(body)
+            if not message.get("more_body", False):
+                self.body_whole = True
+                self.ready = time.perf_counter()
+        elif message["type"] == "http.disconnect":
+            self.disconnected = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass the next part of the answer on, with the request's id, and keep a reference to it."""
+        if message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            if body:
+                if not self.answer_bytes:
+                    self.first_byte = time.perf_counter()
+                if self.answer_bytes < self._answer_limit:
+                    self.answer.append(bytes(body[: self._answer_limit - self.answer_bytes]))
+                self.answer_bytes += len(body)
+            if not message.get("more_body", False):
+                self.complete = True
+                self.ended = time.perf_counter()
+        elif message["type"] == "http.response.start":
+            self.http_status = message["status"]
+            headers = list(message.get("headers", ()))
+            self.answer_headers = [pair for pair in headers if pair[0].lower() in _ANSWER_HEADERS]
+            message = {**message, "headers": with_request_id(headers, self.request_id)}
+        await self._send(message)
+
+    def end(self, error: BaseException | None) -> None:
+        """Note how the request ended. What an application does after a whole answer is no part of it."""
+        if self.complete:
+            return
+        self.ended = time.perf_counter()
+        if self.disconnected:
+            self.ending = "disconnected"
+        elif error is None or isinstance(error, Exception):
+            self.ending = "failed"
+            self.error_type = None if error is None else type(error).__name__[:100]
+        else:
+            self.ending = "cancelled"
+
+    @property
+    def size(self) -> int:
+        """About how many bytes are kept."""
+        headers = sum(len(value) for _, value in self.headers)
+        answer = min(self.answer_bytes, self._answer_limit)
+        return 1_000 + BODY_BYTES + 1 - max(self._body_left, 0) + answer + headers + len(self.query_string)
+
+
+def with_request_id(headers: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers of an answer with our request id, and without another."""
+    kept = [pair for pair in headers if pair[0].lower() != REQUEST_ID]
+    kept.append((REQUEST_ID, request_id.encode()))
+    return kept

@@ -1,0 +1,81 @@
+"""Brings what a request kept to a writer, and never waits.
+
+Each request, or each operation of a WebSocket, has a place in the queue before it is put there. With `refuse`, the
+place is kept before the application is called.
+"""
+
+import threading
+from typing import Literal
+
+from custody.emit.errors import AuditError
+from custody.emit.queue import Build
+from custody.emit.quiet import QuietLog
+from custody.emit.writer import QueuedWriter
+
+OnAuditFailure = Literal["serve", "refuse"]
+"""What happens to a request for which the queue has no room."""
+
+
+class Counts:
+    """What a middleware counts, in this process. Any thread may read it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.refused = self.unaudited = 0
+
+    def refuse(self) -> None:
+        """Count a request that was refused."""
+        with self._lock:
+            self.refused += 1
+
+    def lose(self) -> None:
+        """Count a request that was served and has no event."""
+        with self._lock:
+            self.unaudited += 1
+
+
+class Outlet:
+    """One request's way to the writer."""
+
+    __slots__ = ("_counts", "_places", "_quiet", "_refuse", "_writer")
+
+    def __init__(self, writer: QueuedWriter, counts: Counts, quiet: QuietLog, *, refuse: bool) -> None:
+        self._writer, self._counts, self._quiet, self._refuse = writer, counts, quiet, refuse
+        self._places = 0
+
+    def may_begin(self) -> bool:
+        """Keep a place for what begins now, and return whether it may begin."""
+        if not self._refuse:
+            return True
+        if self._writer.reserve():
+            self._places += 1
+            return True
+        self._counts.refuse()
+        self._quiet.warn("refused", "a request was refused: the queue of the audit writer is full, or it is closed")
+        return False
+
+    def put(self, build: Build, size: int) -> bool:
+        """Put what makes events into the queue, and return whether there was room."""
+        if not self._places and not self._writer.reserve():
+            return False
+        self._places -= bool(self._places)
+        try:
+            self._writer.submit(build, size, reserved=True)
+        except AuditError:
+            # The writer was closed meanwhile.
+            return False
+        return True
+
+    def put_last(self, build: Build, size: int) -> None:
+        """Put the last of a request into the queue; where there is no room, count it as lost. Give places back."""
+        if not self.put(build, size):
+            self.lose()
+        while self._places:
+            self._places -= 1
+            self._writer.release()
+
+    def lose(self) -> None:
+        """Count a request, or a part of a connection, that has no event."""
+        self._writer.drop()
+        self._counts.lose()
+        self._quiet.warn("unaudited", "a request has no audit event: the writer's queue is full, or it is closed")
