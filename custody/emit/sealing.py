@@ -11,7 +11,7 @@ Rules:
    A segment without its statement stays as an orphan.
 4. The log gets a heartbeat when it is idle, a checkpoint after its first events and then as `archive.json` asks, and a
    last one at its end. The next process of the same instance puts what a killed one still owes.
-5. Store and keys are opened anew each minute, so that a key that was rotated does not sign on.
+5. Store and keys are opened anew every five minutes, so that a key that was rotated does not sign on.
 """
 
 import re
@@ -43,7 +43,7 @@ from custody.tlog.head import Head, KnownHead
 
 NAME_BYTES = 170
 """The longest name of a log: its objects' names get 82 bytes more, and may have 255."""
-RENEW_SECONDS = 60.0
+RENEW_SECONDS = 300.0
 """How long a store and keys stay open."""
 BATCH_EVENTS, LEVEL = 1_000, 1
 """As in a drain."""

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from custody.archive.reader import read_archive
 from custody.archive.writer import Entry, LogWriter, create_archive
+from custody.emit import sealing
 from custody.emit.archive import ArchiveWriter
 from custody.emit.builders import own
 from custody.emit.delivery import Delivery, Gather
@@ -31,7 +32,7 @@ from custody.emit.writer import Options
 from custody.errors import ConfigurationError, TransientStoreError
 from custody.format.layout import check_topic
 from custody.format.manifest import LogId
-from custody.keys.keyring import new_keyring
+from custody.keys.keyring import new_keyring, rotate_keyring
 from custody.keys.trust import open_trust
 from custody.settings import Settings
 from custody.store import s3, s3_client
@@ -199,6 +200,20 @@ def test_a_log_that_somebody_else_writes_is_given_up(place: Place) -> None:
     assert place.numbers() == Counter([0, 1])
     report = verify(place.store, open_trust([place.keys]), now=datetime.now(UTC), workers=0)
     assert {finding.finding for finding in report.findings} <= {"orphan"}
+
+
+def test_a_rotated_key_signs_on_for_nobody(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that runs for long opens its keys again, and signs with the newest."""
+    monkeypatch.setattr(sealing, "RENEW_SECONDS", 0)
+    with place.writer() as writer:
+        for number in range(2):
+            writer.write(own("order.paid", number=number))
+            assert writer.flush(SECONDS) == 0
+            rotate_keyring(place.folder / "keyring.json", overlap=timedelta(0))
+    place.check()
+    manifests = (place.folder / "archive" / "manifests").rglob("*.json")
+    signers = {json.loads(path.read_bytes().splitlines()[1])["signatures"][0]["key"] for path in manifests}
+    assert len(signers) == 3
 
 
 def test_an_idle_log_has_heartbeats_and_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
