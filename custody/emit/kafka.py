@@ -22,6 +22,8 @@ from custody.emit.writer import Options, QueuedWriter
 from custody.errors import legible
 from custody.format.limits import EVENT_BYTES
 
+__all__ = ["KafkaWriter"]
+
 DELIVERY_SECONDS: Final = 10
 """How long librdkafka tries. So long, what it has is in memory alone; a new leader is elected sooner."""
 QUEUE_KBYTES: Final = 64 * 1024

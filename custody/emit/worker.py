@@ -101,6 +101,11 @@ class Worker:
         """Return how many events are neither delivered nor refused."""
         return self.queue.open_items + (self._delivery.unsettled if self._delivery else 0)
 
+    def hurry(self) -> None:
+        """Send now what gathers in the spool."""
+        if self._delivery is not None:
+            self._delivery.urgent = True
+
     def counters(self) -> dict[str, int]:
         """Return how many events are where, and what became of the others."""
         queue, delivery = self.queue, self._delivery
