@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from custody.query.connect import connect
 
-__all__ = ["archive", "connect", "errors", "findings", "format", "keys", "query", "settings", "store", "tlog", "verify"]
+__all__ = [
+    "archive",
+    "connect",
+    "emit",
+    "errors",
+    "findings",
+    "format",
+    "keys",
+    "query",
+    "settings",
+    "store",
+    "tlog",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,17 @@ from custody.format import events
 from custody.format.reasons import example_of
 from custody.format.times import format_time
 
+__all__ = [
+    "AuditEvent",
+    "api_key_operation",
+    "auth_attempt",
+    "authz_check",
+    "config_change",
+    "own",
+    "query_executed",
+    "security_event",
+]
+
 Address = str | IPv4Address | IPv6Address
 WRITERS_FIELDS = ("source", "source_seq")
 """Fields that a writer adds to each event."""

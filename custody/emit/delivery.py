@@ -13,6 +13,7 @@ same `event_id` and `source_seq`.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
@@ -51,8 +52,25 @@ _SEND_LINES = 200
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """How long lines wait in the spool, to be sent together.
+
+    Attributes:
+        seconds: since the first of them.
+        lines: or until there are so many. It is also the most that is sent at once.
+    """
+
+    seconds: float
+    lines: int
+
+
 class Delivery:
-    """Sink and spool of one writer. One thread uses it; others may read its numbers."""
+    """Sink and spool of one writer. One thread uses it; others may read its numbers.
+
+    Attributes:
+        urgent: whether lines that gather are sent now. Another thread may set it; it ends when nothing is unsettled.
+    """
 
     def __init__(
         self,
@@ -60,7 +78,7 @@ class Delivery:
         open_spool: Callable[[], Spool] | None,
         quiet: QuietLog,
         *,
-        spool_first: bool = False,
+        gather: Gather | None = None,
     ) -> None:
         """Set up.
 
@@ -68,9 +86,14 @@ class Delivery:
             sink: where lines go.
             open_spool: opens where they wait; None if there is no disk for it. While it raises, they wait in memory.
             quiet: for what goes wrong.
-            spool_first: every line goes through the spool, also while the sink is well.
+            gather: every line goes through the spool, also while the sink is well, and waits there for so long. Lines
+                that other processes left do not wait.
         """
-        self._sink, self._open_spool, self._quiet, self._spool_first = sink, open_spool, quiet, spool_first
+        self._sink, self._open_spool, self._quiet, self._gather = sink, open_spool, quiet, gather
+        self._gathers_since: float | None = None
+        self._owed = 0
+        """Lines that have gathered, and of which no batch is done yet."""
+        self.urgent = False
         self._spool: Spool | None = None
         self._reopen_at = 0.0
         self._unspooled = 0
@@ -141,6 +164,7 @@ class Delivery:
         self._push()
         self._guarded(self._replay)
         self._keep_refused()
+        self.urgent = self.urgent and self.unsettled > 0
 
     def spool_only(self) -> bool:
         """Send nothing more but what is in the spool, and return whether there is one."""
@@ -154,6 +178,7 @@ class Delivery:
         """
         deadline = time.monotonic() + seconds
         while self.unsettled and (left := deadline - time.monotonic()) > 0:
+            self.urgent = True
             self.step(min(left, GROUP_SECONDS))
         self._sink.close(max(0.0, deadline - time.monotonic()))
         self._take_back()
@@ -252,9 +277,12 @@ class Delivery:
         if not self._spooling or now < self._retry_at:
             return
         if self._batch is None:
-            batch = spool.peek(REPLAY_LINES)
+            if not self._has_gathered(spool, now):
+                return
+            batch = spool.peek(self._gather.lines if self._gather else REPLAY_LINES)
             if not batch.lines:
-                self._spooling = self._spool_first or self._slow()
+                self._spooling = self._gather is not None or self._slow()
+                self._owed = 0
                 return
             self._batch = batch
             self._batch_left.extend(batch.lines)
@@ -263,7 +291,24 @@ class Delivery:
         _drop_first(self._batch_left, taken)
         if not self._batch_left and not self._batch_sent:
             done, self._batch = self._batch, None
+            waiting = spool.waiting
             spool.done(done)
+            self._owed -= waiting - spool.waiting
+
+    def _has_gathered(self, spool: Spool, now: float) -> bool:
+        """Return whether the next lines of the spool may be sent."""
+        if self._gather is None or self.urgent or self._owed > 0 or spool.has_orphans:
+            return True
+        waiting = spool.waiting
+        if not waiting:
+            return False
+        if self._gathers_since is None:
+            self._gathers_since = now
+        if waiting < self._gather.lines and now - self._gathers_since < self._gather.seconds:
+            return False
+        # What comes meanwhile waits for the next time: else each statement would be followed by a small one.
+        self._owed, self._gathers_since = waiting, None
+        return True
 
     def _report_replayed(self, line: bytes, outcome: Outcome) -> None:
         self._batch_sent -= 1

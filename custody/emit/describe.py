@@ -1,10 +1,9 @@
 """Makes the events of a request, on the writer's thread: all reading, hashing and counting is done here."""
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final, Literal
 
@@ -12,20 +11,18 @@ from custody.emit.address import Proxies
 from custody.emit.builders import AuditEvent, auth_attempt, query_executed
 from custody.emit.callers import Caller, Failure, Identity
 from custody.emit.exchange import REQUEST_ID, Exchange
-from custody.emit.graphql import Analysis, Analyzer
+from custody.emit.graphql import Analyzer
 from custody.emit.notes import Note
 from custody.emit.operations import MALFORMED, Operation, operations
-from custody.emit.redact import Signature
 from custody.emit.request import Headers, given_id, request_ids
 from custody.emit.responses import UNREAD, Answer, read_answers
+from custody.emit.signatures import SignatureTexts
 
 Signatures = Literal["first", "never"]
 """Whether the first event of a hash, in each process and on each day, has the text of the signature."""
 Status = Literal["ok", "errors", "refused", "failed", "disconnected", "cancelled", "stopped"]
 """How an operation ended: see docs/middleware.md."""
 
-SIGNATURES: Final = 10_000
-"""Hashes that are remembered a day. Beyond it a signature may come again."""
 PARSED: Final = 100
 """Operations of a request that are parsed. Of further ones the text is hashed, as of a batch that was refused whole:
 otherwise a request that costs its server nothing could keep this thread busy for seconds."""
@@ -81,8 +78,7 @@ class Describer:
         self._rules = rules
         self._pid = os.getpid()
         self._analyzer = Analyzer(runs_first=rules.runs_first)
-        self._day = date.min
-        self._signed: OrderedDict[str, None] = OrderedDict()
+        self._texts = SignatureTexts()
 
     def caller_fields(self, request_id: str, peer: str | None, headers: Headers) -> dict[str, Any]:
         """Return the fields that say where a request is from."""
@@ -169,7 +165,7 @@ class Describer:
             "error_codes": list(answer.codes) or None,
             "frames": answer.frames or None,
             "result_rows_exact": None if exact else False,
-            "query_signature": self._signature(analysis),
+            "query_signature": self._texts.first(analysis) if self._rules.signatures == "first" else None,
             **(run.more or {}),
         }
         return query_executed(
@@ -182,22 +178,6 @@ class Describer:
             **fields,
             **{name: value for name, value in more.items() if value is not None},
         )
-
-    def _signature(self, analysis: Analysis) -> Signature | None:
-        """Return the text of a signature if this is its first event of the day."""
-        if analysis.signature is None or self._rules.signatures == "never":
-            return None
-        today = datetime.now(UTC).date()
-        if today != self._day:
-            self._day = today
-            self._signed.clear()
-        if analysis.query_hash in self._signed:
-            self._signed.move_to_end(analysis.query_hash)
-            return None
-        self._signed[analysis.query_hash] = None
-        if len(self._signed) > SIGNATURES:
-            self._signed.popitem(last=False)
-        return Signature(analysis.signature)
 
 
 def _answer_fields(exchange: Exchange, headers: Mapping[bytes, str]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from custody.emit.sink import Outcome, Report, Sink
 from custody.emit.writer import Options, QueuedWriter
 from custody.errors import legible
 
+__all__ = ["ElasticsearchWriter"]
+
 REQUESTS: Final = 2
 """Bulk requests under way at a time."""
 REQUEST_LINES, REQUEST_BYTES = 1_000, 4 * 1024 * 1024

@@ -4,6 +4,8 @@ from typing import Literal
 
 from custody.errors import CustodyError
 
+__all__ = ["AuditError"]
+
 Kind = Literal["S3", "Elasticsearch", "Kafka", "Serialization", "Spool"]
 """The part that failed."""
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from custody.emit.builders import AuditEvent
 from custody.emit.encode import CheckedLine
 
+__all__ = ["Limits"]
+
 Build = Callable[[], Iterable[AuditEvent]]
 """Makes the events of a request, on the writer's thread."""
 Item = CheckedLine | Build

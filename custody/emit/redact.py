@@ -41,6 +41,8 @@ from custody.format import limits
 from custody.format.events import EVENT_TYPES
 from custody.format.times import format_time
 
+__all__ = ["Redaction", "redact"]
+
 _Known = TypeVar("_Known")
 _KNOWN_NAMES: Final = 4096
 """Names of which the verdict is remembered."""

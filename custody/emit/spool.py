@@ -134,6 +134,12 @@ class Spool:
         """Lines of this process that are not done. Those of adopted folders are not counted."""
         return self._waiting
 
+    @property
+    def has_orphans(self) -> bool:
+        """Whether lines of another process are not done."""
+        reading = self._reading
+        return (reading is not None and reading.folder is not self._own) or any(each.segments for each in self._adopted)
+
     def counters(self) -> dict[str, int]:
         """Return what was spooled and replayed, and what was wrong on disk, as numbers for metrics."""
         return {**self._counts, **self._seen, "waiting": self.waiting, "bytes": self._budget.used}

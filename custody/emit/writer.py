@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from custody.emit.builders import AuditEvent
-from custody.emit.delivery import Delivery
+from custody.emit.delivery import Delivery, Gather
 from custody.emit.encode import RESERVED, CheckedLine, encode
 from custody.emit.errors import AuditError, Kind
 from custody.emit.identity import Source
@@ -35,6 +35,8 @@ from custody.emit.spool_folders import open_root
 from custody.emit.worker import COUNTERS, Left, Worker
 from custody.format.limits import EVENT_BYTES
 from custody.format.lines import oversize
+
+__all__ = ["AsyncWriter", "AuditWriter", "Options"]
 
 OnFull = Literal["wait", "fail", "drop"]
 """What happens to an event for which the queue has no room."""
@@ -141,8 +143,8 @@ class QueuedWriter(AuditWriter):
 
     kind: Kind
     """Which AuditError it raises."""
-    spool_first = False
-    """Whether each event goes through the spool, also while nothing is slow."""
+    gather: Gather | None = None
+    """How long each event waits in the spool; None if it goes there only while something is slow."""
 
     def __init__(self, options: Options) -> None:
         """Set up. No thread runs, and nothing is connected, before the first event.
@@ -209,6 +211,7 @@ class QueuedWriter(AuditWriter):
         if worker is None:
             return 0
         while (left := worker.unsettled()) and time.monotonic() < deadline:
+            worker.hurry()
             time.sleep(_WAIT_STEP)
         return left
 
@@ -269,7 +272,7 @@ class QueuedWriter(AuditWriter):
         sink = SteadySink(lambda: self.open_sink(quiet), quiet)
         spool = options.spool
         open_spool = None if spool is None else lambda: Spool(spool, options.spool_bytes)
-        return Delivery(sink, open_spool, quiet, spool_first=self.spool_first)
+        return Delivery(sink, open_spool, quiet, gather=self.gather)
 
     def offer(self, item: Item, size: int, *, reserved: bool = False) -> bool:
         """Append to the queue if there is room, and return whether there was. Never waits.

@@ -17,6 +17,8 @@ __all__ = ["Batch", "Manifest", "QuarantineRef", "SegmentRef", "Statement", "par
 
 
 FORMAT: Literal["custody/manifest/1"] = "custody/manifest/1"
+DIRECT = "direct"
+"""The cluster's name in logs that were never in Kafka."""
 
 Range = tuple[Int, Int]
 """Offsets or sequences `[from, to)`."""

@@ -35,7 +35,7 @@ from custody.findings import Finding, finding, loss_digest
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.leaves import split
-from custody.format.manifest import Manifest, Range, Statement
+from custody.format.manifest import DIRECT, Manifest, Range, Statement
 from custody.format.offsets import Measure, line_offsets, unlined_ranges
 from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quarantine_lines
 from custody.keys.trust import Trust
@@ -117,7 +117,7 @@ def _find_end(store: Store, log: Log, archive: str, trust: Trust) -> _End | None
     except (FormatError, ObjectMissing):
         # The verification reports what is wrong with the log.
         return None
-    if tip.newest is None or tip.newest.statement.log.cluster == kafka.DIRECT:
+    if tip.newest is None or tip.newest.statement.log.cluster == DIRECT:
         return None
     return _End(log, judge, tip.head, tip.newest.statement)
 

@@ -40,8 +40,6 @@ _RETRY_SHARE = 0.8
 """How long a request is retried, in timeouts. It is less than one, so a request that timed out is not retried."""
 _PROBE_SECONDS = 2.0
 _COMMIT_POLL_SECONDS = 0.002
-DIRECT = "direct"
-"""The cluster's name in logs that were never in Kafka."""
 MOCK_CLUSTER = "mockCluster"
 """Prefix of the id of librdkafka's mock cluster. It has no topic ids, and its admin calls time out."""
 

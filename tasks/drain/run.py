@@ -28,11 +28,12 @@ from custody.archive.reader import list_logs, read_archive, read_manifest
 from custody.archive.trusted import Judge
 from custody.errors import CustodyError
 from custody.format.layout import Log
+from custody.format.manifest import DIRECT
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.drain.appends import Appends, put_checkpoints
 from tasks.drain.context import open_context
-from tasks.drain.kafka import DIRECT, Broker, is_wanted
+from tasks.drain.kafka import Broker, is_wanted
 from tasks.drain.log_run import LogResult, TopicPartition
 from tasks.drain.loop import Loop
 from tasks.drain.resume import open_logs

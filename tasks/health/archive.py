@@ -44,7 +44,7 @@ from custody.errors import (
 from custody.format import layout
 from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
-from custody.format.manifest import Manifest, Statement
+from custody.format.manifest import DIRECT, Manifest, Statement
 from custody.format.times import duration_text
 from custody.keys.open import keyring_path
 from custody.keys.trust import Trust
@@ -52,7 +52,7 @@ from custody.store.protocol import Store
 from custody.store.s3_errors import KeyRefused
 from custody.tlog.head import KnownHead
 from tasks.drain.context import read_audited_heads
-from tasks.drain.kafka import DIRECT, is_wanted
+from tasks.drain.kafka import is_wanted
 from tasks.drain.quarantine import is_excessive
 from tasks.health.deadline import Deadline
 from tasks.health.model import Kind, LogHealth, Problem, Recent, age_seconds, of_future

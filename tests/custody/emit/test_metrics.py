@@ -1,8 +1,10 @@
 """Counts of writers as metrics, as a monitoring system gets them."""
 
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -28,6 +30,15 @@ def test_every_counter_is_a_metric() -> None:
     names = [measure.name for measure in MEASURES]
     assert len(set(names)) == len(names)
     assert all(name.startswith("custody_emit_") for name in names)
+
+
+def test_the_page_names_every_metric() -> None:
+    """docs/emit.md lists them as Prometheus shows them, each with its counter."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "emit.md").read_text()
+    listed = re.findall(r"^\| `(custody_emit_\w+)` \| `(\w+)` \|$", page, re.MULTILINE)
+    assert listed == [
+        (measure.name + ("_total" if measure.kind == "counter" else ""), measure.counter) for measure in MEASURES
+    ]
 
 
 def test_a_scrape_has_every_writers_counts() -> None:
