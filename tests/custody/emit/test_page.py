@@ -11,7 +11,7 @@ from custody.emit.kafka import KafkaWriter
 from custody.emit.queue import Limits
 from custody.emit.redact import Redaction
 from custody.emit.writer import Options
-from tests.helpers.records import read_topic
+from tests.helpers.emitting import consume
 from tests.servers.kafka import KafkaServer
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "emit.md").read_text()
@@ -84,7 +84,7 @@ def test_the_example_runs(kafka: KafkaServer, tmp_path: Path) -> None:
         assert shown in script
         script = script.replace(shown, real)
     exec(script, {})  # noqa: S102 - the page is ours
-    events = [json.loads(message.value()) for message in read_topic(kafka, topic, 3)]
+    events = list(map(json.loads, consume(kafka, topic)))
     assert [event["event_type"] for event in events] == ["emitter_started", "auth_attempt", "emitter_stopped"]
     assert [event["source_seq"] for event in events] == [1, 2, 3]
     assert re.fullmatch(r"shop/[^/]+/[0-9]+-[0-9]+", events[1]["source"])
