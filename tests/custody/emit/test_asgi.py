@@ -280,11 +280,7 @@ def test_a_unix_socket_needs_hops(tmp_path: Path) -> None:
 def full_queue(**options: Any) -> tuple[AuditMiddleware, CollectingWriter]:
     """Return an application whose writer's queue has no room, since nothing takes from it."""
     app, writer = audited(queue=Limits(events=2), **options)
-    writer.opened.clear()
-    # The sink takes nothing, so the worker soon holds what it has, and the rest stays in the queue.
-    while writer.reserve():
-        writer.submit(list, 1, reserved=True)
-        writer.flush(0.02)
+    writer.fill()
     return app, writer
 
 
@@ -310,7 +306,7 @@ def test_serve_counts_what_has_no_event(caplog: pytest.LogCaptureFixture) -> Non
     assert writer.counters()["dropped"] == dropped + 3
     assert app.counters() == {"refused_requests": 0, "unaudited_requests": 3}
     assert len([r for r in caplog.records if "no audit event" in r.message]) == 1
-    writer.opened.set()
+    writer.sink.away = False
 
 
 def test_refuse_does_not_run_what_it_cannot_audit() -> None:
@@ -331,7 +327,7 @@ def test_refuse_does_not_run_what_it_cannot_audit() -> None:
     closed = asyncio.run(call(app, scope_of(type="websocket"), {"type": "websocket.connect"}))
     assert closed == [{"type": "websocket.close", "code": 1013}]
     assert asyncio.run(call(app, scope_of(path="/other")))[0]["status"] == 200
-    writer.opened.set()
+    writer.sink.away = False
 
 
 def test_refuse_gives_each_place_back() -> None:
