@@ -26,6 +26,8 @@ from custody.emit.websocket import Connection
 from custody.emit.writer import QueuedWriter
 from custody.errors import ConfigurationError
 
+__all__ = ["AuditMiddleware"]
+
 ANSWER_BYTES: Final = 262_144
 """Bytes of an answer that are read for its rows and errors. Of a longer one, the rows in its begin are counted."""
 IDENTIFY_SECONDS: Final = 5.0
