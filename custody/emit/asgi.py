@@ -161,8 +161,8 @@ class AuditMiddleware:
             error = raised
             raise
         finally:
-            ended, error = error, None
-            await connection.end(ended)
+            closed, error = connection.closed(error), None
+            await connection.end(closed)
 
     def _audits(self, scope: Scope) -> bool:
         """Return whether a path is the GraphQL server's, or below it: a mounted application serves all of that."""

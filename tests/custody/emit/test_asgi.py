@@ -4,9 +4,11 @@ import asyncio
 import base64
 import json
 import logging
+import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, StreamingResponse
 
+from custody.emit import describe
 from custody.emit.address import Proxies
 from custody.emit.asgi import AuditMiddleware
 from custody.emit.callers import CONNECTION_INIT, Caller, Failure, Identity
@@ -511,3 +514,54 @@ def test_the_payload_of_connection_init_does_not_stay() -> None:
     message = {"type": "websocket.receive", "text": json.dumps({"type": "connection_init", "payload": {"token": KEY}})}
     asyncio.run(call(app, scope, {"type": "websocket.connect"}, message))
     assert KEY not in repr(scope)
+
+
+def signatures(app: AuditMiddleware, writer: CollectingWriter, *queries: str) -> list[bool]:
+    """Send queries, and return which of their events have a signature."""
+    for query in queries:
+        asyncio.run(call(app, scope_of(), {"type": "http.request", "body": json.dumps({"query": query}).encode()}))
+    return ["query_signature" in event for event in writer.take(len(queries))]
+
+
+def test_trap_17_signatures_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hostile queries, each another, take no more memory: what was forgotten comes again."""
+    monkeypatch.setattr("custody.emit.signatures.SIGNATURES", 2)
+    app, writer = audited()
+    assert signatures(app, writer, "{a}", "{b}", "{a}", "{c}", "{a}", "{b}") == [True, True, False, True, False, True]
+
+
+def test_signatures_come_again_on_the_next_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So each day's events can be read by themselves; and not at all where nobody wants them."""
+    app, writer = audited()
+    assert signatures(app, writer, "{a}", "{a}") == [True, False]
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "datetime":  # type: ignore[override]
+            return datetime.now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr("custody.emit.signatures.datetime", Tomorrow)
+    assert signatures(app, writer, "{a}", "{a}") == [True, False]
+    app, writer = audited(signatures="never")
+    assert signatures(app, writer, "{a}") == [False]
+
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "middleware.md").read_text()
+
+
+def test_the_pages_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who copies it gets a middleware; nothing is connected before the first event."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"app": answer}
+    exec(PAGE.partition("```python\n")[2].partition("```")[0], names)  # noqa: S102
+    assert isinstance(names["app"], AuditMiddleware)
+    names["writer"].close(0)
+
+
+def test_the_page_has_each_field() -> None:
+    """A field that an event has and the page does not is one that nobody can use."""
+    folder = Path(describe.__file__).parent
+    names = set(re.findall(r'"([a-z][a-z_]+)":', (folder / "describe.py").read_text()))
+    names |= {"operation_id", "close_code", "identify_failed"}
+    assert len(names) > 25
+    assert sorted(name for name in names if f"`{name}`" not in PAGE) == []
