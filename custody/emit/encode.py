@@ -51,6 +51,10 @@ def encode_all(batch: Sequence[AuditEvent], redaction: Redaction) -> list[Checke
         except AuditError as error:
             # Its traceback would keep the event's values in memory, for as long as the error is kept.
             made.append(error.with_traceback(None))
+    if len(made) == 1 and isinstance(made[0], bytes):
+        # What a batch needs besides costs more than the check.
+        reason = events.reason(made[0])
+        return made if reason is None else [_refusal(reason)]
     lines = [index for index, line in enumerate(made) if isinstance(line, bytes)]
     checked = events.check([made[index] for index in lines])  # type: ignore[misc]
     for at, reason in checked.refused:

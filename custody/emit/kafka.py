@@ -24,8 +24,8 @@ from custody.format.limits import EVENT_BYTES
 
 __all__ = ["KafkaWriter"]
 
-DELIVERY_SECONDS: Final = 30
-"""How long librdkafka tries."""
+DELIVERY_SECONDS: Final = 10
+"""How long librdkafka tries. So long, what it has is in memory alone; a new leader is elected sooner."""
 QUEUE_KBYTES: Final = 64 * 1024
 """Memory of records on their way."""
 _DEFAULTS: Final[Mapping[str, object]] = {
@@ -184,7 +184,7 @@ class KafkaSink:
         if error is None:
             return "delivered"
         code = error.code()
-        self._quiet.warn(f"Kafka {code}", f"Kafka, topic {self._topic}: an audit event was not taken: {error.str()}")
+        self._quiet.warn(f"Kafka {code}", f"Kafka, topic {self._topic}, did not take an audit event: {error.str()}")
         return "refused" if code in _NEVER else "failed"
 
 

@@ -48,7 +48,7 @@ MEASURES = (
     Measure("lost", "custody_emit_lost_events", "counter", "Events that were neither delivered nor spooled at the end"),
     Measure("bad_segments", "custody_emit_bad_segments", "counter", "Damaged files of the spool, put aside"),
     Measure("lost_segments", "custody_emit_lost_segments", "counter", "Files of the spool that others deleted"),
-    Measure("faults", "custody_emit_faults", "counter", "Faults of custody in the writer's thread, which went on"),
+    Measure("faults", "custody_emit_faults", "counter", "Errors of the writer itself, after which it went on"),
     Measure("queued", "custody_emit_queued_events", "gauge", "Events and requests in memory that are not passed on"),
     Measure("queued_bytes", "custody_emit_queued_bytes", "gauge", "Their size"),
     Measure("in_flight", "custody_emit_in_flight_events", "gauge", "Events on their way to the backend"),

@@ -32,6 +32,8 @@ STOP_SECONDS = 3.0
 """How much longer than its limit `close` may take in all."""
 COUNTERS = (*COUNTED, "written", "queued", "queued_bytes", "dropped", "faults")
 """Names of all counters of a writer."""
+GATHER_SECONDS = 0.005
+"""How long events gather before they are taken: to wake up for each would cost more than all that is done with it."""
 _BUSY_SECONDS, _IDLE_SECONDS = 0.02, 0.5
 
 
@@ -169,6 +171,9 @@ class Worker:
         self._pass_on(delivery, items, dropped)
         if len(items) == STEP_ITEMS:
             delivery.step(0)
+        elif items:
+            delivery.step(0)
+            self.queue.wait_for_close(GATHER_SECONDS)
         elif delivery.unsettled:
             delivery.step(_BUSY_SECONDS)
         else:

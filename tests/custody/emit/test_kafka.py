@@ -1,7 +1,9 @@
 """A writer to a real Kafka: what it delivers, what it refuses, and what it does while the broker is away."""
 
 import json
+import os
 import random
+import signal
 import statistics
 import string
 import time
@@ -154,7 +156,8 @@ def test_trap_7_what_times_out_and_what_is_purged_is_spooled_once(
 def test_a_broker_that_dies_and_comes_back_gets_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is missing, a repeat has equal bytes, and only what librdkafka gave back is out of order.
 
-    Takes longer than others: a broker of its own starts twice.
+    Nor if it hangs when the writer is closed, which takes no longer then. Takes longer than other tests: a broker of
+    its own starts twice.
     """
     monkeypatch.setattr(delivery_module, "SLOW_SECONDS", 0.2)
     with KafkaServer(tmp_path / "kafka") as server:
@@ -176,15 +179,27 @@ def test_a_broker_that_dies_and_comes_back_gets_every_number(tmp_path: Path, mon
             writer.write(event(n))
         assert writer.flush(60) == 0
         assert writer.counters()["replayed"] >= 700
-        assert writer.close(10) == Left(0, 0)
-        lines = consume(server, topic)
+        assert writer.flush(20) == 0
+        os.kill(server.pid, signal.SIGSTOP)
+        for n in range(1100, 1150):
+            writer.write(event(n))
+        wait_until(lambda: writer.counters()["in_flight"] == 50)
+        time.sleep(0.1)
+        begun = time.monotonic()
+        assert writer.close(0.2) == Left(51, 0)
+        assert time.monotonic() - begun < 0.2 + 3
+        os.kill(server.pid, signal.SIGCONT)
+        with KafkaWriter(topic, client, Options(service="next", spool=tmp_path / "spool")) as heir:
+            heir.write(event(-1))
+            wait_until(lambda: heir.counters()["replayed"] >= 51 and not heir.flush(0))
+        lines = [line for line in consume(server, topic) if b'"source":"shop/' in line]
     known = contents(lines)
-    assert [*sorted(known)] == [*range(1, 1103)]
+    assert [*sorted(known)] == [*range(1, 1153)]
     first = [*dict.fromkeys(sequence(lines))]
     late = [number for index, number in enumerate(first) if number < max(first[:index], default=0)]
     assert len(late) <= writer.counters()["failed"]
     assert late == sorted(late)
-    assert [json.loads(known[n])["n"] for n in range(2, 1102)] == [*range(1100)]
+    assert [json.loads(known[n])["n"] for n in range(2, 1152)] == [*range(1150)]
     assert [path.name for path in (tmp_path / "spool").iterdir()] == []
 
 
@@ -235,4 +250,4 @@ def test_librdkafkas_lines_are_logged_once_a_minute(nowhere: str, caplog: pytest
     assert writer.close(0.05).lost == 3
     messages = [record.message.partition(":")[0] for record in caplog.records if "librdkafka" in record.message]
     assert 1 <= len(messages) <= 4
-    assert kafka_module.DELIVERY_SECONDS == 30
+    assert kafka_module.DELIVERY_SECONDS <= 10

@@ -644,3 +644,36 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(stateful_step_count=30)
+
+
+def test_refused_lines_lie_in_bad_and_are_not_replayed(spool: Spool, root: Path) -> None:
+    """They are whole there, in a segment that only the owner reads, and count towards the bound."""
+    put(spool, lines(2))
+    before = spool.counters()["bytes"]
+    assert spool.keep_refused(lines(3, 10)) == 3
+    assert spool.keep_refused([]) == 0
+    (kept,) = (root / "bad").iterdir()
+    assert kept.read_bytes() == segment(lines(3, 10))
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert spool.counters()["bytes"] - before == kept.stat().st_size
+    assert drain(spool) == lines(2)
+
+
+@pytest.mark.parametrize("call", ["create", "write", "fsync"])
+def test_refused_lines_that_the_disk_does_not_take_leave_nothing(
+    spool: Spool, root: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The error says so, no part of a file stays, and the room is given back."""
+    spool.keep_refused(lines(1))
+    before = (spool.counters(), sorted((root / "bad").iterdir()))
+    calls = Disk()
+    monkeypatch.setattr(spool_folders, "os", calls)
+    spool.keep_refused(lines(1))
+    (latest,) = {*(root / "bad").iterdir()} - {*before[1]}
+    latest.unlink()
+    spool._budget.freed(len(segment(lines(1))))
+    for at in [index for index, name in enumerate(calls.calls, 1) if name == call]:
+        monkeypatch.setattr(spool_folders, "os", Disk(at, errno.ENOSPC))
+        with pytest.raises(AuditError, match="free some space"):
+            spool.keep_refused(lines(1))
+        assert (spool.counters(), sorted((root / "bad").iterdir())) == before
