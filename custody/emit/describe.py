@@ -1,10 +1,9 @@
 """Makes the events of a request, on the writer's thread: all reading, hashing and counting is done here."""
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final, Literal
 
@@ -12,20 +11,21 @@ from custody.emit.address import Proxies
 from custody.emit.builders import AuditEvent, auth_attempt, query_executed
 from custody.emit.callers import Caller, Failure, Identity
 from custody.emit.exchange import REQUEST_ID, Exchange
-from custody.emit.graphql import Analysis, Analyzer
+from custody.emit.graphql import Analyzer
 from custody.emit.notes import Note
 from custody.emit.operations import MALFORMED, Operation, operations
-from custody.emit.redact import Signature
 from custody.emit.request import Headers, given_id, request_ids
 from custody.emit.responses import UNREAD, Answer, read_answers
+from custody.emit.signatures import SignatureTexts
 
 Signatures = Literal["first", "never"]
 """Whether the first event of a hash, in each process and on each day, has the text of the signature."""
 Status = Literal["ok", "errors", "refused", "failed", "disconnected", "cancelled", "stopped"]
-"""How an operation ended: see docs/emit.md."""
+"""How an operation ended: see docs/middleware.md."""
 
-SIGNATURES: Final = 10_000
-"""Hashes that are remembered a day. Beyond it a signature may come again."""
+PARSED: Final = 100
+"""Operations of a request that are parsed. Of further ones the text is hashed, as of a batch that was refused whole:
+otherwise a request that costs its server nothing could keep this thread busy for seconds."""
 UNREAD_BODY: Final = "## UnreadRequest"
 """Hashed instead of a signature where the application did not read the request's body."""
 
@@ -78,8 +78,7 @@ class Describer:
         self._rules = rules
         self._pid = os.getpid()
         self._analyzer = Analyzer(runs_first=rules.runs_first)
-        self._day = date.min
-        self._signed: OrderedDict[str, None] = OrderedDict()
+        self._texts = SignatureTexts()
 
     def caller_fields(self, request_id: str, peer: str | None, headers: Headers) -> dict[str, Any]:
         """Return the fields that say where a request is from."""
@@ -109,9 +108,11 @@ class Describer:
         answers = [*_answers(exchange, headers, len(asked))]
         pairs = _with_notes(asked, exchange.notes)
         answers += [UNREAD] * (len(pairs) - len(asked))
-        for (operation, note), answer in zip(pairs, answers, strict=True):
+        refused = exchange.http_status >= 400 and not any(answer.read for answer in answers)
+        parsed = 1 if refused else PARSED
+        for index, ((operation, note), answer) in enumerate(zip(pairs, answers, strict=True)):
             run = Run(
-                operation=operation,
+                operation=operation if index < parsed or note is not None else _hashed(operation),
                 answer=answer,
                 status=_status(exchange, answer),
                 started_at=exchange.started_at,
@@ -164,7 +165,7 @@ class Describer:
             "error_codes": list(answer.codes) or None,
             "frames": answer.frames or None,
             "result_rows_exact": None if exact else False,
-            "query_signature": self._signature(analysis),
+            "query_signature": self._texts.first(analysis) if self._rules.signatures == "first" else None,
             **(run.more or {}),
         }
         return query_executed(
@@ -177,22 +178,6 @@ class Describer:
             **fields,
             **{name: value for name, value in more.items() if value is not None},
         )
-
-    def _signature(self, analysis: Analysis) -> Signature | None:
-        """Return the text of a signature if this is its first event of the day."""
-        if analysis.signature is None or self._rules.signatures == "never":
-            return None
-        today = datetime.now(UTC).date()
-        if today != self._day:
-            self._day = today
-            self._signed.clear()
-        if analysis.query_hash in self._signed:
-            self._signed.move_to_end(analysis.query_hash)
-            return None
-        self._signed[analysis.query_hash] = None
-        if len(self._signed) > SIGNATURES:
-            self._signed.popitem(last=False)
-        return Signature(analysis.signature)
 
 
 def _answer_fields(exchange: Exchange, headers: Mapping[bytes, str]) -> dict[str, Any]:
@@ -225,8 +210,17 @@ def _answers(exchange: Exchange, headers: Mapping[bytes, str], count: int) -> Se
     answers = read_answers(headers.get(b"content-type", ""), headers.get(b"content-encoding", ""), body, cut=cut)
     if len(answers) == count:
         return answers
-    # A batch was refused as a whole, or cut off: of each nothing more is known.
-    return [replace(answers[0], rows=0, exact=False) if answers and not answers[1:] else UNREAD] * count
+    # A batch was refused as a whole, or cut off: of each nothing more is known than that there are errors.
+    whole = answers[0] if len(answers) == 1 else UNREAD
+    return [replace(whole, rows=0, exact=False, read=False)] * count
+
+
+def _hashed(operation: Operation) -> Operation:
+    """Return an operation with the hash of its text instead of the text."""
+    if operation.document is None:
+        return operation
+    digest = sha256(operation.document.encode("utf-8", "surrogatepass")).hexdigest()
+    return replace(operation, document=None, document_hash=f"sha256:{digest}")
 
 
 def _status(exchange: Exchange, answer: Answer) -> Status:

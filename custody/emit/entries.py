@@ -20,6 +20,7 @@ from custody.emit.errors import AuditError
 from custody.emit.graphql import Analysis, Analyzer, clean_name
 from custody.emit.identity import uuid7
 from custody.emit.operations import Operation, operation
+from custody.emit.signatures import SignatureTexts
 
 MapEntry = Callable[[Mapping[str, Any]], AuditEvent | None]
 """An application's own mapping: returns the event of a decoded entry, or None for one that is mapped as usual."""
@@ -40,7 +41,7 @@ class Entries:
     def __init__(self, map_entry: MapEntry | None = None) -> None:
         """Set up; `map_entry` is asked first."""
         self._map_entry = map_entry
-        self._analyzer = Analyzer()
+        self._analyzer, self._texts = Analyzer(), SignatureTexts()
         self._lock = threading.Lock()
 
     def event(self, entry: object) -> AuditEvent:
@@ -90,13 +91,13 @@ class Entries:
         if kind == "query_executed":
             fields.pop("variables", None)
             if "query" in fields:
-                analysis = self._analyze(fields.pop("query"), fields.get("operation_name"))
-                computed = {"query_hash": analysis.query_hash, "complexity": analysis.complexity, **_measures(analysis)}
+                analysis, measures = self._analyze(fields.pop("query"), fields.get("operation_name"))
+                computed = {"query_hash": analysis.query_hash, "complexity": analysis.complexity, **measures}
                 fields = {**computed, **fields}
         return own(kind, timestamp=timestamp, event_id=event_id, **fields)
 
     def _fraiseql(self, entry: Mapping[str, Any]) -> AuditEvent:
-        analysis = self._analyze(entry["query"], None)
+        analysis, measures = self._analyze(entry["query"], None)
         client = _NO_PROXIES.client(_text(entry.get("ip_address")), ())
         duration, kind, level = entry.get("duration_ms"), entry["operation"], entry.get("level")
         failed = entry.get("error") is not None
@@ -114,7 +115,7 @@ class Entries:
             "origin_id": _number_or_text(entry.get("id")),
             "origin_hash": _hash(entry.get("integrity_hash")),
             "origin_previous_hash": _hash(entry.get("previous_hash")),
-            **_measures(analysis),
+            **measures,
         }
         if isinstance(kind, str) and kind in _OPERATIONS:
             more["operation_type"] = kind
@@ -131,25 +132,24 @@ class Entries:
             **{name: value for name, value in more.items() if value is not None},
         )
 
-    def _analyze(self, document: object, name: object) -> Analysis:
+    def _analyze(self, document: object, name: object) -> tuple[Analysis, dict[str, Any]]:
+        """Return the analysis of a query, and the further fields that it gives, as the middleware names them."""
         read: Operation = operation({"query": document, "operationName": name})
         with self._lock:
-            return self._analyzer.analyze(read)
-
-
-def _measures(analysis: Analysis) -> dict[str, Any]:
-    """Return the further fields that an analysis gives, as the middleware names them."""
-    fields = {
-        "query_hash_of": analysis.hashed,
-        "document_hash": analysis.document_hash,
-        "operation_type": analysis.operation_type,
-        "operation_name": analysis.operation_name,
-        "aliases": analysis.aliases,
-        "root_fields": analysis.root_fields,
-        "depth": analysis.depth,
-        "introspection": analysis.introspection or None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+            analysis = self._analyzer.analyze(read)
+            signature = self._texts.first(analysis)
+        fields = {
+            "query_hash_of": analysis.hashed,
+            "query_signature": signature,
+            "document_hash": analysis.document_hash,
+            "operation_type": analysis.operation_type,
+            "operation_name": analysis.operation_name,
+            "aliases": analysis.aliases,
+            "root_fields": analysis.root_fields,
+            "depth": analysis.depth,
+            "introspection": analysis.introspection or None,
+        }
+        return analysis, {name: value for name, value in fields.items() if value is not None}
 
 
 def _entry_id(entry: Mapping[str, Any]) -> str | None:

@@ -4,7 +4,6 @@ Each request, or each operation of a WebSocket, has a place in the queue before 
 place is kept before the application is called.
 """
 
-import threading
 from typing import Literal
 
 from custody.emit.errors import AuditError
@@ -17,21 +16,10 @@ OnAuditFailure = Literal["serve", "refuse"]
 
 
 class Counts:
-    """What a middleware counts, in this process. Any thread may read it."""
+    """What a middleware counts, in this process, on the thread of its event loop."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self.refused = self.unaudited = 0
-
-    def refuse(self) -> None:
-        """Count a request that was refused."""
-        with self._lock:
-            self.refused += 1
-
-    def lose(self) -> None:
-        """Count a request that was served and has no event."""
-        with self._lock:
-            self.unaudited += 1
 
 
 class Outlet:
@@ -50,7 +38,7 @@ class Outlet:
         if self._writer.reserve():
             self._places += 1
             return True
-        self._counts.refuse()
+        self._counts.refused += 1
         self._quiet.warn("refused", "a request was refused: the queue of the audit writer is full, or it is closed")
         return False
 
@@ -77,5 +65,5 @@ class Outlet:
     def lose(self) -> None:
         """Count a request, or a part of a connection, that has no event."""
         self._writer.drop()
-        self._counts.lose()
+        self._counts.unaudited += 1
         self._quiet.warn("unaudited", "a request has no audit event: the writer's queue is full, or it is closed")

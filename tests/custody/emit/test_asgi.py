@@ -211,6 +211,24 @@ def test_a_long_body_is_kept_up_to_a_bound() -> None:
     assert (event["query_hash_of"], event["complexity"]) == ("failure", 2**63 - 1)
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_batch_cannot_keep_the_worker_busy(refused: bool) -> None:
+    """Of many operations in one request few are parsed, of a batch that the server refused at once only the first."""
+
+    async def batch(_: Any, receive: Any, send: Any) -> None:
+        await receive()
+        response = JSONResponse({"errors": [{}]}, 400) if refused else JSONResponse([{"data": {"a": 1}}] * 150)
+        await response({"type": "http"}, receive, send)
+
+    app, writer = audited(batch)
+    body = json.dumps([{"query": f"{{ batch{number} }}"} for number in range(150)]).encode()
+    asyncio.run(call(app, scope_of(), {"type": "http.request", "body": body}))
+    events = writer.take(150)
+    assert [event["query_hash_of"] for event in events].count("signature") == (1 if refused else 100)
+    assert {event["status"] for event in events} == {"errors" if refused else "ok"}
+    assert len({event["document_hash"] for event in events}) == 150
+
+
 def test_the_answers_header_is_ours() -> None:
     """An application's own request id is kept in the event, if it may be."""
 

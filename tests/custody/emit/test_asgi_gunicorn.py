@@ -20,6 +20,9 @@ from tests.servers.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[3]
 TOPIC = "emitted"
+SECRET = "a-key-that-must-be-nowhere-0815"
+QUERY = {"query": f'mutation {{ login(user: "ada", password: "{SECRET}") }}'}
+HEADERS = {"authorization": f"Bearer {SECRET}"}
 
 
 @pytest.fixture
@@ -63,13 +66,22 @@ def ask(url: str, count: int) -> set[str]:
     while len(ids) < count:
         assert time.monotonic() < deadline, f"{len(ids)} of {count} answers"
         try:
-            answer = httpx.post(url, json={"query": "{ users(first: 2) { id } }"}, timeout=5)
+            answer = httpx.post(url, json=QUERY, headers=HEADERS, timeout=5)
         except httpx.TransportError:
             time.sleep(0.05)
             continue
         assert answer.status_code == 200
         ids.add(answer.headers["x-request-id"])
     return ids
+
+
+def wait_for_spool(root: Path) -> bytes:
+    """Wait until a query is in the spool, and return what is there."""
+    deadline = time.monotonic() + 30
+    while b"query_executed" not in (spooled := b"".join(path.read_bytes() for path in root.rglob("*.segment"))):
+        assert time.monotonic() < deadline, "nothing was spooled"
+        time.sleep(0.05)
+    return spooled
 
 
 def archived(broker: KafkaServer) -> list[dict[str, Any]]:
@@ -90,22 +102,26 @@ def archived(broker: KafkaServer) -> list[dict[str, Any]]:
 
 
 def test_no_event_is_lost_while_the_broker_is_away(
-    broker: KafkaServer, url: tuple[str, "subprocess.Popen[bytes]"]
+    broker: KafkaServer, url: tuple[str, "subprocess.Popen[bytes]"], tmp_path: Path
 ) -> None:
-    """Each request that was answered has its event, each source its numbers without a hole, through kill and recycling.
+    """Each request that was answered has its event, and each source its numbers without a hole.
 
+    Neither spool, topic nor log has the key or the password of the requests.
     Longer than 5 seconds, because a real broker dies and comes back while workers are replaced.
     """
     address, gunicorn = url
     ids = ask(address, 20)
     broker.kill()
     ids |= ask(address, 40)
+    spooled = wait_for_spool(tmp_path / "spool")
     broker.start()
     ids |= ask(address, 20)
     gunicorn.send_signal(signal.SIGTERM)
     assert gunicorn.wait(30) == 0
 
     events = archived(broker)
+    log = (tmp_path / "gunicorn.log").read_text()
+    assert SECRET not in log + json.dumps(events) + spooled.decode("latin-1")
     by_id = {event["event_id"]: event for event in events}
     queries = {e["request_id"] for e in by_id.values() if e["event_type"] == "query_executed"}
     assert ids <= queries

@@ -1,6 +1,7 @@
 """What other servers post is taken as a whole or not at all, and neither answers nor log lines show it."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import logging
@@ -25,6 +26,7 @@ from custody.emit.writer import Options, QueuedWriter
 from custody.errors import ConfigurationError
 from custody.format import events
 from tests.helpers.corpus import EVENTS
+from tests.helpers.growth import SHAPES, check_growth
 from tests.helpers.serving import serving
 
 TOKEN = "a-token-of-the-receiver"
@@ -178,6 +180,16 @@ def test_an_entry_of_fraiseql_becomes_a_query_executed(server: httpx.Client, wri
     assert (failed["status"], failed["errors"], failed["execution_time_exact"]) == ("errors", 1, False)
     assert (failed["client_ip"], failed["client_ip_source"]) == (NO_ADDRESS, "unknown")
     assert first["query_hash"] == failed["query_hash"]
+
+
+def test_the_text_of_a_signature_comes_once_a_day(server: httpx.Client, writer: Collected) -> None:
+    """An auditor can read what a hash stands for; the text has no literals, and is not in each event."""
+    query = {"query": f'{{ once(name: "{PLANTED}") {{ id }} }}'}
+    post(server, [{**ENTRY, **query}, {**ENTRY, **query}])
+    first, second = writer.take()
+    assert first["query_signature"] == '{once(name:""){id}}'
+    assert "query_signature" not in second
+    assert first["query_hash"] == second["query_hash"]
 
 
 def test_an_entry_that_is_posted_again_has_the_same_event_id(server: httpx.Client, writer: Collected) -> None:
@@ -439,6 +451,19 @@ def test_any_entries_are_accepted_or_refused_and_never_shown(writer: Collected, 
         answer = json.loads(body)
         assert answer["accepted"] + answer["refused"] == len(sent)
         assert len(writer.take()) == answer["accepted"]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_hostile_bodies_take_time_in_proportion(writer: Collected, name: str) -> None:
+    """No body takes longer than its size, whether it is refused or not."""
+    app = receiver(writer, token=TOKEN)
+
+    def take(body: bytes) -> None:
+        with contextlib.suppress(receive._Refused):
+            app._take(body)
+
+    check_growth(take, SHAPES[name])
+    writer.take()
 
 
 @given(st.binary(max_size=200) | st.text('[]{}",:1 \\u', max_size=60).map(str.encode))
