@@ -31,7 +31,7 @@ PIPES = {
     "tasks/drain/apart.py": {"stdout"},
     # Lines of JSON in ASCII: control characters are escapes in them.
     "custody/cli/log_lines.py": {"stderr", "stdout", "__stderr__"},
-    # An application's own stderr, at its end: counts, and the path of its spool.
+    # An application's exit, whose logging may have ended: numbers, and the application's own path.
     "custody/emit/writer.py": {"stderr"},
 }
 """Modules that use a stream themselves, and why."""
