@@ -31,6 +31,8 @@ PIPES = {
     "tasks/drain/apart.py": {"stdout"},
     # Lines of JSON in ASCII: control characters are escapes in them.
     "custody/cli/log_lines.py": {"stderr", "stdout", "__stderr__"},
+    # An application imports no terminal of ours. At its exit a line says what was not sent, and is legible.
+    "custody/emit/writer.py": {"stderr"},
 }
 """Modules that use a stream themselves, and why."""
 PRINTS = {"print", "echo", "secho", "Console", "stdout", "stderr", "__stdout__", "__stderr__"}
