@@ -55,7 +55,8 @@ class Options:
             memory.
         spool_bytes: the size of that folder at most, for all processes of the host.
         queue: how much waits in memory.
-        on_full: `wait` for room for `wait_seconds`, then as `fail`; `fail` with an AuditError; `drop` and count.
+        on_full: `wait` for room for `wait_seconds`, then as `fail`; `fail` with an AuditError; `drop` and count. On the
+            thread of an event loop `write` never waits, so there `wait` is `fail`: an AsyncWriter waits.
         wait_seconds: how long `wait` waits.
         close_seconds: how long `close` and the interpreter's exit deliver. To spool the rest takes 3 s more at most.
         redaction: what is hidden.
@@ -308,11 +309,21 @@ class QueuedWriter(AuditWriter):
         if self.offer(item, size, reserved=reserved):
             return
         deadline = time.monotonic() + self.options.wait_seconds
-        while self.options.on_full == "wait" and time.monotonic() < deadline:
+        waits = self.options.on_full == "wait" and not _in_event_loop()
+        while waits and time.monotonic() < deadline:
             time.sleep(_WAIT_STEP)
             if self.offer(item, size):
                 return
         self.turn_away()
+
+
+def _in_event_loop() -> bool:
+    """Return whether this thread runs an event loop, which a sleep here would hold up with all its requests."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class AsyncWriter:

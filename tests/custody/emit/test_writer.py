@@ -85,6 +85,36 @@ def test_a_full_queue_raises_and_counts_nothing(on_full: OnFull) -> None:
     assert sequence(writer.sink.delivered) == [*range(1, written + 3)]
 
 
+@pytest.mark.parametrize("way", ["write", "submit"])
+def test_a_full_queue_never_holds_up_an_event_loop(way: str) -> None:
+    """With `wait`, a coroutine that calls the writer gets the error at once; other threads wait, and find room."""
+    writer = full("wait", wait_seconds=30)
+    times: list[float] = []
+
+    def give() -> None:
+        if way == "write":
+            writer.write(event(1))
+        else:
+            writer.submit(lambda: [event(1)], 100)
+
+    async def request() -> None:
+        begun = time.monotonic()
+        with pytest.raises(AuditError, match="the queue is full"):
+            give()
+        times.append(time.monotonic() - begun)
+        thread = asyncio.to_thread(give)
+        waiting = asyncio.ensure_future(thread)
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        writer.sink.away = False
+        await waiting
+
+    asyncio.run(request())
+    # Far less than `wait_seconds`, on a slow machine too.
+    assert times[0] < 15
+    assert writer.close(5) == Left(0, 0)
+
+
 def test_a_full_queue_that_drops_counts_each_and_leaves_a_hole_for_each() -> None:
     """`source_seq` shows how many are missing, and the source's last event says it too."""
     writer = full("drop")
