@@ -11,7 +11,7 @@ from ariadne.types import GraphQLResult
 from graphql import DocumentNode
 from graphql.utilities import get_operation_ast
 
-from custody.emit.notes import Note, add_note, rows_of
+from custody.emit.notes import Note, add_note, complexity_of, rows_of
 
 __all__ = ["AuditHTTPHandler"]
 
@@ -52,6 +52,6 @@ class AuditHTTPHandler(GraphQLHTTPHandler):
             document=text if isinstance(text, str) else None,
             operation_name=name,
             operation_type=None if operation is None else operation.operation.value,
-            complexity=self.complexity(data, result),
+            complexity=complexity_of(lambda: self.complexity(data, result)),
             rows=None if result is None else rows_of(result[1].get("data")),
         )

@@ -204,36 +204,58 @@ class AuditMiddleware:
             if isinstance(answer, Awaitable):
                 async with asyncio.timeout(IDENTIFY_SECONDS):
                     answer = await answer
-            return without_keys(answer, scope["headers"], scope.get(CONNECTION_INIT)), True
+            return without_keys(
+                answer, scope["headers"], scope.get("query_string", b""), scope.get(CONNECTION_INIT)
+            ), True
         except Exception as error:  # noqa: BLE001
             # Its text may have the key.
             self._quiet.warn("identify", f"`identify` raised {type(error).__name__}: events lack who called")
             return None, False
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the server's start and end, for an application that knows neither too, and close the writer."""
-        asked = False
+        """Serve the server's start and end, and close the writer, whatever the application does.
 
-        async def receive_first() -> Message:
-            nonlocal asked
-            asked = True
-            return await receive()
+        One that knows no lifespan may return, or raise at its first look: the server goes on then, and so do we.
+        """
+        received: list[str] = []
+        sent: list[str] = []
+
+        async def receive_and_note() -> Message:
+            message = await receive()
+            received.append(message["type"])
+            return message
 
         async def send_last(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown."):
                 await self._close()
             await send(message)
+            sent.append(message["type"])
 
+        error: Exception | None = None
         try:
-            await self._app(scope, receive_first, send_last)
-        except Exception:
-            if asked:
+            await self._app(scope, receive_and_note, send_last)
+        except Exception as raised:
+            if "lifespan.startup.failed" in sent or received[-1:] == ["lifespan.shutdown"]:
+                await self._close()
                 raise
-            # It does not know this kind of scope.
-            await receive()
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
+            error = raised
+        if error is not None and received:
+            kind = type(error).__name__
+            self._quiet.warn("lifespan", f"the application raised {kind} in its lifespan: it is served all the same")
+        if "lifespan.startup.failed" in sent:
             await self._close()
+        else:
+            await self._finish_lifespan(received, sent, receive, send_last)
+
+    async def _finish_lifespan(self, received: list[str], sent: list[str], receive: Receive, send: Send) -> None:
+        """Do what an application has left of its lifespan."""
+        if not received:
+            received.append((await receive())["type"])
+        if "lifespan.startup.complete" not in sent:
+            await send({"type": "lifespan.startup.complete"})
+        if "lifespan.shutdown" not in received:
+            await receive()
+        if "lifespan.shutdown.complete" not in sent and "lifespan.shutdown.failed" not in sent:
             await send({"type": "lifespan.shutdown.complete"})
 
     async def _close(self) -> None:

@@ -6,9 +6,11 @@ a `Failure`, or None if the request came without a key and needs none.
 
 import base64
 import binascii
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import unquote, unquote_plus
 
 from custody.emit.graphql import clean_name
 from custody.emit.request import Headers
@@ -19,8 +21,15 @@ __all__ = ["CONNECTION_INIT", "Caller", "Failure", "Identify", "Identity"]
 CONNECTION_INIT: Final = "custody.connection_init"
 """Where `identify` finds the payload of a WebSocket's `connection_init` in the scope."""
 
-_SECRET_HEADERS: Final = frozenset((b"authorization", b"proxy-authorization", b"x-api-key", b"x-auth-token", b"cookie"))
-_WORD_ENDS = frozenset((b"", b" ", b"\t", b";"))
+_PLAIN_HEADERS: Final = frozenset(
+    b"accept accept-encoding accept-language connection content-length content-type date forwarded host origin"
+    b" traceparent user-agent x-forwarded-for x-request-id".split()
+)
+"""Headers in which nobody sends a key. Any other may have one."""
+_NAMING = (b"id", b"identifier", b"name", b"user", b"username", b"email", b"subject", b"dn")
+"""Ends of names of headers by which a gateway says who calls, such as `X-Consumer-Id`: an id may stand there."""
+_SPLIT = re.compile(r"[\s;,&]+")
+_WORD_ENDS = frozenset((b"", b" ", b"\t", b";", b",", b"&", b'"'))
 _SHORTEST = 8
 """Characters of a key at least: shorter texts stand in a reason by chance."""
 _KEPT = 1_000
@@ -63,12 +72,13 @@ Identify = Callable[[Any], Caller | Awaitable[Caller]]
 """The hook: takes the ASGI scope of a request that the application has answered."""
 
 
-def without_keys(caller: Caller, headers: Headers, connection_init: object = None) -> Caller:
+def without_keys(caller: Caller, headers: Headers, query_string: bytes = b"", connection_init: object = None) -> Caller:
     """Return a caller without the keys of its request: a hook may return a key as its id, or a reason that has it.
 
     Args:
         caller: what the hook returned.
         headers: the request's headers.
+        query_string: what stands behind the `?` of its address.
         connection_init: the payload of a WebSocket's `connection_init`.
 
     Raises:
@@ -79,9 +89,9 @@ def without_keys(caller: Caller, headers: Headers, connection_init: object = Non
     if not isinstance(caller, Identity | Failure):
         raise TypeError
     identity = caller.api_key_id
-    if isinstance(caller, Identity) and connection_init is None and not _may_show(identity, headers):
+    if isinstance(caller, Identity) and connection_init is None and not _may_show(identity, headers, query_string):
         return caller
-    keys = {*_keys(headers), *_texts(connection_init)}
+    keys = {*_keys(headers), *_of_query(query_string), *_texts(connection_init)} - {""}
     shown = identity is not None and identity in keys
     if isinstance(caller, Identity):
         return Identity(REDACTED, caller.key_version, caller.key_age_days) if shown else caller
@@ -92,16 +102,24 @@ def without_keys(caller: Caller, headers: Headers, connection_init: object = Non
     return Failure(reason, REDACTED if shown else identity, caller.key_version, caller.key_age_days)
 
 
-def _may_show(identity: str | None, headers: Headers) -> bool:
-    """Return whether an id may be a key: a word of a header that has one, or hidden there in base64."""
+def _may_show(identity: str | None, headers: Headers, query_string: bytes) -> bool:
+    """Return whether an id may be a key: a word of a header or of the address, or hidden there in base64."""
     text = (identity or "").encode("latin-1", "replace")
+    if b"%" in query_string or b"+" in query_string or text in query_string:
+        return True
     for name, value in headers:
-        if name in _SECRET_HEADERS and (value[:6].lower() == b"basic " or text in value):
+        if (value[:6].lower() == b"basic " or text in value) and _may_have_key(name):
             # The begin of a key may be its id, as in `key-17.secret`.
             following = {value[end : end + 1] for end in _ends(text, value)}
             if value[:6].lower() == b"basic " or not following.isdisjoint(_WORD_ENDS):
                 return True
     return False
+
+
+def _may_have_key(name: bytes) -> bool:
+    """Return whether a header of this name may have a key."""
+    name = name.lower()
+    return name not in _PLAIN_HEADERS and re.split(rb"[-_]", name)[-1] not in _NAMING
 
 
 def _ends(text: bytes, value: bytes) -> Iterator[int]:
@@ -114,13 +132,23 @@ def _ends(text: bytes, value: bytes) -> Iterator[int]:
 def _keys(headers: Headers) -> Iterator[str]:
     """Yield what may be a key in the headers: their values, and the words in them."""
     for name, value in headers:
-        if name.lower() in _SECRET_HEADERS:
+        if _may_have_key(name):
             text = value.decode("latin-1")
             yield text
             scheme, _, token = text.partition(" ")
-            yield from (word.partition("=")[2] or word for word in text.replace(";", " ").split())
+            for word in _SPLIT.split(text):
+                yield from (word, word.strip('"'), word.partition("=")[2].strip('"'))
             if scheme.lower() == "basic":
                 yield from _basic(token)
+
+
+def _of_query(query_string: bytes) -> Iterator[str]:
+    """Yield what may be a key in the address: each value, as it is sent and as it is read."""
+    text = query_string.decode("latin-1")
+    yield text
+    for pair in text.split("&"):
+        value = pair.partition("=")[2] or pair
+        yield from (value, unquote(value), unquote_plus(value))
 
 
 def _basic(token: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Makes the events of a request, on the writer's thread: all reading, hashing and counting is done here."""
 
 import os
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,9 +12,9 @@ from custody.emit.address import Peer, Proxies
 from custody.emit.builders import AuditEvent, auth_attempt, query_executed
 from custody.emit.callers import Caller, Failure, Identity
 from custody.emit.exchange import REQUEST_ID, Exchange
-from custody.emit.graphql import Analyzer
+from custody.emit.graphql import Analyzer, clean_name
 from custody.emit.notes import Note
-from custody.emit.operations import MALFORMED, Operation, operations
+from custody.emit.operations import MALFORMED, NAME_CHARACTERS, TOO_LARGE, Operation, operations
 from custody.emit.request import Headers, given_id, request_ids
 from custody.emit.responses import UNREAD, Answer, read_answers
 from custody.emit.signatures import SignatureTexts
@@ -112,7 +113,7 @@ class Describer:
         parsed = 1 if refused else PARSED
         for index, ((operation, note), answer) in enumerate(zip(pairs, answers, strict=True)):
             run = Run(
-                operation=operation if index < parsed or note is not None else _hashed(operation),
+                operation=operation if index < parsed or note is not None else short(operation),
                 answer=answer,
                 status=_status(exchange, answer),
                 started_at=exchange.started_at,
@@ -215,12 +216,15 @@ def _answers(exchange: Exchange, headers: Mapping[bytes, str], count: int) -> Se
     return [replace(whole, rows=0, exact=False, read=False)] * count
 
 
-def _hashed(operation: Operation) -> Operation:
-    """Return an operation with the hash of its text instead of the text."""
-    if operation.document is None:
-        return operation
-    digest = sha256(operation.document.encode("utf-8", "surrogatepass")).hexdigest()
-    return replace(operation, document=None, document_hash=f"sha256:{digest}")
+def short(operation: Operation) -> Operation:
+    """Return an operation with the hash of its text instead of the text, and no more of its names than events have."""
+    cut = replace(operation, name=clean_name(operation.name))
+    if operation.document is not None:
+        digest = sha256(operation.document.encode("utf-8", "surrogatepass")).hexdigest()
+        return replace(cut, document=None, document_hash=f"sha256:{digest}")
+    if len(operation.document_id or "") > NAME_CHARACTERS:
+        return replace(cut, document_id=None, failure=TOO_LARGE)
+    return cut
 
 
 def _status(exchange: Exchange, answer: Answer) -> Status:
@@ -239,28 +243,45 @@ def _with_notes(asked: Sequence[Operation], notes: Sequence[Note]) -> list[tuple
     First those of one text belong together. What is left is taken in its order: a server may change a text before it
     runs it, or read a request in another way than we do.
     """
-    left = list(notes)
+    about: defaultdict[_About, deque[int]] = defaultdict(deque)
+    for number, note in enumerate(notes):
+        for key in _about_note(note):
+            about[key].append(number)
+    left = dict(enumerate(notes))
     own: dict[int, Note] = {}
     for at, operation in enumerate(asked):
-        match = next((note for note in left if _is_about(note, operation)), None)
-        if match is not None:
-            own[at] = match
-            left.remove(match)
+        numbers = about.get(_about_operation(operation), _NONE)
+        while numbers and numbers[0] not in left:
+            numbers.popleft()
+        if numbers:
+            own[at] = left.pop(numbers.popleft())
+    rest = deque(left.values())
     for at in range(len(asked)):
-        if at not in own and left:
-            own[at] = left.pop(0)
-    further = [(Operation(document=note.document, name=note.operation_name), note) for note in left if note.document]
+        if at not in own and rest:
+            own[at] = rest.popleft()
+    further = [(Operation(document=note.document, name=note.operation_name), note) for note in rest if note.document]
     return [*((operation, own.get(at)) for at, operation in enumerate(asked)), *further]
 
 
-def _is_about(note: Note, operation: Operation) -> bool:
-    """Return whether a note is about the text, or the hash, that an operation was asked for by."""
-    if note.document is None or (operation.name and operation.name != note.operation_name):
-        return False
-    if operation.document is not None:
-        return note.document.strip() == operation.document.strip()
-    raw = note.document.encode("utf-8", "surrogatepass")
-    return f"sha256:{sha256(raw).hexdigest()}" == operation.document_hash
+_About = tuple[str | None, str | None]
+"""A text without its margins, or its hash, and a name where one was asked for."""
+_NONE: deque[int] = deque()
+
+
+def _about_note(note: Note) -> Iterator[_About]:
+    """Yield what operations that a note is about may have been asked for by."""
+    if note.document is not None:
+        digest = sha256(note.document.encode("utf-8", "surrogatepass")).hexdigest()
+        for text in (note.document.strip(), f"sha256:{digest}"):
+            yield text, None
+            if note.operation_name:
+                yield text, note.operation_name
+
+
+def _about_operation(operation: Operation) -> _About:
+    """Return the text, or the hash, that an operation was asked for by."""
+    text = operation.document_hash if operation.document is None else operation.document.strip()
+    return text, operation.name or None
 
 
 def _id(caller: Caller) -> str | None:

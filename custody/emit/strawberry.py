@@ -8,7 +8,7 @@ from typing import Any
 
 from strawberry.extensions import SchemaExtension
 
-from custody.emit.notes import Note, add_note, rows_of
+from custody.emit.notes import Note, add_note, complexity_of, rows_of
 
 __all__ = ["AuditExtension"]
 
@@ -39,7 +39,8 @@ class AuditExtension(SchemaExtension):
             except Exception:  # noqa: BLE001
                 # The name is not one of the document's: nothing ran.
                 kind = None
-        return Note(context.query, name, kind, self.complexity(), rows_of(getattr(context.result, "data", None)))
+        rows = rows_of(getattr(context.result, "data", None))
+        return Note(context.query, name, kind, complexity_of(self.complexity), rows)
 
     def _scope(self) -> Mapping[str, Any] | None:
         """Return the ASGI scope: Strawberry's context has the request, as an item or an attribute."""

@@ -9,19 +9,22 @@ Rules:
    client's `complete` or `stop`, or with the connection.
 2. Messages are passed to the worker when one may begin or end something, and before they become many.
 3. While the queue is full they stay here. Beyond `KEPT_BYTES` they are dropped, and counted as one event.
-4. `identify` is asked once: after the server's answer to `connection_init`, or when the connection has ended.
+4. Of an operation that runs, its text is kept, and beyond `OPEN_BYTES` of a connection only a hash of it.
+5. `identify` is asked once: after the server's answer to `connection_init`, or when the connection has ended.
 """
 
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
+from sys import getsizeof
 from typing import Any, Final, Literal
 
 from custody.emit.address import Peer
 from custody.emit.builders import AuditEvent
 from custody.emit.callers import CONNECTION_INIT, Caller, Failure, Identity
-from custody.emit.describe import Describer, Run, Status
+from custody.emit.describe import Describer, Run, Status, short
 from custody.emit.exchange import KEPT_HEADERS, Message, Receive, Scope, Send, with_request_id
 from custody.emit.operations import BODY_BYTES, TOO_LARGE, Operation, operation
 from custody.emit.outlet import Outlet
@@ -34,6 +37,8 @@ KEPT_BYTES: Final = 4 * BODY_BYTES
 """Bytes that are kept of a connection while the queue is full."""
 OPEN_OPERATIONS: Final = 1_000
 """Operations of a connection that are followed at once."""
+OPEN_BYTES: Final = 262_144
+"""Bytes of their texts that are kept of a connection. Of further ones, the text is hashed at once."""
 INIT_BYTES: Final = 65_536
 """Bytes of a `connection_init` that `identify` is given."""
 REFUSED: Final = 1013
@@ -109,11 +114,13 @@ Entry = Frame | Identified | Closed
 
 @dataclass(slots=True)
 class _Open:
-    """An operation that runs."""
+    """An operation that runs. It may do so for days, so its message is not kept."""
 
     operation: Operation
-    frame: Frame
+    began: float
+    moment: int
     more: dict[str, Any]
+    size: int = 0
     tally: Tally = field(default_factory=Tally)
     first: float | None = None
 
@@ -126,6 +133,7 @@ class Session:
         self._describer = describer
         self._from = request_id, peer, headers
         self._open: dict[str, _Open] = {}
+        self._bytes = 0
         self._identified = Identified(None, known=True, refused=None, attempted=False, moment=0)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[AuditEvent]:
@@ -157,16 +165,16 @@ class Session:
         if not isinstance(message, dict):
             if frame.by == "client" and frame.cut:
                 # Nobody knows its id, so it cannot be followed.
-                yield self._end(_Open(Operation(failure=TOO_LARGE), frame, {}), "refused", frame.at)
+                yield self._end(_Open(Operation(failure=TOO_LARGE), frame.at, frame.moment, {}), "refused", frame.at)
             elif frame.cut:
                 self._cut(frame)
             return
-        kind, key = message.get("type"), str(message.get("id"))
+        kind, key = message.get("type"), _key(message.get("id"))
         if frame.by == "client":
             if kind in {"subscribe", "start"}:
                 yield from self._begin(key, message, frame)
             elif kind in {"complete", "stop"} and key in self._open:
-                yield self._end(self._open.pop(key), "stopped", frame.at)
+                yield self._end(self._take(key), "stopped", frame.at)
             return
         running = self._open.get(key)
         if running is None:
@@ -177,18 +185,27 @@ class Session:
         elif kind == "error":
             payload = message.get("payload")
             running.tally.add_errors(payload if isinstance(payload, list) else [payload])
-            yield self._end(self._open.pop(key), "errors", frame.at)
+            yield self._end(self._take(key), "errors", frame.at)
         elif kind == "complete":
-            yield self._end(self._open.pop(key), "ok", frame.at)
+            yield self._end(self._take(key), "ok", frame.at)
 
     def _begin(self, key: str, message: dict[str, Any], frame: Frame) -> Iterator[AuditEvent]:
         if key in self._open:
             # `graphql-ws` ends the first one; `graphql-transport-ws` closes the connection.
-            yield self._end(self._open.pop(key), "stopped", frame.at)
+            yield self._end(self._take(key), "stopped", frame.at)
         if len(self._open) >= OPEN_OPERATIONS:
-            yield self._end(self._open.pop(next(iter(self._open))), "stopped", frame.at)
-        given = key[:_ID_CHARACTERS].encode("utf-8", "replace").decode()
-        self._open[key] = _Open(operation(message.get("payload")), frame, {"operation_id": given})
+            yield self._end(self._take(next(iter(self._open))), "stopped", frame.at)
+        given = str(message.get("id"))[:_ID_CHARACTERS].encode("utf-8", "replace").decode()
+        asked = operation(message.get("payload"))
+        if self._bytes + _size(asked) > OPEN_BYTES:
+            asked = short(asked)
+        self._open[key] = _Open(asked, frame.at, frame.moment, {"operation_id": given}, size=_size(asked))
+        self._bytes += _size(asked)
+
+    def _take(self, key: str) -> _Open:
+        running = self._open.pop(key)
+        self._bytes -= running.size
+        return running
 
     def _cut(self, frame: Frame) -> None:
         """Count a result that is too long to be read: its id is in its first or its last characters."""
@@ -207,20 +224,34 @@ class Session:
             running.more |= {"error_type": closed.error_type} if closed.error_type else {}
             yield self._end(running, closed.status, closed.at)
         self._open.clear()
+        self._bytes = 0
 
     def _end(self, running: _Open, status: Status, at: float) -> AuditEvent:
         answer = running.tally.answer(in_parts=True)
         if running.first is not None:
-            running.more["first_byte_ms"] = round((running.first - running.frame.at) * 1000, 3)
+            running.more["first_byte_ms"] = round((running.first - running.began) * 1000, 3)
         run = Run(
             operation=running.operation,
             answer=answer,
             status="errors" if status == "ok" and answer.errors else status,
-            started_at=running.frame.moment,
-            seconds=max(0.0, at - running.frame.at),
+            started_at=running.moment,
+            seconds=max(0.0, at - running.began),
             more=running.more,
         )
         return self._describer.executed(run, self._identified.caller, self._fields())
+
+
+def _key(identity: object) -> str:
+    """Return an operation's id, or a hash of one that is long: a client may choose any."""
+    text = str(identity)
+    if len(text) <= _ID_CHARACTERS:
+        return text
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _size(asked: Operation) -> int:
+    """Return about how many bytes an operation's texts take."""
+    return sum(getsizeof(text) for text in (asked.document, asked.document_id, asked.name) if text)
 
 
 def _payload(text: str) -> bytes:

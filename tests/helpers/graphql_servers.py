@@ -115,7 +115,7 @@ def strawberry_app(extensions: Iterable[type[SchemaExtension]] = ()) -> Any:
     return StrawberryApp(schema, multipart_uploads_enabled=True, subscription_protocols=protocols)
 
 
-def ariadne_app() -> Any:
+def ariadne_app(handler: type[AuditHTTPHandler] = AuditHTTPHandler) -> Any:
     """Return Ariadne's ASGI application."""
     query = ariadne.QueryType()
     query.set_field("users", lambda *_, first: [{"id": number} for number in range(first)])
@@ -137,7 +137,7 @@ def ariadne_app() -> Any:
     return AriadneGraphQL(
         schema,
         execute_get_queries=True,
-        http_handler=AuditHTTPHandler(subscription_handlers=[SSESubscriptionHandler()]),
+        http_handler=handler(subscription_handlers=[SSESubscriptionHandler()]),
         websocket_handler=GraphQLTransportWSHandler(),
     )
 

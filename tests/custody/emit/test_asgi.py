@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import re
@@ -19,14 +20,21 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, StreamingResponse
 
-from custody.emit import describe
+from custody.emit import describe, notes
 from custody.emit.address import Proxies
+from custody.emit.ariadne import AuditHTTPHandler
 from custody.emit.asgi import AuditMiddleware
-from custody.emit.callers import CONNECTION_INIT, Caller, Failure, Identity
+from custody.emit.builders import own
+from custody.emit.callers import CONNECTION_INIT, Caller, Failure, Identity, without_keys
 from custody.emit.notes import Note, add_note
+from custody.emit.operations import Operation
 from custody.emit.queue import Limits
+from custody.emit.quiet import QuietLog
+from custody.emit.strawberry import AuditExtension
 from custody.errors import ConfigurationError
 from tests.helpers.collecting import CollectingWriter
+from tests.helpers.graphql_servers import ariadne_app, strawberry_app
+from tests.helpers.growth import check_growth
 from tests.helpers.serving import serving
 
 Message = MutableMapping[str, Any]
@@ -529,16 +537,129 @@ def test_the_writer_is_closed_when_the_server_ends(known: bool) -> None:
     assert order == ["application"] * known
 
 
-def test_a_start_that_fails_stays_one() -> None:
-    """An application that raises while it starts is not taken for one that knows no lifespan."""
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("steps", ["", "r", "rs", "rsr", "rsrs", "s"])
+def test_the_writer_is_closed_whatever_the_application_does(steps: str, fails: bool) -> None:
+    """It returns or raises at any step: the server gets all it waits for, and the writer is closed at the end."""
+    types = iter(("lifespan.startup.complete", "lifespan.shutdown.complete"))
 
-    async def fails(_: Any, receive: Any, __: Any) -> None:
+    async def stops(_: Any, receive: Any, send: Any) -> None:
+        for step in steps:
+            await (receive() if step == "r" else send({"type": next(types)}))
+        if fails:
+            raise KeyError("method")
+
+    app, writer = audited(stops)
+    writer.write(own("order.paid"))
+    with contextlib.suppress(KeyError):
+        sent = asyncio.run(call(app, {"type": "lifespan"}, {"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}))
+        assert [message["type"] for message in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert [json.loads(line)["event_type"] for line in writer.lines][-1] == "emitter_stopped"
+
+
+def test_an_application_that_ignores_the_lifespan_is_served_and_closed() -> None:
+    """Over a real server: `if scope["type"] != "http": return`."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await answer(scope, receive, send)
+
+    app, writer = audited(application)
+    with serving(app) as url:
+        assert httpx.post(f"{url}/graphql", content=BODY).status_code == 200
+    types = [json.loads(line)["event_type"] for line in writer.lines]
+    assert types == ["emitter_started", "query_executed", "emitter_stopped"]
+
+
+def test_a_start_that_the_application_calls_failed_stays_one() -> None:
+    """The server must not go on then: Starlette says it, and raises."""
+
+    async def fails(_: Any, receive: Any, send: Any) -> None:
         await receive()
+        await send({"type": "lifespan.startup.failed"})
         raise ValueError
 
     app, _ = audited(fails)
     with pytest.raises(ValueError):  # noqa: PT011
         asyncio.run(call(app, {"type": "lifespan"}, {"type": "lifespan.startup"}))
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "kept"),
+    [
+        ([(b"x-shop-key", KEY.encode())], b"", False),
+        ([(b"X-Shop", f"key {KEY}".encode())], b"", False),
+        ([(b"x-shop", f'Token token="{KEY}", realm=shop'.encode())], b"", False),
+        ([(b"cookie", f"a=b; session={KEY}".encode())], b"", False),
+        ([], f"key={KEY}".encode(), False),
+        ([], f"a=b&{KEY}".encode(), False),
+        ([], b"k=" + "".join(f"%{ord(char):02x}" for char in KEY).encode(), False),
+        ([(b"x-consumer-id", KEY.encode())], b"", True),
+        ([(b"authorization", f"Bearer {KEY}.the-secret-part".encode())], b"", True),
+        ([(b"x-request-id", KEY.encode())], b"a=b%20c", True),
+    ],
+)
+def test_a_key_from_anywhere_is_no_id(headers: list[tuple[bytes, bytes]], query: bytes, kept: bool) -> None:
+    """Whatever header a shop has for its keys, or the address: the hook may take it for the id."""
+    expected = KEY if kept else "[redacted]"
+    assert without_keys(Identity(KEY), headers, query) == Identity(expected)
+    assert without_keys(Failure(f"no such key: {KEY}", KEY), headers, query).api_key_id == expected  # type: ignore[union-attr]
+    app, writer = audited(identify=lambda _: Identity(KEY))
+    asyncio.run(call(app, scope_of(headers=[*JSON, *((n.lower(), v) for n, v in headers)], query_string=query)))
+    assert writer.one()["api_key_id"] == expected
+
+
+def test_notes_are_matched_in_linear_time() -> None:
+    """A batch whose notes come in another order belongs together, and twice as many take twice as long."""
+
+    def shuffled(size: int) -> tuple[list[Operation], list[Note]]:
+        texts = [f"{{ users(first: {number}) {{ id }} }}" for number in range(size)]
+        return [Operation(document=text) for text in texts], [Note(f" {text}\n") for text in reversed(texts)]
+
+    pairs = describe._with_notes(*shuffled(50))
+    assert all(note and note.document and note.document.strip() == asked.document for asked, note in pairs)
+    check_growth(lambda data: describe._with_notes(*shuffled(len(data) // 100)), bytes)
+
+
+class _Raises(AuditExtension):
+    def complexity(self) -> int | None:
+        raise ValueError(KEY)
+
+
+class _Negative(AuditExtension):
+    def complexity(self) -> int | None:
+        return -1
+
+
+class _Text(AuditHTTPHandler):
+    def complexity(self, *_: Any) -> Any:
+        return KEY
+
+
+class _AlsoRaises(AuditHTTPHandler):
+    def complexity(self, *_: Any) -> Any:
+        raise ValueError(KEY)
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        lambda: strawberry_app([_Raises]),
+        lambda: strawberry_app([_Negative]),
+        lambda: ariadne_app(_Text),
+        lambda: ariadne_app(_AlsoRaises),
+    ],
+)
+def test_a_complexity_that_fails_breaks_no_answer(
+    server: Callable[[], App], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client gets its data, the event custody's own complexity, and the log the reason without its text."""
+    monkeypatch.setattr(notes, "_quiet", QuietLog())
+    app, writer = audited(server())
+    sent = asyncio.run(call(app, scope_of(root_path="")))
+    assert json.loads(sent[1]["body"])["data"]["users"]
+    assert (writer.one()["complexity"], KEY in caplog.text) == (2, False)
+    assert "complexity" in caplog.text
 
 
 @pytest.mark.parametrize(

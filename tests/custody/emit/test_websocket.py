@@ -1,7 +1,9 @@
 """A WebSocket's messages as the writer's thread reads them: each operation is one event, whatever is sent."""
 
 import asyncio
+import gc
 import json
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,7 @@ from custody.emit.address import Peer, Proxies
 from custody.emit.asgi import AuditMiddleware
 from custody.emit.describe import Describer, Rules
 from custody.emit.queue import Limits
-from custody.emit.websocket import KEPT_BYTES, OPEN_OPERATIONS, Closed, Entry, Frame, Session
+from custody.emit.websocket import KEPT_BYTES, OPEN_BYTES, OPEN_OPERATIONS, Closed, Entry, Frame, Session
 from tests.helpers.collecting import CollectingWriter
 
 CLOSED = Closed("disconnected", None, None, 9.0)
@@ -90,6 +92,45 @@ def test_operations_that_are_never_ended_are_bounded() -> None:
     connection = session()
     assert len(list(connection.read(list(begin)))) == 10
     assert len(list(connection.read([CLOSED]))) == OPEN_OPERATIONS
+
+
+@pytest.mark.parametrize("payload", ["query", "documentId", "operationName", "variables", "id"])
+def test_what_open_operations_take_is_bounded(payload: str) -> None:
+    """A client that only begins, with long texts, keeps no more than the bound; each operation is an event."""
+
+    def begin(number: int) -> Frame:
+        text = f"{{ a }} # {number} " + "x" * 100_000
+        given: dict[str, Any] = {"query": "{ a }", payload: {"x": text} if payload == "variables" else text}
+        if payload in {"documentId", "operationName"}:
+            given["query"] = None if payload == "documentId" else "query A { a }"
+        return frame("client", {"type": "subscribe", "id": text if payload == "id" else number, "payload": given})
+
+    connection = session()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        assert [*connection.read([begin(0)])] == []
+        for number in range(1, 60):
+            assert [*connection.read([begin(number)])] == []
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < OPEN_BYTES + 200_000
+    finally:
+        tracemalloc.stop()
+    events = [event.fields for event in connection.read([CLOSED])]
+    assert len(events) == 60
+    if payload == "query":
+        assert len({event["document_hash"] for event in events}) == 60
+
+
+def test_the_bound_is_of_what_runs_now() -> None:
+    """What has ended gives its bytes back: the texts of later operations are parsed again."""
+    connection = session()
+    text = "{ a } #" + "x" * (OPEN_BYTES // 2)
+    for number in range(10):
+        begin = frame("client", {"type": "subscribe", "id": number, "payload": {"query": text}})
+        (event,) = connection.read([begin, frame("server", {"type": "complete", "id": number})])
+        assert event.fields["query_hash_of"] == "failure"
+    assert connection._bytes == 0
 
 
 @pytest.fixture
