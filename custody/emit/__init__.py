@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from custody.emit.address import Proxies as Proxies
     from custody.emit.archive import ArchiveWriter as ArchiveWriter
+    from custody.emit.asgi import AuditMiddleware as AuditMiddleware
     from custody.emit.builders import AuditEvent as AuditEvent
     from custody.emit.builders import api_key_operation as api_key_operation
     from custody.emit.builders import auth_attempt as auth_attempt
@@ -17,26 +19,35 @@ if TYPE_CHECKING:
     from custody.emit.builders import own as own
     from custody.emit.builders import query_executed as query_executed
     from custody.emit.builders import security_event as security_event
+    from custody.emit.callers import Failure as Failure
+    from custody.emit.callers import Identity as Identity
     from custody.emit.elasticsearch import ElasticsearchWriter as ElasticsearchWriter
     from custody.emit.errors import AuditError as AuditError
     from custody.emit.kafka import KafkaWriter as KafkaWriter
     from custody.emit.multi import MultiWriter as MultiWriter
     from custody.emit.queue import Limits as Limits
+    from custody.emit.receive import receiver as receiver
     from custody.emit.redact import Redaction as Redaction
     from custody.emit.writer import AsyncWriter as AsyncWriter
     from custody.emit.writer import AuditWriter as AuditWriter
     from custody.emit.writer import Options as Options
 
 __all__ = [
+    "address",
     "archive",
+    "ariadne",
+    "asgi",
     "builders",
+    "callers",
     "elasticsearch",
     "errors",
     "kafka",
     "metrics",
     "multi",
     "queue",
+    "receive",
     "redact",
+    "strawberry",
     "writer",
 ]
 
@@ -45,12 +56,16 @@ _MODULES = {
     "AsyncWriter": "writer",
     "AuditError": "errors",
     "AuditEvent": "builders",
+    "AuditMiddleware": "asgi",
     "AuditWriter": "writer",
     "ElasticsearchWriter": "elasticsearch",
+    "Failure": "callers",
+    "Identity": "callers",
     "KafkaWriter": "kafka",
     "Limits": "queue",
     "MultiWriter": "multi",
     "Options": "writer",
+    "Proxies": "address",
     "Redaction": "redact",
     "api_key_operation": "builders",
     "auth_attempt": "builders",
@@ -58,6 +73,7 @@ _MODULES = {
     "config_change": "builders",
     "own": "builders",
     "query_executed": "builders",
+    "receiver": "receive",
     "security_event": "builders",
 }
 """Where each name is."""

@@ -26,6 +26,8 @@ from typing import Final, Literal
 from custody.emit.request import Headers, header_lines
 from custody.errors import ConfigurationError
 
+__all__ = ["Client", "Proxies"]
+
 Source = Literal["forwarded", "xff", "peer", "unknown"]
 Header = Literal["forwarded", "x-forwarded-for"]
 

@@ -13,6 +13,8 @@ from graphql.utilities import get_operation_ast
 
 from custody.emit.notes import Note, add_note, rows_of
 
+__all__ = ["AuditHTTPHandler"]
+
 
 class AuditHTTPHandler(GraphQLHTTPHandler):
     """Adds a note to the request's events for each operation."""

@@ -26,6 +26,8 @@ from custody.emit.websocket import Connection
 from custody.emit.writer import QueuedWriter
 from custody.errors import ConfigurationError
 
+__all__ = ["AuditMiddleware"]
+
 ANSWER_BYTES: Final = 262_144
 """Bytes of an answer that are read for its rows and errors. Of a longer one, the rows in its begin are counted."""
 IDENTIFY_SECONDS: Final = 5.0
@@ -159,8 +161,8 @@ class AuditMiddleware:
             error = raised
             raise
         finally:
-            ended, error = error, None
-            await connection.end(ended)
+            closed, error = connection.closed(error), None
+            await connection.end(closed)
 
     def _audits(self, scope: Scope) -> bool:
         """Return whether a path is the GraphQL server's, or below it: a mounted application serves all of that."""

@@ -10,6 +10,8 @@ from strawberry.extensions import SchemaExtension
 
 from custody.emit.notes import Note, add_note, rows_of
 
+__all__ = ["AuditExtension"]
+
 
 class AuditExtension(SchemaExtension):
     """Adds a note to the request's events for each operation."""

@@ -308,18 +308,19 @@ class Connection:
         if len(self._entries) >= SENT_MESSAGES or self._bytes >= SENT_BYTES or any(end in head for end in _ENDS):
             self._pass_on()
 
-    async def end(self, error: BaseException | None) -> None:
+    async def end(self, closed: Closed) -> None:
         """Identify the caller if that was not done, and pass the rest on."""
         try:
             if not self._asked:
                 await self._identify(refused=self._closed_with is not None and self._closed_with >= 4000)
         finally:
-            self._entries.append(self._closed(error))
+            self._entries.append(closed)
             entries, self._entries = self._entries, []
             session = self._session
             self._outlet.put_last(lambda: session.read(entries), self._bytes)
 
-    def _closed(self, error: BaseException | None) -> Closed:
+    def closed(self, error: BaseException | None) -> Closed:
+        """Return how the connection has ended, by what the application raised."""
         status: Status = "cancelled"
         if self._disconnected:
             status = "disconnected"

@@ -1,55 +1,31 @@
-"""A writer whose sink collects lines: all of custody's own way, and nothing behind it. It cannot show a slow broker."""
+"""A writer that keeps the events of a server under test: all of custody's own way, with a sink in memory behind it."""
 
 import json
-import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from custody.emit.errors import Kind
 from custody.emit.queue import Limits
-from custody.emit.quiet import QuietLog
-from custody.emit.sink import Report, Sink
-from custody.emit.writer import Options, QueuedWriter
+from custody.emit.writer import Options
+from tests.helpers.emitting import MemoryWriter
 
 _MARKERS = ("emitter_started", "emitter_stopped")
 
 
-class _Collecting:
-    def __init__(self, lines: list[bytes], opened: threading.Event) -> None:
-        self._lines, self._opened = lines, opened
-
-    def send(self, lines: Sequence[bytes], report: Report) -> int:
-        if not self._opened.is_set():
-            return 0
-        self._lines += lines
-        for line in lines:
-            report(line, "delivered")
-        return len(lines)
-
-    def poll(self, seconds: float) -> None:
-        if not self._opened.is_set():
-            self._opened.wait(seconds)
-
-    def close(self, seconds: float) -> None:
-        """Nothing is on its way."""
-
-
-class CollectingWriter(QueuedWriter):
-    """Collects the lines that it sends."""
-
-    kind: Kind = "Kafka"
+class CollectingWriter(MemoryWriter):
+    """Keeps the lines that it sends. While its sink is `away`, its queue fills."""
 
     def __init__(self, queue: Limits | None = None) -> None:
-        """Collect from now on."""
-        self.lines: list[bytes] = []
-        self.opened = threading.Event()
-        self.opened.set()
+        """Keep lines from now on."""
         super().__init__(Options(service="shop", queue=queue or Limits(), on_full="fail"))
+        self.lines = self.sink.delivered
 
-    def open_sink(self, quiet: QuietLog) -> Sink:  # noqa: ARG002
-        """Return the list as a sink."""
-        return _Collecting(self.lines, self.opened)
+    def fill(self) -> None:
+        """Let the sink take nothing, and fill the queue, so that a request finds no room."""
+        self.sink.away = True
+        # The worker takes from the queue until it has to hold a line itself.
+        while self.reserve():
+            self.submit(list, 1, reserved=True)
+            self.flush(0.02)
 
     def events(self) -> list[dict[str, Any]]:
         """Return the events that have come, but for the markers of the source."""

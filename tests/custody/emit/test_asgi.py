@@ -4,9 +4,11 @@ import asyncio
 import base64
 import json
 import logging
+import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, StreamingResponse
 
+from custody.emit import describe
 from custody.emit.address import Proxies
 from custody.emit.asgi import AuditMiddleware
 from custody.emit.callers import CONNECTION_INIT, Caller, Failure, Identity
@@ -280,11 +283,7 @@ def test_a_unix_socket_needs_hops(tmp_path: Path) -> None:
 def full_queue(**options: Any) -> tuple[AuditMiddleware, CollectingWriter]:
     """Return an application whose writer's queue has no room, since nothing takes from it."""
     app, writer = audited(queue=Limits(events=2), **options)
-    writer.opened.clear()
-    # The sink takes nothing, so the worker soon holds what it has, and the rest stays in the queue.
-    while writer.reserve():
-        writer.submit(list, 1, reserved=True)
-        writer.flush(0.02)
+    writer.fill()
     return app, writer
 
 
@@ -310,7 +309,7 @@ def test_serve_counts_what_has_no_event(caplog: pytest.LogCaptureFixture) -> Non
     assert writer.counters()["dropped"] == dropped + 3
     assert app.counters() == {"refused_requests": 0, "unaudited_requests": 3}
     assert len([r for r in caplog.records if "no audit event" in r.message]) == 1
-    writer.opened.set()
+    writer.sink.away = False
 
 
 def test_refuse_does_not_run_what_it_cannot_audit() -> None:
@@ -331,7 +330,7 @@ def test_refuse_does_not_run_what_it_cannot_audit() -> None:
     closed = asyncio.run(call(app, scope_of(type="websocket"), {"type": "websocket.connect"}))
     assert closed == [{"type": "websocket.close", "code": 1013}]
     assert asyncio.run(call(app, scope_of(path="/other")))[0]["status"] == 200
-    writer.opened.set()
+    writer.sink.away = False
 
 
 def test_refuse_gives_each_place_back() -> None:
@@ -515,3 +514,54 @@ def test_the_payload_of_connection_init_does_not_stay() -> None:
     message = {"type": "websocket.receive", "text": json.dumps({"type": "connection_init", "payload": {"token": KEY}})}
     asyncio.run(call(app, scope, {"type": "websocket.connect"}, message))
     assert KEY not in repr(scope)
+
+
+def signatures(app: AuditMiddleware, writer: CollectingWriter, *queries: str) -> list[bool]:
+    """Send queries, and return which of their events have a signature."""
+    for query in queries:
+        asyncio.run(call(app, scope_of(), {"type": "http.request", "body": json.dumps({"query": query}).encode()}))
+    return ["query_signature" in event for event in writer.take(len(queries))]
+
+
+def test_trap_17_signatures_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hostile queries, each another, take no more memory: what was forgotten comes again."""
+    monkeypatch.setattr("custody.emit.signatures.SIGNATURES", 2)
+    app, writer = audited()
+    assert signatures(app, writer, "{a}", "{b}", "{a}", "{c}", "{a}", "{b}") == [True, True, False, True, False, True]
+
+
+def test_signatures_come_again_on_the_next_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So each day's events can be read by themselves; and not at all where nobody wants them."""
+    app, writer = audited()
+    assert signatures(app, writer, "{a}", "{a}") == [True, False]
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "datetime":  # type: ignore[override]
+            return datetime.now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr("custody.emit.signatures.datetime", Tomorrow)
+    assert signatures(app, writer, "{a}", "{a}") == [True, False]
+    app, writer = audited(signatures="never")
+    assert signatures(app, writer, "{a}") == [False]
+
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "middleware.md").read_text()
+
+
+def test_the_pages_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who copies it gets a middleware; nothing is connected before the first event."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"app": answer}
+    exec(PAGE.partition("```python\n")[2].partition("```")[0], names)  # noqa: S102
+    assert isinstance(names["app"], AuditMiddleware)
+    names["writer"].close(0)
+
+
+def test_the_page_has_each_field() -> None:
+    """A field that an event has and the page does not is one that nobody can use."""
+    folder = Path(describe.__file__).parent
+    names = set(re.findall(r'"([a-z][a-z_]+)":', (folder / "describe.py").read_text()))
+    names |= {"operation_id", "close_code", "identify_failed"}
+    assert len(names) > 25
+    assert sorted(name for name in names if f"`{name}`" not in PAGE) == []

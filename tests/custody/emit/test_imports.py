@@ -19,6 +19,7 @@ CLIENTS = {"confluent_kafka", "elasticsearch", "opentelemetry", "prometheus_clie
         ("import custody.emit", "msgspec"),
         ("from custody.emit import Options, AsyncWriter, AuditError, query_executed, own", "msgspec"),
         ("from custody.emit import MultiWriter; import custody.emit.metrics", "msgspec"),
+        ("from custody.emit import AuditMiddleware, Failure, Identity, Proxies", "msgspec"),
         ("from custody.emit import KafkaWriter", "confluent_kafka"),
         ("from custody.emit import ElasticsearchWriter", "elasticsearch"),
     ],

@@ -96,19 +96,16 @@ def test_operations_that_are_never_ended_are_bounded() -> None:
 def full() -> Iterator[tuple[AuditMiddleware, CollectingWriter]]:
     """A middleware whose writer's queue is full until it is opened."""
     writer = CollectingWriter(Limits(events=2))
-    writer.opened.clear()
 
     async def listens(_: Any, receive: Any, send: Any) -> None:
         while (message := await receive())["type"] != "websocket.disconnect":
             if "opens" in message.get("text", ""):
-                writer.opened.set()
+                writer.sink.away = False
             await send({"type": "websocket.send", "text": "{}"})
 
-    while writer.reserve():
-        writer.submit(list, 1, reserved=True)
-        writer.flush(0.02)
+    writer.fill()
     yield AuditMiddleware(listens, writer), writer
-    writer.opened.set()
+    writer.sink.away = False
 
 
 def talk(app: AuditMiddleware, texts: list[str], pause: float = 0.0) -> None:
