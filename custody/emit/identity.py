@@ -27,7 +27,7 @@ _DRAWN_IDS = 256
 
 
 class _Ids:
-    """What ids are made of: the last one's time and counter, and random bytes that no id has had yet.
+    """What ids are made of: the last one's time and counter, and random numbers that no id has had yet.
 
     Time and counter are one number that only grows: 48 bits of milliseconds and 12 of a counter.
     """
@@ -35,7 +35,7 @@ class _Ids:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last = 0
-        self._random: Iterator[bytes] = iter(())
+        self._random: Iterator[int] = iter(())
         os.register_at_fork(after_in_child=self._begin_child)
 
     def _begin_child(self) -> None:
@@ -51,19 +51,20 @@ class _Ids:
         """
         milliseconds = time.time_ns() // 1_000_000
         with self._lock:
-            drawn = int.from_bytes(next(self._random, b"") or self._draw())
+            drawn = next(self._random, None) or self._draw()
             # The counter begins in its lower half: 2,048 ids at least fit into a millisecond before the next is used.
             now = milliseconds << _COUNTER_BITS | (drawn >> 64) % _HALF_COUNTER
             self._last = now if milliseconds > self._last >> _COUNTER_BITS else self._last + 1
             return self._last, drawn & (1 << 62) - 1
 
-    def _draw(self) -> bytes:
-        """Draw bytes for many ids, and return those of the next.
+    def _draw(self) -> int:
+        """Draw random numbers for many ids, and return the next one's.
 
         While the system is asked, other threads run: for each id, a request would wait for the writer's thread.
         """
         drawn = os.urandom(_DRAWN_BYTES * _DRAWN_IDS)
-        self._random = iter([drawn[at : at + _DRAWN_BYTES] for at in range(0, len(drawn), _DRAWN_BYTES)])
+        starts = range(0, len(drawn), _DRAWN_BYTES)
+        self._random = iter([int.from_bytes(drawn[at : at + _DRAWN_BYTES]) for at in starts])
         return next(self._random)
 
 
@@ -77,9 +78,8 @@ def uuid7() -> str:
     processes make the same id.
     """
     moment, random = _ids.next()
-    high = (moment >> _COUNTER_BITS) << 16 | 0x7000 | moment & 0xFFF
-    low = 1 << 63 | random
-    text = f"{high:016x}{low:016x}"
+    value = (moment >> _COUNTER_BITS) << 80 | 7 << 76 | (moment & 0xFFF) << 64 | 1 << 63 | random
+    text = value.to_bytes(16).hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
