@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from custody.emit.kafka import KafkaWriter as KafkaWriter
     from custody.emit.multi import MultiWriter as MultiWriter
     from custody.emit.queue import Limits as Limits
+    from custody.emit.receive import receiver as receiver
     from custody.emit.redact import Redaction as Redaction
     from custody.emit.writer import AsyncWriter as AsyncWriter
     from custody.emit.writer import AuditWriter as AuditWriter
@@ -44,6 +45,7 @@ __all__ = [
     "metrics",
     "multi",
     "queue",
+    "receive",
     "redact",
     "strawberry",
     "writer",
@@ -71,6 +73,7 @@ _MODULES = {
     "config_change": "builders",
     "own": "builders",
     "query_executed": "builders",
+    "receiver": "receive",
     "security_event": "builders",
 }
 """Where each name is."""

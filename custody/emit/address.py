@@ -26,7 +26,7 @@ from typing import Final, Literal
 from custody.emit.request import Headers, header_lines
 from custody.errors import ConfigurationError
 
-__all__ = ["Proxies"]
+__all__ = ["Client", "Proxies"]
 
 Source = Literal["forwarded", "xff", "peer", "unknown"]
 Header = Literal["forwarded", "x-forwarded-for"]

@@ -44,6 +44,7 @@ class ArchiveWriter(QueuedWriter):
         *,
         seal_seconds: float = SEAL_SECONDS,
         seal_events: int = SEAL_EVENTS,
+        event_leaves: bool = False,
     ) -> None:
         """Set up. Nothing is connected before the first event.
 
@@ -52,6 +53,8 @@ class ArchiveWriter(QueuedWriter):
             options: how events are treated. A spool is needed.
             seal_seconds: how long events wait for a statement.
             seal_events: events after which they do not wait. A statement has at most one file of the spool, 8 MiB.
+            event_leaves: commit to each event of a batch, so that evidence of one shows no other. The keyring needs a
+                leaf secret for it.
 
         Raises:
             AuditError: there is no spool, or its folder cannot be used.
@@ -59,7 +62,7 @@ class ArchiveWriter(QueuedWriter):
         """
         if options.spool is None:
             raise AuditError("Spool", _SPOOL_FIRST)
-        self._settings = settings
+        self._settings, self._event_leaves = settings, event_leaves
         self.gather = Gather(seal_seconds, seal_events)
         super().__init__(options)
         open_store(settings.archive, settings.s3).close()
@@ -68,7 +71,7 @@ class ArchiveWriter(QueuedWriter):
 
     def open_sink(self, quiet: QuietLog) -> Sink:
         """Return the end of this process's log, which is begun with the first events."""
-        return ArchiveSink(Sealer(self._settings, str(self._source), quiet), quiet)
+        return ArchiveSink(Sealer(self._settings, str(self._source), quiet, event_leaves=self._event_leaves), quiet)
 
 
 _Lines = Sequence[tuple[bytes, Report]]

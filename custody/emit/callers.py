@@ -14,7 +14,7 @@ from custody.emit.graphql import clean_name
 from custody.emit.request import Headers
 from custody.emit.secret_text import REDACTED
 
-__all__ = ["CONNECTION_INIT", "Failure", "Identity"]
+__all__ = ["CONNECTION_INIT", "Caller", "Failure", "Identify", "Identity"]
 
 CONNECTION_INIT: Final = "custody.connection_init"
 """Where `identify` finds the payload of a WebSocket's `connection_init` in the scope."""

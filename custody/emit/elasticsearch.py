@@ -48,6 +48,10 @@ _OURS: Final[Mapping[str, object]] = {"max_retries": 0, "retry_on_timeout": Fals
 """What fails is sent again by the writer, also after a restart."""
 _TAKEN: Final = frozenset({200, 201, 409})
 _TOO_LARGE, _BAD = 413, 400
+_REMEDIES: Final[Mapping[int, str]] = {
+    401: ", so check the client's API key or password",
+    403: ", so give the client the right to create documents there",
+}
 _OF_DOCUMENT: Final = frozenset(
     {"document_parsing_exception", "mapper_parsing_exception", "strict_dynamic_mapping_exception"}
 )
@@ -218,7 +222,7 @@ class _Bulk:
         except ApiError as error:
             status = error.meta.status
             if status != _TOO_LARGE:
-                return self._all_failed(lines, f"status {status}")
+                return self._all_failed(lines, f"status {status}{_REMEDIES.get(status, '')}")
             if len(lines) == 1:
                 self._warn(f"status {status}", f"an event of {len(lines[0]):,} bytes is too large")
                 return ["refused"]

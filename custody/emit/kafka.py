@@ -75,7 +75,10 @@ class KafkaWriter(QueuedWriter):
 
 
 class _Lines:
-    """A logger for librdkafka, whose lines come often while a broker is away."""
+    """A logger for librdkafka, whose lines come often while a broker is away or starts.
+
+    The sink warns of what that means for events. So below an error its lines are of the level INFO.
+    """
 
     def __init__(self, quiet: QuietLog) -> None:
         self._quiet = quiet
@@ -83,7 +86,8 @@ class _Lines:
     def log(self, level: int, message: str, *arguments: object) -> None:
         """Log a line at most once a minute for each kind."""
         text = legible(message % arguments if arguments else message)
-        self._quiet.log(min(level, logging.WARNING), f"librdkafka {text.partition(' ')[0]}", f"librdkafka: {text}")
+        shown = level if level >= logging.ERROR else min(level, logging.INFO)
+        self._quiet.log(shown, f"librdkafka {text.partition(' ')[0]}", f"librdkafka: {text}")
 
 
 class KafkaSink:

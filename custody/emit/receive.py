@@ -46,6 +46,8 @@ from custody.errors import ConfigurationError, FormatError
 from custody.format.limits import EVENT_DEPTH, MIB
 from custody.format.strict_json import check_depth, unique
 
+__all__ = ["Receiver", "receiver"]
+
 BODY_BYTES: Final = MIB
 ENTRIES: Final = 1_000
 REQUESTS: Final = 8

@@ -33,6 +33,7 @@ from custody.errors import CustodyError, Fenced, HeadRollback
 from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
+from custody.format.leaves import LeafMaker
 from custody.format.manifest import DIRECT, LogId
 from custody.keys.signers import Signers
 from custody.keys.trust import Trust
@@ -99,15 +100,16 @@ class Sealer:
         has_begun: whether the log is in the archive.
     """
 
-    def __init__(self, settings: Settings, source: str, quiet: QuietLog) -> None:
+    def __init__(self, settings: Settings, source: str, quiet: QuietLog, *, event_leaves: bool = False) -> None:
         """Set up. Nothing is opened.
 
         Args:
             settings: the archive and the keys.
             source: this process, as its events name it.
             quiet: for what goes wrong.
+            event_leaves: commit to each event of a batch, where the keys have a secret for it.
         """
-        self._settings, self._source, self._quiet = settings, source, quiet
+        self._settings, self._source, self._quiet, self._event_leaves = settings, source, quiet, event_leaves
         self._writer_name = writer_name()
         self._opened: _Opened | None = None
         self._name = log_name(source)
@@ -161,7 +163,7 @@ class Sealer:
                 fresh.append(line)
         position = opened.writer.next_offset or 0
         self._doubtful = position, fresh
-        self._append(opened.writer, position, fresh)
+        self._append(opened, position, fresh)
         self._doubtful = None
         self._archived.clear()
         self._note(opened)
@@ -171,14 +173,16 @@ class Sealer:
                 self._cover(opened)
         self._plan(opened)
 
-    def _append(self, writer: LogWriter, position: int, lines: Sequence[bytes]) -> None:
+    def _append(self, opened: _Opened, position: int, lines: Sequence[bytes]) -> None:
         now = time.time_ns() // 1_000_000
+        writer, secret = opened.writer, opened.signers.leaves
         assembler = Assembler(
             position,
             batch_events=BATCH_EVENTS,
             segment_bytes=limits.SEGMENT_BYTES,
             level=LEVEL,
             number=writer.next_batch,
+            leaves=LeafMaker(secret, opened.archive.id, str(writer.log)) if self._event_leaves and secret else None,
             own_types=self._settings.events.own_types,
         )
         records = [_Record(position + index, line, now) for index, line in enumerate(lines)]

@@ -142,7 +142,10 @@ class Spool:
 
     def counters(self) -> dict[str, int]:
         """Return what was spooled and replayed, and what was wrong on disk, as numbers for metrics."""
-        return {**self._counts, **self._seen, "waiting": self.waiting, "bytes": self._budget.used}
+        # What is not synced is no promise yet. Another thread may read too few, never too many.
+        pending = len(self._pending)
+        synced = max(0, self.waiting - pending)
+        return {**self._counts, **self._seen, "waiting": synced, "bytes": self._budget.used}
 
     def append(self, lines: Sequence[bytes]) -> int:
         """Take lines, in order, until the bound is reached, and return how many. They are in memory until `sync`.
@@ -174,7 +177,7 @@ class Spool:
         self._check_open()
         if not self._pending:
             return
-        records, self._pending = self._pending, []
+        records = self._pending
         with explained(self._path, "write to it"):
             try:
                 heads = self._writer.commit(records)
@@ -182,6 +185,8 @@ class Spool:
                 self._budget.give_back()
                 self._waiting -= len(records)
                 raise
+            finally:
+                self._pending = []
         self._budget.synced(heads)
         self._counts["synced"] += len(records)
 

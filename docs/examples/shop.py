@@ -6,12 +6,8 @@ from pathlib import Path
 import strawberry
 from strawberry.asgi import GraphQL
 
-from custody.emit.asgi import AuditMiddleware
-from custody.emit.builders import own
-from custody.emit.callers import Caller, Failure, Identity
-from custody.emit.kafka import KafkaWriter
+from custody.emit import AuditMiddleware, Failure, Identity, KafkaWriter, Options, own
 from custody.emit.strawberry import AuditExtension
-from custody.emit.writer import Options
 
 KEYS = {"the-secret-of-ada": "key_ada"}  # a real shop has hashes of secrets, in a database
 ORDERS = ["a lamp", "a chair", "a table"]
@@ -22,7 +18,7 @@ writer = KafkaWriter(
 )
 
 
-def identify(scope: dict) -> Caller:
+def identify(scope: dict) -> Identity | Failure | None:
     """Return whose key a request has."""
     secret = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1").removeprefix("Bearer ")
     if not secret:

@@ -31,6 +31,8 @@ PIPES = {
     "tasks/drain/apart.py": {"stdout"},
     # Lines of JSON in ASCII: control characters are escapes in them.
     "custody/cli/log_lines.py": {"stderr", "stdout", "__stderr__"},
+    # An application's exit, whose logging may have ended: numbers, and the application's own path.
+    "custody/emit/writer.py": {"stderr"},
 }
 """Modules that use a stream themselves, and why."""
 PRINTS = {"print", "echo", "secho", "Console", "stdout", "stderr", "__stdout__", "__stderr__"}

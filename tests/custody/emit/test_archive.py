@@ -202,6 +202,18 @@ def test_a_log_that_somebody_else_writes_is_given_up(place: Place) -> None:
     assert {finding.finding for finding in report.findings} <= {"orphan"}
 
 
+def test_each_event_can_be_proven_alone(place: Place) -> None:
+    """With leaves, a batch commits to each of its events, and the verifier recomputes that."""
+    with place.writer(event_leaves=True) as writer:
+        for number in range(1_500):
+            writer.write(own("order.paid", number=number))
+        assert writer.flush(SECONDS) == 0
+    place.check()
+    (log,) = place.logs().values()
+    assert len(log.batches) >= 2
+    assert all(batch["leaves"] for batch in log.batches)
+
+
 def test_a_rotated_key_signs_on_for_nobody(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that runs for long opens its keys again, and signs with the newest."""
     monkeypatch.setattr(sealing, "RENEW_SECONDS", 0)

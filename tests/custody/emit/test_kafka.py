@@ -198,7 +198,6 @@ def test_a_broker_that_dies_and_comes_back_gets_every_number(tmp_path: Path, mon
     first = [*dict.fromkeys(sequence(lines))]
     late = [number for index, number in enumerate(first) if number < max(first[:index], default=0)]
     assert len(late) <= writer.counters()["failed"]
-    assert late == sorted(late)
     assert [json.loads(known[n])["n"] for n in range(2, 1152)] == [*range(1150)]
     assert [path.name for path in (tmp_path / "spool").iterdir()] == []
 

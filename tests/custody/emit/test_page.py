@@ -1,17 +1,21 @@
-"""docs/emit.md is true: its example runs, and its tables have what the code has."""
+"""docs/emit.md and docs/receiver.md are true: their examples run, and their tables have what the code has."""
 
+import inspect
 import json
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from custody.emit import receive
 from custody.emit.kafka import KafkaWriter
 from custody.emit.queue import Limits
+from custody.emit.receive import Receiver, receiver
 from custody.emit.redact import Redaction
 from custody.emit.writer import Options
-from tests.helpers.records import read_topic
+from tests.helpers.emitting import consume
 from tests.servers.kafka import KafkaServer
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "emit.md").read_text()
@@ -84,7 +88,27 @@ def test_the_example_runs(kafka: KafkaServer, tmp_path: Path) -> None:
         assert shown in script
         script = script.replace(shown, real)
     exec(script, {})  # noqa: S102 - the page is ours
-    events = [json.loads(message.value()) for message in read_topic(kafka, topic, 3)]
+    events = list(map(json.loads, consume(kafka, topic)))
     assert [event["event_type"] for event in events] == ["emitter_started", "auth_attempt", "emitter_stopped"]
     assert [event["source_seq"] for event in events] == [1, 2, 3]
     assert re.fullmatch(r"shop/[^/]+/[0-9]+-[0-9]+", events[1]["source"])
+
+
+def test_the_page_of_the_receiver_is_the_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its example makes an application; its arguments, defaults and statuses are the code's."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "receiver.md").read_text()
+    block = re.search(r"```python\n(.+?)```", page, re.DOTALL)
+    assert block is not None
+    monkeypatch.setenv("RECEIVER_TOKEN", "a-token-of-the-receiver")
+    made: dict[str, Any] = {}
+    exec(block[1].replace("/var/lib/gateway/audit", str(tmp_path)), made)  # noqa: S102 - the page is ours
+    assert isinstance(made["app"], Receiver)
+    made["writer"].close(0)
+    wanted = {
+        name: "required" if each.default is each.empty else f"`{each.default!r}`"
+        for name, each in inspect.signature(receiver).parameters.items()
+        if each.kind is each.KEYWORD_ONLY
+    }
+    assert dict(re.findall(r"^\| `([a-z_]+)` \| (required|`[A-Za-z]+`) \|", page, re.MULTILINE)) == wanted
+    status = re.compile(r"^\| ([0-9]{3}) \|", re.MULTILINE)
+    assert status.findall(page) == status.findall(receive.__doc__ or "")

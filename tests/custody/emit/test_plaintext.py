@@ -10,6 +10,7 @@ import gzip
 import json
 import logging
 import pickle
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
 from custody.emit.builders import own
 from custody.emit.entries import Entries
@@ -33,7 +35,6 @@ from tasks.settings import Settings
 from tests.helpers.audit import audit
 from tests.helpers.commands import Command
 from tests.helpers.corpus import EVENTS
-from tests.helpers.records import read_topic
 from tests.helpers.search import documents
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
@@ -131,6 +132,23 @@ def write_all(write: Callable[[Any], None]) -> int:
             # Its own frames have the event: a traceback of an error tracker shows them, and is the application's.
             check("an error", "".join(traceback.format_exception(error)) + repr(error) + str(pickle.dumps(error)))
     return taken
+
+
+def read_topic(kafka: KafkaServer, topic: str, count: int) -> list[Any]:
+    """Wait for so many records of a topic, and return all of them."""
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": topic, "enable.auto.commit": False})
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    records: list[Any] = []
+    deadline = time.monotonic() + 60
+    try:
+        while len(records) < count:
+            assert time.monotonic() < deadline, f"{len(records)} of {count} records"
+            for message in consumer.consume(count, 0.5):
+                assert message.error() is None
+                records.append(message)
+    finally:
+        consumer.close()
+    return records
 
 
 @pytest.mark.timeout(120)

@@ -5,8 +5,7 @@ import contextlib
 import http.client
 import json
 import logging
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,15 +16,14 @@ from hypothesis import strategies as st
 from custody.emit import receive, worker
 from custody.emit.address import NO_ADDRESS
 from custody.emit.builders import AuditEvent, own
-from custody.emit.errors import AuditError, Kind
+from custody.emit.errors import AuditError
 from custody.emit.queue import Limits
-from custody.emit.quiet import QuietLog
 from custody.emit.receive import BODY_BYTES, ENTRIES, Receiver, receiver
-from custody.emit.sink import Report, Sink
-from custody.emit.writer import Options, QueuedWriter
+from custody.emit.writer import Options
 from custody.errors import ConfigurationError
 from custody.format import events
 from tests.helpers.corpus import EVENTS
+from tests.helpers.emitting import MemoryWriter
 from tests.helpers.growth import SHAPES, check_growth
 from tests.helpers.serving import serving
 
@@ -52,47 +50,18 @@ ENTRY: dict[str, Any] = {
 """An `AuditEntry` of FraiseQL 2.18, as serde writes it."""
 
 
-class Collecting:
-    """A sink that keeps its lines, once it is open."""
-
-    def __init__(self, lines: list[dict[str, Any]], opened: threading.Event) -> None:
-        self.lines, self.opened = lines, opened
-
-    def send(self, lines: Sequence[bytes], report: Report) -> int:
-        if not self.opened.is_set():
-            return 0
-        for line in lines:
-            assert events.reason(line) is None
-            self.lines.append(json.loads(line))
-            report(line, "delivered")
-        return len(lines)
-
-    def poll(self, seconds: float) -> None:
-        self.opened.wait(seconds)
-
-    def close(self, seconds: float) -> None:
-        """Nothing is on its way."""
-
-
-class Collected(QueuedWriter):
-    """A writer that keeps its lines."""
-
-    kind: Kind = "Kafka"
+class Collected(MemoryWriter):
+    """A writer that keeps its lines, and would drop an event without room."""
 
     def __init__(self, queue: Limits | None = None) -> None:
-        self.lines: list[dict[str, Any]] = []
-        self.opened = threading.Event()
-        self.opened.set()
         super().__init__(Options(service="shop", queue=queue or Limits(), on_full="drop"))
 
-    def open_sink(self, quiet: QuietLog) -> Sink:  # noqa: ARG002
-        return Collecting(self.lines, self.opened)
-
     def take(self) -> list[dict[str, Any]]:
-        """Return what was written since the last call, without the markers of the source."""
+        """Return what was written since the last call, without the markers of the source. The drain takes all of it."""
         assert self.flush(10) == 0
-        taken, self.lines[:] = [line for line in self.lines if "emitter" not in line["event_type"]], []
-        return taken
+        lines, self.sink.delivered[:] = list(self.sink.delivered), []
+        assert [reason for line in lines if (reason := events.reason(line))] == []
+        return [event for event in map(json.loads, lines) if "emitter" not in event["event_type"]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -374,14 +343,14 @@ def test_while_the_queue_is_full_nothing_is_taken() -> None:
     """A full queue is 503 with a time to wait, also where the writer would drop; later all of it is taken, once."""
     writer = Collected(Limits(events=3))
     with serving(receiver(writer, token=TOKEN)) as url, httpx.Client(base_url=url) as server:
-        writer.opened.clear()
+        writer.sink.away = True
         answers = [server.post("/", json=[ENTRY] * 3, headers=BEARER) for _ in range(40)]
         accepted = [answer for answer in answers if answer.status_code == 202]
         full = [answer for answer in answers if answer.status_code == 503]
         assert len(accepted) + len(full) == 40
         assert full
         assert all(int(answer.headers["retry-after"]) > 0 for answer in full)
-        writer.opened.set()
+        writer.sink.away = False
         assert len(writer.take()) == 3 * len(accepted)
         assert post(server, [ENTRY])["accepted"] == 1
         assert writer.counters()["dropped"] == 0
@@ -399,7 +368,11 @@ def test_the_writer_is_closed_when_the_server_ends() -> None:
     app = receiver(writer, token=TOKEN)
     with serving(app) as url, httpx.Client(base_url=url) as server:
         post(server, [ENTRY])
-    assert [line["event_type"] for line in writer.lines] == ["emitter_started", "query_executed", "emitter_stopped"]
+    assert [json.loads(line)["event_type"] for line in writer.sink.delivered] == [
+        "emitter_started",
+        "query_executed",
+        "emitter_stopped",
+    ]
     assert call(app, json.dumps([ENTRY]).encode())[0] == 503
 
 
