@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final, Literal
 
+from custody.emit.address import Peer
 from custody.emit.notes import Note
 from custody.emit.operations import BODY_BYTES
 
@@ -60,8 +61,7 @@ class Exchange:
         self.method: str = scope["method"]
         self.query_string: bytes = scope.get("query_string", b"")
         self.headers = [pair for pair in scope["headers"] if pair[0] in KEPT_HEADERS]
-        client = scope.get("client")
-        self.peer: str | None = client[0] if client else None
+        self.peer = Peer.of(scope.get("client"), scope["headers"])
         self.request_id = request_id
         self.notes: list[Note] = []
         self.body: list[bytes] = []
