@@ -62,7 +62,7 @@ def test_events_arrive_in_order_also_the_largest_one(kafka: KafkaServer, tmp_pat
     assert sequence(lines) == [*range(1, 504)]
     assert {json.loads(line)["source"] for line in lines} == {source}
     assert max(map(len, lines)) > 1_000_000
-    assert list((tmp_path / "spool").iterdir()) == []
+    assert list((tmp_path / "spool").glob("*/*")) == []
 
 
 def test_a_batch_that_is_too_large_for_the_topic_takes_no_small_event_with_it(
@@ -223,7 +223,7 @@ def test_a_broker_that_dies_and_comes_back_gets_every_number(tmp_path: Path, mon
     late = [number for index, number in enumerate(first) if number < max(first[:index], default=0)]
     assert len(late) <= writer.counters()["failed"]
     assert [json.loads(known[n])["n"] for n in range(2, 1152)] == [*range(1150)]
-    assert [path.name for path in (tmp_path / "spool").iterdir()] == []
+    assert [path.name for path in (tmp_path / "spool").glob("*/*")] == []
 
 
 def _processor_time(call: Callable[[], None]) -> float:
