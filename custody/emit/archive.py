@@ -64,7 +64,7 @@ class ArchiveWriter(QueuedWriter):
             raise AuditError("Spool", _SPOOL_FIRST)
         self._settings, self._event_leaves = settings, event_leaves
         self.gather = Gather(seal_seconds, seal_events)
-        super().__init__(options)
+        super().__init__(options, settings.archive)
         open_store(settings.archive, settings.s3).close()
         if keyring_path(settings.keys) is not None:
             settings.signers(datetime.now(UTC)).hmac()

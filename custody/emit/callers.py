@@ -86,11 +86,12 @@ def without_keys(caller: Caller, headers: Headers, query_string: bytes = b"", co
     """
     if caller is None:
         return None
-    if not isinstance(caller, Identity | Failure):
+    if isinstance(caller, Identity):
+        if connection_init is None and not _may_show(caller.api_key_id, headers, query_string):
+            return caller
+    elif not isinstance(caller, Failure):
         raise TypeError
     identity = caller.api_key_id
-    if isinstance(caller, Identity) and connection_init is None and not _may_show(identity, headers, query_string):
-        return caller
     keys = {*_keys(headers), *_of_query(query_string), *_texts(connection_init)} - {""}
     shown = identity is not None and identity in keys
     if isinstance(caller, Identity):
@@ -102,16 +103,17 @@ def without_keys(caller: Caller, headers: Headers, query_string: bytes = b"", co
     return Failure(reason, REDACTED if shown else identity, caller.key_version, caller.key_age_days)
 
 
-def _may_show(identity: str | None, headers: Headers, query_string: bytes) -> bool:
+def _may_show(identity: str, headers: Headers, query_string: bytes) -> bool:
     """Return whether an id may be a key: a word of a header or of the address, or hidden there in base64."""
-    text = (identity or "").encode("latin-1", "replace")
-    if b"%" in query_string or b"+" in query_string or text in query_string:
+    text = identity.encode("latin-1", "replace")
+    if query_string and (b"%" in query_string or b"+" in query_string or text in query_string):
         return True
     for name, value in headers:
-        if (value[:6].lower() == b"basic " or text in value) and _may_have_key(name):
+        if (text in value or value[:6].lower() == b"basic ") and _may_have_key(name):
+            if value[:6].lower() == b"basic ":
+                return True
             # The begin of a key may be its id, as in `key-17.secret`.
-            following = {value[end : end + 1] for end in _ends(text, value)}
-            if value[:6].lower() == b"basic " or not following.isdisjoint(_WORD_ENDS):
+            if any(value[end : end + 1] in _WORD_ENDS for end in _ends(text, value)):
                 return True
     return False
 

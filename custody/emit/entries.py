@@ -9,7 +9,6 @@
 """
 
 import re
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -17,6 +16,7 @@ from uuid import UUID, uuid5
 from custody.emit.address import Peer, Proxies
 from custody.emit.builders import AuditEvent, own, query_executed
 from custody.emit.errors import AuditError
+from custody.emit.forks import ForkLock
 from custody.emit.graphql import Analysis, Analyzer, clean_name
 from custody.emit.identity import uuid7
 from custody.emit.operations import Operation, operation
@@ -42,7 +42,7 @@ class Entries:
         """Set up; `map_entry` is asked first."""
         self._map_entry = map_entry
         self._analyzer, self._texts = Analyzer(), SignatureTexts()
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
 
     def event(self, entry: object) -> AuditEvent:
         """Return the event of a decoded entry.
@@ -135,7 +135,7 @@ class Entries:
     def _analyze(self, document: object, name: object) -> tuple[Analysis, dict[str, Any]]:
         """Return the analysis of a query, and the further fields that it gives, as the middleware names them."""
         read: Operation = operation({"query": document, "operationName": name})
-        with self._lock:
+        with self._lock.here:
             analysis = self._analyzer.analyze(read)
             signature = self._texts.first(analysis)
         fields = {

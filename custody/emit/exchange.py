@@ -4,7 +4,7 @@ This is a request's own path: each method does as little as can be done. `custod
 """
 
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final, Literal
 
 from custody.emit.address import Peer
@@ -134,7 +134,7 @@ class Exchange:
         return 1_000 + BODY_BYTES + 1 - max(self._body_left, 0) + answer + headers + len(self.query_string)
 
 
-def with_request_id(headers: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
+def with_request_id(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
     """Return the headers of an answer with our request id, and without another."""
     kept = [pair for pair in headers if pair[0].lower() != REQUEST_ID]
     kept.append((REQUEST_ID, request_id.encode()))

@@ -37,21 +37,21 @@ class MultiWriter(AuditWriter):
             writers: by names of your choice, in the order in which they get each event. Closing this closes them.
 
         Raises:
-            ConfigurationError: there is none, or two have the same spool.
+            ConfigurationError: there is none, or two have the same spool and destination.
         """
         if not writers:
             raise ConfigurationError("a MultiWriter needs at least one writer")
         self.writers = dict(writers)
         spools = {
-            name: writer.options.spool.absolute()
+            name: writer.spool.absolute()
             for name, writer in writers.items()
-            if isinstance(writer, QueuedWriter) and writer.options.spool is not None
+            if isinstance(writer, QueuedWriter) and writer.spool is not None
         }
         for first, second in combinations(spools, 2):
             if spools[first] == spools[second]:
                 raise ConfigurationError(
-                    f"the writers {first} and {second} have the same spool, and each would send what the other one"
-                    " left: give each a folder of its own"
+                    f"the writers {first} and {second} have the same spool and destination, and each would send what the"
+                    " other one left: give each a folder of its own"
                 )
 
     def write(self, event: AuditEvent | CheckedLine) -> None:

@@ -1,7 +1,7 @@
 """The bounded queue between an application's threads and a writer's one thread.
 
-Appending is all that a request waits for. The queue is bounded in items and in bytes, and counts what it drops, so that
-the numbers of dropped events can be left out.
+Appending is all that a request waits for. The queue is bounded in items and in bytes. Where events are dropped it has a
+mark, so that their numbers can be left out there.
 
 Python may call a destructor or a signal's handler inside of any method here, on the same thread. If that writes an
 event too, it must not wait for itself: so the lock may be taken twice, and the thread is woken by a SimpleQueue.
@@ -24,6 +24,13 @@ Build = Callable[[], Iterable[AuditEvent]]
 Item = CheckedLine | Build
 
 
+@dataclass(slots=True)
+class Dropped:
+    """A mark in the queue: so many events were dropped between the items before and behind it."""
+
+    events: int
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How much a queue takes.
@@ -44,8 +51,8 @@ class Queue:
         """Set up an empty queue."""
         self._limits = limits
         self._lock = threading.RLock()
-        self._items: deque[tuple[Item, int]] = deque()
-        self._bytes = self._reserved = self._dropped = self._taken = 0
+        self._items: deque[tuple[Item | Dropped, int]] = deque()
+        self._waits = self._bytes = self._reserved = self._taken = 0
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._waiting = False
@@ -53,14 +60,14 @@ class Queue:
         self.written = self.dropped = 0
 
     def __len__(self) -> int:
-        """Return how many items wait."""
-        return len(self._items)
+        """Return how many items wait. Marks are none."""
+        return self._waits
 
     @property
     def open_items(self) -> int:
         """Items that wait, or were taken and are not passed on."""
         with self._lock:
-            return len(self._items) + self._taken
+            return self._waits + self._taken
 
     @property
     def bytes(self) -> int:
@@ -81,6 +88,7 @@ class Queue:
             if self.closed or not (reserved or self.has_room(size)):
                 return False
             self._items.append((item, size))
+            self._waits += 1
             self._bytes += size
             self.written += 1
         if self._waiting:
@@ -102,22 +110,31 @@ class Queue:
             self._reserved = max(self._reserved - 1, 0)
 
     def drop(self, events: int = 1) -> None:
-        """Count events that are not written, though they happened. Their numbers are left out."""
+        """Count events that are not written, though they happened. Their numbers are left out here."""
         with self._lock:
-            self._dropped += events
             self.dropped += events
+            last = self._items[-1][0] if self._items else None
+            if isinstance(last, Dropped):
+                # So there are never more marks than items.
+                last.events += events
+            else:
+                self._items.append((Dropped(events), 0))
 
-    def take(self, most: int) -> tuple[list[Item], int]:
-        """Remove the oldest items, and return them with how many events were dropped since the last call.
+    def take(self, most: int) -> list[Item | Dropped]:
+        """Remove the oldest items, with the marks between and behind them, and return them.
 
         They count as open until `passed_on`.
         """
         with self._lock:
-            taken = [self._items.popleft() for _ in range(min(most, len(self._items)))]
-            self._bytes -= sum(size for _, size in taken)
-            self._taken = len(taken)
-            dropped, self._dropped = self._dropped, 0
-        return [item for item, _ in taken], dropped
+            taken: list[Item | Dropped] = []
+            self._taken = 0
+            while self._items and (self._taken < most or isinstance(self._items[0][0], Dropped)):
+                item, size = self._items.popleft()
+                taken.append(item)
+                self._bytes -= size
+                self._taken += not isinstance(item, Dropped)
+            self._waits -= self._taken
+        return taken
 
     def passed_on(self) -> None:
         """Count what was taken as no longer here: somebody else counts it now."""
@@ -126,7 +143,7 @@ class Queue:
     def wait(self, seconds: float) -> None:
         """Return when there is an item, when the queue is closed, or after a time."""
         self._waiting = True
-        if not self._items and not self.closed:
+        if not self._waits and not self.closed:
             with contextlib.suppress(queue.Empty):
                 self._wake.get(timeout=seconds)
         self._waiting = False
@@ -147,6 +164,6 @@ class Queue:
 
     def has_room(self, size: int) -> bool:
         """Return whether an item of so many bytes would be taken now."""
-        return len(self._items) + self._reserved < self._limits.events and (
-            not self._items or self._bytes + size <= self._limits.bytes
+        return self._waits + self._reserved < self._limits.events and (
+            not self._waits or self._bytes + size <= self._limits.bytes
         )

@@ -5,9 +5,10 @@ A broker that is away, or a field that is always wrong, must not fill an applica
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable
+
+from custody.emit.forks import ForkLock
 
 SECONDS = 60.0
 """How long a kind is quiet after a line."""
@@ -23,7 +24,7 @@ class QuietLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Set up; `clock` returns seconds."""
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._kinds: dict[str, tuple[float, int]] = {}
         """When each kind was logged, and how many were left out since, in that order."""
 
@@ -34,7 +35,7 @@ class QuietLog:
     def log(self, level: int, kind: str, message: str) -> None:
         """Log a line, unless one of its kind was logged in the last minute."""
         now = self._clock()
-        with self._lock:
+        with self._lock.here:
             logged, left_out = self._kinds.pop(kind, (now - SECONDS, 0))
             if now - logged < SECONDS:
                 self._kinds[kind] = (logged, left_out + 1)

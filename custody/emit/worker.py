@@ -1,8 +1,8 @@
 """The thread of a writer: it takes from the queue, builds, redacts, checks, numbers, and delivers.
 
-Each event that passes the check gets the next number of this source. What is refused takes no number. What is dropped
-takes one, so the archive has a hole for it. The first event of a source is `emitter_started`, the last one
-`emitter_stopped`.
+Each event that passes the check gets the next number of this source. What is dropped or refused here takes one too, so
+the archive has a hole for it: nobody else is told. What `write` refuses takes none. The first event of a source is
+`emitter_started`, the last one `emitter_stopped`.
 
 A thread cannot be started while the interpreter ends. Then `close` does the work on the thread that calls it.
 
@@ -11,14 +11,14 @@ Nothing that goes wrong ends the thread: it is counted in `faults`, logged, and 
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from custody.emit.builders import AuditEvent, own
 from custody.emit.delivery import COUNTED, Delivery
-from custody.emit.encode import encode, encode_all, number
+from custody.emit.encode import CheckedLine, encode, encode_all, number
 from custody.emit.errors import AuditError
-from custody.emit.queue import Item, Queue
+from custody.emit.queue import Build, Dropped, Item, Queue
 from custody.emit.quiet import QuietLog
 from custody.emit.redact import Redaction
 from custody.emit.sink import explain
@@ -129,13 +129,12 @@ class Worker:
     def _run(self) -> None:
         delivery = self._open()
         if delivery is None:
-            items, _ = self.queue.take(len(self.queue))
-            self._lost += len(items)
+            self._lost += _events(self.queue.take(len(self.queue)))
             self._left = Left(0, self._lost)
             return
         self._delivery = delivery
         started = own("emitter_started", emitter=f"custody/{version()}")
-        self._go_on(lambda: self._pass_on(delivery, [encode(started, self._redaction)], 0))
+        self._go_on(lambda: self._pass_on(delivery, [encode(started, self._redaction)]))
         while not self.queue.closed:
             self._go_on(lambda: self._step(delivery))
         self._finish(delivery)
@@ -167,9 +166,9 @@ class Worker:
 
     def _step(self, delivery: Delivery) -> None:
         """Pass on what is in the queue; wait a little where there is nothing."""
-        items, dropped = self.queue.take(STEP_ITEMS) if delivery.takes else ([], 0)
-        self._pass_on(delivery, items, dropped)
-        if len(items) == STEP_ITEMS:
+        items = self.queue.take(STEP_ITEMS) if delivery.takes else []
+        self._pass_on(delivery, items)
+        if len(items) >= STEP_ITEMS:
             delivery.step(0)
         elif items:
             delivery.step(0)
@@ -186,12 +185,10 @@ class Worker:
             self._go_on(lambda: self._step(delivery))
         if len(self.queue) and delivery.spool_only():
             self._go_on(lambda: self._spool_rest(delivery))
-        items, dropped = self.queue.take(len(self.queue))
         # There was no time or room for these: their numbers are left out, as those of dropped events.
-        self._lost += len(items)
-        self._numbered += len(items) + dropped
+        self._give_up(self.queue.take(len(self.queue)))
         stopped = own("emitter_stopped", dropped=self.queue.dropped, lost=self._lost)
-        self._go_on(lambda: self._pass_on(delivery, [encode(stopped, self._redaction)], 0))
+        self._go_on(lambda: self._pass_on(delivery, [encode(stopped, self._redaction)]))
         try:
             spooled = delivery.close(max(0.0, self._stop_at - time.monotonic()))
         except Exception as error:  # noqa: BLE001 - the caller must get to know what is lost
@@ -204,47 +201,79 @@ class Worker:
         """Bring what is in the queue into the spool, without a try to send it."""
         deadline = self._stop_at + SPOOL_SECONDS
         while len(self.queue) and delivery.takes and time.monotonic() < deadline:
-            items, dropped = self.queue.take(STEP_ITEMS)
-            self._pass_on(delivery, items, dropped)
+            self._pass_on(delivery, self.queue.take(STEP_ITEMS))
 
-    def _pass_on(self, delivery: Delivery, items: Sequence[Item], dropped: int) -> None:
+    def _pass_on(self, delivery: Delivery, items: Sequence[Item | Dropped]) -> None:
         """Number what the items make, and deliver it. If that fails, the items are lost, and their numbers left out."""
         try:
             lines: list[bytes] = []
-            for item in items:
-                if isinstance(item, bytes):
-                    lines.append(item)
+            seq = self._numbered
+            for made in self._made(items):
+                if isinstance(made, Dropped):
+                    seq += made.events
                 else:
-                    self._build(item, lines)
-            numbered = [number(line, self.source, self._numbered + at) for at, line in enumerate(lines, 1)]
+                    seq += 1
+                    lines.append(number(made, self.source, seq))
         except BaseException:
-            self._lost += len(items)
-            self._numbered += len(items) + dropped
+            self._give_up(items)
             raise
-        # Dropped ones come behind the lines, which were in the queue before it was full.
-        self._numbered += len(lines) + dropped
-        if numbered:
-            delivery.deliver(numbered)
+        self._numbered = seq
+        if lines:
+            delivery.deliver(lines)
         self.queue.passed_on()
 
-    def _build(self, build: Callable[[], Iterable[AuditEvent]], lines: list[bytes]) -> None:
-        """Add the lines of what a request's function makes; whatever it raises refuses the event."""
+    def _give_up(self, items: Sequence[Item | Dropped]) -> None:
+        """Count items as lost, and leave their numbers out. A request's events count as one: nobody has made them."""
+        self._lost += _events(items)
+        self._numbered += sum(item.events if isinstance(item, Dropped) else 1 for item in items)
+
+    def _made(self, items: Sequence[Item | Dropped]) -> Iterator[bytes | Dropped]:
+        """Yield what items make, in their order, with a mark for each event that is refused."""
+        for item in items:
+            if isinstance(item, bytes | Dropped):
+                yield item
+            else:
+                yield from self._built(item)
+
+    def _built(self, build: Build) -> Iterator[CheckedLine | Dropped]:
+        """Yield the lines of what a request's function makes. Whatever it raises refuses what it had not made yet."""
+        events: list[AuditEvent] = []
+        failed = False
         try:
-            events = list(build())
-            encoded = [line for batch in _batches(events) for line in encode_all(batch, self._redaction)]
+            # Not `extend`, which drops what came before the error.
+            for event in build():
+                events.append(event)  # noqa: PERF402
         except BaseException as error:  # noqa: BLE001 - asyncio's CancelledError and SystemExit would end this thread
             # Its text may have what was in the request.
             self._refuse(f"making it raised {type(error).__name__}")
-            return
-        for line in encoded:
-            if isinstance(line, AuditError):
-                self._refuse(str(line))
-            else:
-                lines.append(line)
+            failed = True
+        for batch in _batches(events):
+            for line in self._encoded(batch):
+                if isinstance(line, AuditError):
+                    self._refuse(str(line))
+                    yield Dropped(1)
+                else:
+                    yield line
+        if failed:
+            yield Dropped(1)
+
+    def _encoded(self, batch: Sequence[AuditEvent]) -> list[CheckedLine | AuditError]:
+        """Return the lines of events, and an error for each that has none. What is no event refuses itself alone."""
+        try:
+            return encode_all(batch, self._redaction)
+        except BaseException as error:  # noqa: BLE001 - as above
+            if len(batch) > 1:
+                return [line for event in batch for line in self._encoded([event])]
+            return [AuditError("Serialization", f"encoding it raised {type(error).__name__}")]
 
     def _refuse(self, reason: str) -> None:
         self._refused += 1
         self._quiet.warn("invalid", f"an audit event was refused: {reason}")
+
+
+def _events(items: Sequence[Item | Dropped]) -> int:
+    """Return how many events items are at least, without the marks."""
+    return sum(not isinstance(item, Dropped) for item in items)
 
 
 def _batches(events: Sequence[AuditEvent]) -> Iterator[Sequence[AuditEvent]]:

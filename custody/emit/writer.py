@@ -17,6 +17,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -52,8 +53,8 @@ class Options:
         service: the application's name, such as `orders-api`.
         instance: one of several that run it; the host's name if None.
         spool: the folder for events that cannot be sent at once; None if there is no disk for it, and then they wait in
-            memory.
-        spool_bytes: the size of that folder at most, for all processes of the host.
+            memory. Each kind of writer and each destination has a folder of its own there.
+        spool_bytes: the size of such a folder at most, for all processes of the host.
         queue: how much waits in memory.
         on_full: `wait` for room for `wait_seconds`, then as `fail`; `fail` with an AuditError; `drop` and count. On the
             thread of an event loop `write` never waits, so there `wait` is `fail`: an AsyncWriter waits.
@@ -148,8 +149,13 @@ class QueuedWriter(AuditWriter):
     gather: Gather | None = None
     """How long each event waits in the spool; None if it goes there only while something is slow."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, destination: str) -> None:
         """Set up. No thread runs, and nothing is connected, before the first event.
+
+        Args:
+            options: how events are treated.
+            destination: where they go, such as a topic. What others of this kind left in the spool is sent there if
+                they had the same one.
 
         Raises:
             AuditError: the spool's folder cannot be used.
@@ -158,8 +164,12 @@ class QueuedWriter(AuditWriter):
         self._source = Source(options.service, options.instance)
         self._worker: Worker | None = None
         self._closed = False
+        self.spool: Path | None = None
+        """The folder of this kind and destination below `Options.spool`."""
         if options.spool is not None:
-            os.close(open_root(str(options.spool)))
+            self.spool = options.spool / f"{self.kind}-{sha256(destination.encode()).hexdigest()[:16]}"
+            for folder in (options.spool, self.spool):
+                os.close(open_root(str(folder)))
         with _lock:
             # Nobody would close it any more.
             self._closed = _exiting
@@ -270,10 +280,9 @@ class QueuedWriter(AuditWriter):
         return Worker(str(self._source), self.options.redaction, Queue(self.options.queue), self._open_delivery)
 
     def _open_delivery(self, quiet: QuietLog) -> Delivery:
-        options = self.options
+        spool, limit = self.spool, self.options.spool_bytes
         sink = SteadySink(lambda: self.open_sink(quiet), quiet)
-        spool = options.spool
-        open_spool = None if spool is None else lambda: Spool(spool, options.spool_bytes)
+        open_spool = None if spool is None else lambda: Spool(spool, limit)
         return Delivery(sink, open_spool, quiet, gather=self.gather)
 
     def offer(self, item: Item, size: int, *, reserved: bool = False) -> bool:

@@ -35,7 +35,7 @@ class FileWriter(QueuedWriter):
     kind = "Kafka"
 
     def __init__(self, path: Path, options: Options) -> None:
-        super().__init__(options)
+        super().__init__(options, "file")
         self._path = path
 
     def open_sink(self, quiet: QuietLog) -> Sink:  # noqa: ARG002 - the interface's

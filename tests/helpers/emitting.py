@@ -1,6 +1,7 @@
 """Writers whose sink is in memory, and what became of each number that a source gave."""
 
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from tests.helpers.spooling import drain
 from tests.servers.kafka import KafkaServer
 
 WAIT_SECONDS = 20.0
+_DESTINATION = re.compile(r"[A-Za-z0-9]+-[0-9a-f]{16}")
 
 
 class MemorySink:
@@ -69,10 +71,10 @@ class MemoryWriter(QueuedWriter):
 
     kind = "Kafka"
 
-    def __init__(self, options: Options, sink: Sink | None = None) -> None:
+    def __init__(self, options: Options, sink: Sink | None = None, destination: str = "memory") -> None:
         self.sink = MemorySink()
         self._sink = sink or self.sink
-        super().__init__(options)
+        super().__init__(options, destination)
 
     def open_sink(self, quiet: QuietLog) -> Sink:  # noqa: ARG002 - the interface's
         return self._sink
@@ -103,14 +105,22 @@ def contents(lines: Iterable[bytes]) -> dict[int, bytes]:
 
 
 def left_in(root: Path) -> list[bytes]:
-    """Return what the next process finds in a spool, and take it out."""
-    with Spool(root, 1 << 30) as spool:
-        return drain(spool)
+    """Return what the next process finds in a spool, or in those of a writer's folder, and take it out."""
+    lines: list[bytes] = []
+    for folder in _spools(root):
+        with Spool(folder, 1 << 30) as spool:
+            lines += drain(spool)
+    return lines
+
+
+def _spools(root: Path) -> list[Path]:
+    """Return the folders of destinations below a writer's folder, or the folder itself if it is a spool's."""
+    return [path for path in sorted(root.iterdir()) if _DESTINATION.fullmatch(path.name)] or [root]
 
 
 def put_aside(root: Path) -> list[bytes]:
     """Return the lines in `bad/`."""
-    files = sorted((root / "bad").iterdir()) if (root / "bad").exists() else []
+    files = sorted(path for folder in _spools(root) for path in (folder / "bad").glob("*"))
     return [line for path in files for line in parse(path.read_bytes()).lines]
 
 
@@ -126,6 +136,8 @@ def wait_until(true: Callable[[], object], reason: str = "it to become true") ->
 def consume(kafka: KafkaServer, topic: str) -> list[bytes]:
     """Return all that a topic of one partition has."""
     start, end = kafka.watermarks(topic)
+    if start == end:
+        return []
     consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": topic, "enable.auto.commit": False})
     consumer.assign([TopicPartition(topic, 0, start)])
     lines: list[bytes] = []

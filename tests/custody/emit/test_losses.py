@@ -22,7 +22,7 @@ from custody.emit import worker as worker_module
 from custody.emit.delivery import Delivery
 from custody.emit.encode import encode
 from custody.emit.errors import AuditError
-from custody.emit.queue import Item, Limits, Queue
+from custody.emit.queue import Dropped, Item, Limits, Queue
 from custody.emit.quiet import QuietLog
 from custody.emit.redact import Redaction
 from custody.emit.sink import Outcome, Report, SteadySink
@@ -170,7 +170,7 @@ class Script(Queue):
         self._draw, self._groups = draw, 12
         self.stop: Callable[[], None] = self.close
 
-    def take(self, most: int) -> tuple[list[Item], int]:
+    def take(self, most: int) -> list[Item | Dropped]:
         if not self.closed:
             for line in self._draw.sample(EVENTS, self._draw.randint(0, 30)):
                 self.offer(line, len(line))

@@ -6,7 +6,7 @@ import time
 from types import FrameType
 
 from custody.emit.encode import CheckedLine
-from custody.emit.queue import Limits, Queue
+from custody.emit.queue import Dropped, Limits, Queue
 
 
 def line(n: int) -> CheckedLine:
@@ -17,8 +17,8 @@ def test_items_come_out_in_the_order_in_which_they_went_in() -> None:
     """`take` returns the oldest items, at most as many as it is asked for."""
     queue = Queue(Limits())
     assert all(queue.offer(line(n), 1) for n in range(5))
-    assert queue.take(3) == ([b"0", b"1", b"2"], 0)
-    assert queue.take(3) == ([b"3", b"4"], 0)
+    assert queue.take(3) == [b"0", b"1", b"2"]
+    assert queue.take(3) == [b"3", b"4"]
     assert queue.written == 5
 
 
@@ -77,14 +77,34 @@ def test_a_closed_queue_takes_nothing() -> None:
     assert queue.written == len(queue) == 0
 
 
-def test_dropped_events_are_reported_once() -> None:
-    """The numbers of dropped events are left out once, and the counter keeps them."""
-    queue = Queue(Limits())
+def test_dropped_events_are_marked_where_they_were_dropped() -> None:
+    """Their numbers are left out once, behind what was in the queue and before what came later."""
+    queue = Queue(Limits(events=3))
     queue.drop()
     queue.drop(4)
-    assert queue.take(1) == ([], 5)
-    assert queue.take(1) == ([], 0)
-    assert queue.dropped == 5
+    assert queue.take(1) == [Dropped(5)]
+    assert queue.take(1) == []
+    assert all(queue.offer(line(n), 1) for n in range(3))
+    queue.drop(2)
+    queue.drop()
+    assert queue.take(2) == [b"0", b"1"]
+    assert queue.offer(line(3), 1)
+    # A mark needs no place.
+    assert queue.offer(line(4), 1)
+    assert not queue.has_room(0)
+    assert (len(queue), queue.open_items) == (3, 5)
+    assert queue.take(1) == [b"2", Dropped(3)]
+    assert queue.take(9) == [b"3", b"4"]
+    assert queue.dropped == 8
+
+
+def test_marks_are_fewer_than_items() -> None:
+    """However much is dropped, no memory is taken."""
+    queue = Queue(Limits())
+    queue.offer(line(0), 1)
+    for _ in range(10_000):
+        queue.drop()
+    assert len(queue._items) == 2
 
 
 def test_items_count_as_open_until_they_are_passed_on() -> None:
@@ -148,7 +168,8 @@ def test_trap_2_a_handler_that_writes_inside_of_a_write_does_not_wait_for_itself
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
-    items, dropped = queue.take(10**9)
-    assert queue.written == len(items) == outer + len(inner)
+    taken = queue.take(10**9)
+    dropped = sum(item.events for item in taken if isinstance(item, Dropped))
+    assert queue.written == sum(isinstance(item, bytes) for item in taken) == outer + len(inner)
     assert dropped == queue.dropped == len(inner)
     assert queue.bytes == 0

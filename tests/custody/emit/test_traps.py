@@ -23,6 +23,7 @@ import pytest
 from custody.emit.builders import AuditEvent, query_executed
 from custody.emit.errors import AuditError
 from custody.emit.writer import Options
+from tests.helpers.emit_file import FileWriter
 from tests.helpers.emitting import MemoryWriter, consume, sequence, wait_until
 from tests.helpers.spooling import orphan, segment
 from tests.servers.kafka import KafkaServer
@@ -277,7 +278,7 @@ ADOPT = (
     + """
 writer = make(close_seconds=20)
 writer.write(event(-1))
-while writer.flush(0.1) or any(path.name.endswith(".segment") for path in Path(spool).glob("*/*")):
+while writer.flush(0.1) or any(path.name.endswith(".segment") for path in Path(spool).rglob("*")):
     time.sleep(0.01)
 """
 )
@@ -441,7 +442,10 @@ sys.stdin.readline()
 def test_trap_12_two_workers_adopt_an_orphan_once(tmp_path: Path) -> None:
     """Both begin at the same time on one root, and what a dead process left is sent by one of them."""
     left = [b'{"event_type":"test.event","n":%d,"source":"old/i/1-1","source_seq":%d}' % (n, n) for n in range(1, 500)]
-    orphan(tmp_path / "spool", segment(left[:200]), segment(left[200:]))
+    writer = FileWriter(tmp_path / "out", Options(service="shop", spool=tmp_path / "spool"))
+    writer.close()
+    assert writer.spool is not None
+    orphan(writer.spool, segment(left[:200]), segment(left[200:]))
     workers = [start(TWO, tmp_path, stdin=subprocess.PIPE) for _ in range(2)]
     try:
         for step in ("ready\n", "done\n"):

@@ -83,15 +83,44 @@ def test_a_source_begins_with_started_and_ends_with_stopped(sink: MemorySink) ->
     assert (counters["written"], counters["dropped"], counters["delivered"], counters["queued"]) == (2, 3, 4, 0)
 
 
-def test_what_is_refused_takes_no_number(sink: MemorySink, caplog: pytest.LogCaptureFixture) -> None:
-    """An event that the drain would quarantine leaves no hole, and the log says why once a minute."""
+def test_what_is_refused_here_leaves_a_hole(sink: MemorySink, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody is told that such an event is not valid, so the audit shows it. The log says why once a minute."""
     worker = make(sink)
     build(worker, lambda: [event(1), AuditEvent("test.event", {"event_type": "test.event"}), event(2)])
     build(worker, lambda: [AuditEvent("test.event", {"event_type": "test.event"})])
     worker.close(5)
-    assert sequence(sink.delivered) == [1, 2, 3, 4]
+    assert sequence(sink.delivered) == [1, 2, 4, 6]
     assert worker.counters()["refused"] == 2
     assert len(caplog.records) == 1
+
+
+def test_the_hole_of_dropped_events_is_where_they_were_dropped(sink: MemorySink) -> None:
+    """Also where more waits than is taken at once: the times beside a hole are those of the loss."""
+    worker = make(sink)
+    offer(worker, *[event(n) for n in range(3 * worker_module.STEP_ITEMS)])
+    worker.queue.drop(7)
+    offer(worker, event(-1))
+    worker.close(5)
+    before = 1 + 3 * worker_module.STEP_ITEMS
+    assert sequence(sink.delivered) == [*range(1, before + 1), before + 8, before + 9]
+    assert fields(sink)[before]["n"] == -1
+
+
+def test_what_a_build_made_before_it_raised_is_written(sink: MemorySink) -> None:
+    """One operation of a request that cannot be told takes none of the others with it, and leaves a hole."""
+
+    def makes() -> Iterable[AuditEvent]:
+        yield event(1)
+        yield event(2)
+        raise ValueError
+
+    worker = make(sink)
+    build(worker, makes)
+    build(worker, lambda: [event(3), object(), event(4)])
+    assert worker.close(5) == Left(0, 0)
+    assert [line.get("n") for line in fields(sink)] == [None, 1, 2, 3, 4, None]
+    assert sequence(sink.delivered) == [1, 2, 3, 5, 7, 8]
+    assert worker.counters()["refused"] == 2
 
 
 @pytest.mark.parametrize(
@@ -112,7 +141,7 @@ def test_whatever_a_build_raises_refuses_its_event_alone(
     build(worker, fails)
     offer(worker, event(1))
     assert worker.close(5) == Left(0, 0)
-    assert sequence(sink.delivered) == [1, 2, 3]
+    assert sequence(sink.delivered) == [1, 3, 4]
     assert worker.counters()["refused"] == 1
     assert "secret" not in caplog.text
 

@@ -232,6 +232,40 @@ def test_close_without_a_sink_leaves_all_in_the_spool(tmp_path: Path) -> None:
     assert sequence(left_in(tmp_path / "spool")) == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_a_writer_sends_what_was_left_for_its_own_destination_alone(tmp_path: Path) -> None:
+    """Services that share a folder do not send each other's events to another topic."""
+    folder = options(spool=tmp_path / "spool", close_seconds=0.01)
+    shop = MemoryWriter(folder, destination="topic-a")
+    shop.sink.away = True
+    shop.write(event(1))
+    assert shop.close() == Left(3, 0)
+    billing = MemoryWriter(folder, destination="topic-b")
+    billing.write(event(2))
+    assert billing.close(5) == Left(0, 0)
+    assert {json.loads(line)["source"] for line in billing.sink.delivered} == {billing.source}
+    heir = MemoryWriter(folder, destination="topic-a")
+    heir.write(event(3))
+    assert heir.close(5) == Left(0, 0)
+    assert [json.loads(line).get("n") for line in heir.sink.delivered] == [None, 1, None, None, 3, None]
+
+
+def test_each_kind_and_destination_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    """Two writers of one kind and one destination share theirs, and nobody else does."""
+
+    class Other(MemoryWriter):
+        kind = "Elasticsearch"
+
+    folder = options(spool=tmp_path / "spool")
+    spools = [
+        MemoryWriter(folder, destination="a").spool,
+        MemoryWriter(folder, destination="b/../a").spool,
+        Other(folder, destination="a").spool,
+    ]
+    assert len({*spools}) == 3
+    assert MemoryWriter(folder, destination="a").spool == spools[0]
+    assert {spool.parent for spool in spools if spool} == {tmp_path / "spool"}
+
+
 def test_a_line_that_is_too_large_is_refused_by_write() -> None:
     """In the spool it would hold up all that is behind it."""
     writer = MemoryWriter(options())
