@@ -514,27 +514,40 @@ async def application(scope, receive, send):
 """
 
 
+BEHIND_MIDDLEWARE = (
+    ASGI.replace("from pathlib", "from custody.emit.asgi import AuditMiddleware\nfrom pathlib")
+    .replace(ASGI.partition('lifespan":\n')[2].partition("        return\n")[0], "")
+    .replace('scope["query_string"]', 'scope["query_string"].rpartition(b"=")[2]')
+    + "application = AuditMiddleware(application, writer)\n"
+)
+"""It does not know the lifespan, and leaves its writer to the middleware."""
+
+
 @pytest.mark.parametrize("way", ["--reload", "--workers"])
-def test_trap_21_uvicorn_reloads_or_spawns(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("application", [ASGI, BEHIND_MIDDLEWARE], ids=["alone", "middleware"])
+def test_trap_21_uvicorn_reloads_or_spawns(tmp_path: Path, way: str, application: str) -> None:
     """Each process has its source, which begins and ends, also one that is replaced because a file changed.
 
-    The application closes its writer when the server says that it shuts down.
+    The application closes its writer when the server says that it shuts down, or the middleware does.
     """
     module = tmp_path / "asgi.py"
-    module.write_text(ASGI)
+    module.write_text(application)
+    asked = "query=%7Ba%7D&n=" if application == BEHIND_MIDDLEWARE else ""
     (port,) = free_ports(1)
     base = ["uvicorn", "asgi:application", "--port", str(port)]
     more = ["--reload", "--reload-delay", "0.05"] if way == "--reload" else ["--workers", "2"]
     with server([*base, *more], tmp_path, FOLDER=str(tmp_path)):
         for n in range(4):
-            ask(f"http://127.0.0.1:{port}/?{n}")
+            ask(f"http://127.0.0.1:{port}/?{asked}{n}")
         if way == "--reload":
-            module.write_text(ASGI + "\n")
+            module.write_text(application + "\n")
             wait_until(lambda: any(b"emitter_stopped" in line for line in written(tmp_path)))
         for n in range(4, 8):
-            ask(f"http://127.0.0.1:{port}/?{n}")
+            ask(f"http://127.0.0.1:{port}/?{asked}{n}")
     sources = by_source(written(tmp_path))
     assert sorted(n for events in sources.values() for n in numbers_of(events)) == [*range(8)]
+    queries = [event for events in sources.values() for event in events if event["event_type"] == "query_executed"]
+    assert len(queries) == 8 * bool(asked)
     assert len(sources) == 2 if way == "--reload" else 1 <= len(sources) <= 2
     for events in sources.values():
         check_whole(events)
