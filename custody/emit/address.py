@@ -95,9 +95,12 @@ class Peer:
         address, port = client[0], client[1]
         if not port:
             return cls(address, replaced=True)
-        entries = (f"{address}:{port}".encode(), f"[{address}]:{port}".encode())
-        forwarded = (value for name, value in headers if name == b"x-forwarded-for")
-        return cls(address, replaced=any(entry in value for value in forwarded for entry in entries))
+        for name, value in headers:
+            if name == b"x-forwarded-for":
+                entries = (f"{address}:{port}".encode(), f"[{address}]:{port}".encode())
+                if any(entry in value for entry in entries):
+                    return cls(address, replaced=True)
+        return cls(address)
 
 
 class Proxies:
