@@ -50,7 +50,7 @@ class MultiWriter(AuditWriter):
         for first, second in combinations(spools, 2):
             if spools[first] == spools[second]:
                 raise ConfigurationError(
-                    f"the writers {first} and {second} have the same spool and destination, and each would send what the"
+                    f"the writers {first} and {second} have the same spool and destination: each would send what the"
                     " other one left: give each a folder of its own"
                 )
 

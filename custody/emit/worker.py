@@ -65,6 +65,7 @@ class Worker:
         self._stop_at = 0.0
         self._left: Left | None = None
         self._thread: threading.Thread | None = None
+        self._here, self._ran_here = threading.RLock(), False
         self._refused = self._lost = self._faults = 0
 
     @property
@@ -91,11 +92,18 @@ class Worker:
         """Take no more events, deliver for so long, spool the rest, and return what was left."""
         self.stop(seconds)
         if self._thread is None:
-            self._run()
+            self._run_here()
         elif self._thread is not threading.current_thread():
             self._thread.join(max(0.0, self._stop_at - time.monotonic()) + STOP_SECONDS)
         # A thread that has not ended will not end in time: what it still has is lost with the process.
         return self._left or Left(0, self.unsettled())
+
+    def _run_here(self) -> None:
+        """Do the thread's work, once, on the first thread that closes."""
+        with self._here:
+            if not self._ran_here:
+                self._ran_here = True
+                self._run()
 
     def unsettled(self) -> int:
         """Return how many events are neither delivered nor refused."""

@@ -226,13 +226,15 @@ class QueuedWriter(AuditWriter):
         return left
 
     def close(self, seconds: float | None = None) -> Left:
-        """Close the writer; as `AuditWriter.close`. A second call does nothing."""
+        """Close the writer; as `AuditWriter.close`. A second call waits for the first, and returns the same."""
         with _lock:
-            worker, already, self._closed = self._worker, self._closed, True
-            _writers.discard(self)
-        if worker is None or already:
-            return Left(0, 0)
-        return worker.close(self.options.close_seconds if seconds is None else seconds)
+            worker, self._closed = self._worker, True
+        left = Left(0, 0)
+        if worker is not None:
+            left = worker.close(self.options.close_seconds if seconds is None else seconds)
+        # Only now: the interpreter's exit waits for a close that another thread has begun.
+        _writers.discard(self)
+        return left
 
     def stop(self) -> None:
         """Take no more events, and begin to close. Does not wait, so that several writers close at the same time."""

@@ -125,7 +125,7 @@ def test_a_place_is_reserved_before_and_taken_or_given_back_later() -> None:
 
 
 def test_a_closed_writer_refuses_and_says_so() -> None:
-    """Nothing is taken that nobody would send. A second `close` does nothing."""
+    """Nothing is taken that nobody would send. A second `close` returns what the first one did."""
     writer = MemoryWriter(options())
     writer.write(event(1))
     assert writer.close() == Left(0, 0)
@@ -144,6 +144,39 @@ def test_a_closed_writer_refuses_and_says_so() -> None:
     with pytest.raises(AuditError, match="the writer is closed"):
         unused.write(event(1))
     assert unused.counters()["dropped"] == 0
+
+
+def test_who_closes_waits_for_a_close_that_another_thread_has_begun() -> None:
+    """Also the interpreter's exit: the first one may be a daemon thread's, which ends with the process."""
+    writer = MemoryWriter(options())
+    writer.sink.away = True
+    writer.write(event(1))
+    results: list[Left] = []
+    first = threading.Thread(target=lambda: results.append(writer.close(20)))
+    first.start()
+    wait_until(lambda: writer._closed)
+    second = threading.Thread(target=writer_module._close_at_exit)
+    second.start()
+    assert writer in writer_module._writers
+    second.join(0.1)
+    try:
+        assert second.is_alive()
+        writer.sink.away = False
+        first.join(20)
+        second.join(20)
+    finally:
+        writer_module._exiting = False
+    assert results == [writer.close()] == [Left(0, 0)]
+    assert writer not in writer_module._writers
+    assert sequence(writer.sink.delivered) == [1, 2, 3]
+
+
+def test_a_second_close_says_what_the_first_one_left(tmp_path: Path) -> None:
+    """Whoever asks gets the truth."""
+    writer = MemoryWriter(options(spool=tmp_path / "spool"))
+    writer.sink.away = True
+    writer.write(event(1))
+    assert writer.close(0.01) == writer.close() == Left(3, 0)
 
 
 def test_a_writer_that_wrote_nothing_starts_nothing() -> None:
