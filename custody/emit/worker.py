@@ -31,7 +31,7 @@ SPOOL_SECONDS = 1.0
 STOP_SECONDS = 3.0
 """How much longer than its limit `close` may take in all."""
 COUNTERS = (*COUNTED, "written", "queued", "queued_bytes", "dropped", "faults")
-"""Names of all counters of a writer."""
+"""Names of a worker's counters."""
 GATHER_SECONDS = 0.005
 """How long events gather before they are taken: to wake up for each would cost more than all that is done with it."""
 _BUSY_SECONDS, _IDLE_SECONDS = 0.02, 0.5

@@ -20,8 +20,8 @@ from custody.emit.builders import AuditEvent
 from custody.emit.encode import CheckedLine
 from custody.emit.errors import AuditError
 from custody.emit.queue import Limits
-from custody.emit.worker import COUNTERS, Left
-from custody.emit.writer import AsyncWriter, OnFull, Options
+from custody.emit.worker import Left
+from custody.emit.writer import COUNTERS, AsyncWriter, OnFull, Options
 from custody.format.limits import EVENT_BYTES
 from tests.helpers.emitting import MemoryWriter, event, left_in, sequence, wait_until
 
@@ -64,8 +64,8 @@ def accepted(writer: MemoryWriter) -> int:
 
 
 @pytest.mark.parametrize("on_full", ["wait", "fail"])
-def test_a_full_queue_raises_and_counts_nothing(on_full: OnFull) -> None:
-    """The caller knows that this event was not taken: it is neither written nor dropped, and leaves no hole."""
+def test_a_full_queue_raises_and_counts_each(on_full: OnFull) -> None:
+    """The caller knows: the event is neither written nor dropped, and leaves no hole. A counter shows it."""
     writer = full(on_full)
     before = writer.counters()
     begun = time.monotonic()
@@ -75,7 +75,7 @@ def test_a_full_queue_raises_and_counts_nothing(on_full: OnFull) -> None:
     assert (time.monotonic() - begun >= 0.02) == (on_full == "wait")
     with pytest.raises(AuditError, match="the queue is full"):
         writer.submit(lambda: [event(2)], 100)
-    assert writer.counters() == before
+    assert writer.counters() == {**before, "turned_away": before["turned_away"] + 2}
     assert not writer.reserve()
     assert not writer.has_room(1)
     writer.sink.away = False
@@ -274,7 +274,22 @@ def test_a_line_that_is_too_large_is_refused_by_write() -> None:
     with pytest.raises(AuditError) as caught:
         writer.write(CheckedLine(b"x" * EVENT_BYTES))
     assert caught.value.kind == "Serialization"
-    assert writer.counters()["written"] == 0
+    assert (writer.counters()["written"], writer.counters()["refused"]) == (0, 1)
+
+
+@pytest.mark.parametrize("invalid", [{"n": float("nan")}, {"timestamp": 5}])
+def test_what_write_refuses_is_counted(invalid: dict[str, Any]) -> None:
+    """Also by a writer that has written nothing, which starts no thread for it; and anew after a fork."""
+    writer = MemoryWriter(options())
+    wrong = AuditEvent("test.event", {"event_type": "test.event", **invalid})
+    with pytest.raises(AuditError):
+        writer.write(wrong)
+    with pytest.raises(AuditError):
+        asyncio.run(AsyncWriter(writer).write(wrong))
+    assert writer.counters()["refused"] == 2
+    assert writer._worker is None
+    writer.after_fork()
+    assert writer.counters()["refused"] == 0
 
 
 def test_trap_15_no_error_and_no_log_line_has_an_events_values(caplog: pytest.LogCaptureFixture) -> None:
@@ -298,7 +313,7 @@ def test_trap_15_no_error_and_no_log_line_has_an_events_values(caplog: pytest.Lo
     writer.submit(lambda: [wrong], 10)
     writer.submit(fails, 10)
     writer.close(5)
-    assert writer.counters()["refused"] == 2
+    assert writer.counters()["refused"] == 4
     assert SECRET not in caplog.text
     assert SECRET not in repr(writer)
 
