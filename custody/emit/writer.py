@@ -1,7 +1,7 @@
 """What an application writes audit events with.
 
-    with KafkaWriter("audit", {"bootstrap.servers": "…"}, service="shop") as writer:
-        writer.write(auth_attempt(api_key_id="k1", status="failure", failure_reason="expired"))
+    with KafkaWriter("audit", {"bootstrap.servers": "…"}, Options(service="shop")) as writer:
+        writer.write(own("order.paid", amount=7))
 
 A writer may be made before a fork (gunicorn's `preload_app`): each process gets its own queue, thread, connection and
 source at its first event. At the interpreter's exit, open writers are closed: they deliver for `close_seconds`, spool
@@ -11,6 +11,7 @@ the rest, and say on stderr what was left.
 import asyncio
 import atexit
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, get_args
 
 from custody.emit.builders import AuditEvent
 from custody.emit.delivery import Delivery, Gather
@@ -35,6 +36,7 @@ from custody.emit.spool import Spool
 from custody.emit.spool_folders import open_root
 from custody.emit.worker import COUNTERS as WORKER_COUNTERS
 from custody.emit.worker import Left, Worker
+from custody.errors import ConfigurationError
 from custody.format.limits import EVENT_BYTES
 from custody.format.lines import oversize
 
@@ -74,6 +76,23 @@ class Options:
     wait_seconds: float = 1.0
     close_seconds: float = 5.0
     redaction: Redaction = field(default_factory=Redaction)
+
+    def __post_init__(self) -> None:
+        """Check the options, and make the folder's path absolute: the process may change its working directory.
+
+        Raises:
+            ConfigurationError: a value is none that the option has.
+        """
+        if self.on_full not in get_args(OnFull):
+            raise ConfigurationError(f"on_full is one of {', '.join(get_args(OnFull))}: choose one of them")
+        for name in ("wait_seconds", "close_seconds"):
+            # Not `< 0`, which is false for what is no number.
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name} is a number of seconds, 0 or more: set it to one")
+        if self.spool_bytes <= 0:
+            raise ConfigurationError("spool_bytes is a number of bytes above 0: set it to one, or leave the spool out")
+        if self.spool is not None:
+            object.__setattr__(self, "spool", Path(self.spool).absolute())
 
 
 class AuditWriter(ABC):

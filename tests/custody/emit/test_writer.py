@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from custody.emit.errors import AuditError
 from custody.emit.queue import Limits
 from custody.emit.worker import Left
 from custody.emit.writer import COUNTERS, AsyncWriter, OnFull, Options
+from custody.errors import ConfigurationError
 from custody.format.limits import EVENT_BYTES
 from tests.helpers.emitting import MemoryWriter, event, left_in, sequence, wait_until
 
@@ -266,6 +268,56 @@ def test_each_kind_and_destination_has_a_folder_of_its_own(tmp_path: Path) -> No
     assert len({*spools}) == 3
     assert MemoryWriter(folder, destination="a").spool == spools[0]
     assert {spool.parent for spool in spools if spool} == {tmp_path / "spool"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"on_full": "block"},
+        {"wait_seconds": -1},
+        {"wait_seconds": float("nan")},
+        {"close_seconds": float("nan")},
+        {"close_seconds": float("inf")},
+        {"spool_bytes": -1},
+        {"spool_bytes": 0},
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(wrong: dict[str, Any]) -> None:
+    """The application learns it when it starts, not when the broker is away."""
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        options(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"events": -1}, {"bytes": -1}])
+def test_a_limit_below_zero_is_refused(wrong: dict[str, int]) -> None:
+    """A queue without any room is one that always refuses, and is allowed."""
+    with pytest.raises(ConfigurationError, match="0 or more"):
+        Limits(**wrong)
+
+
+def test_a_spools_path_does_not_follow_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon changes to another folder between the writer and its first event."""
+    monkeypatch.chdir(tmp_path)
+    writer = MemoryWriter(options(spool=Path("spool")))
+    writer.sink.away = True
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    writer.write(event(1))
+    assert writer.close(0.01) == Left(3, 0)
+    assert sequence(left_in(tmp_path / "spool")) == [1, 2, 3]
+
+
+def test_the_example_of_the_module_runs() -> None:
+    """Whoever copies it gets an event."""
+    code = textwrap.dedent("\n".join(writer_module.__doc__.splitlines()[2:4]))  # type: ignore[union-attr]
+    made: list[MemoryWriter] = []
+
+    def writer(_topic: str, _client: dict[str, str], options: Options) -> MemoryWriter:
+        made.append(MemoryWriter(options))
+        return made[0]
+
+    exec(code, {"KafkaWriter": writer, "Options": Options, "own": builders.own})  # noqa: S102 - our own text
+    assert len(made[0].sink.delivered) == 3
 
 
 def test_a_line_that_is_too_large_is_refused_by_write() -> None:
