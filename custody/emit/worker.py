@@ -195,8 +195,7 @@ class Worker:
             self._go_on(lambda: self._spool_rest(delivery))
         # There was no time or room for these: their numbers are left out, as those of dropped events.
         self._give_up(self.queue.take(len(self.queue)))
-        stopped = own("emitter_stopped", dropped=self.queue.dropped, lost=self._lost)
-        self._go_on(lambda: self._pass_on(delivery, [encode(stopped, self._redaction)]))
+        self._go_on(lambda: delivery.put_last(self._stopped()))
         try:
             spooled = delivery.close(max(0.0, self._stop_at - time.monotonic()))
         except Exception as error:  # noqa: BLE001 - the caller must get to know what is lost
@@ -204,6 +203,12 @@ class Worker:
             self._left = Left(0, self.unsettled() + self._lost + delivery.lost)
         else:
             self._left = Left(spooled, self._lost + delivery.lost)
+
+    def _stopped(self) -> bytes:
+        """Return the source's last event."""
+        self._numbered += 1
+        stopped = own("emitter_stopped", dropped=self.queue.dropped, lost=self._lost)
+        return number(encode(stopped, self._redaction), self.source, self._numbered)
 
     def _spool_rest(self, delivery: Delivery) -> None:
         """Bring what is in the queue into the spool, without a try to send it."""
