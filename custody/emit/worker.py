@@ -42,7 +42,8 @@ class Left:
     """What was not delivered when a writer was closed.
 
     Attributes:
-        spooled: events in the spool, which the next process of this host sends.
+        spooled: events in the spool, which the next process of this host sends. Some of them may have been delivered
+            just now, if there was no time for all of a batch: they are sent again.
         lost: events that are nowhere.
     """
 

@@ -257,7 +257,7 @@ def test_each_kind_and_destination_has_a_folder_of_its_own(tmp_path: Path) -> No
     """Two writers of one kind and one destination share theirs, and nobody else does."""
 
     class Other(MemoryWriter):
-        kind = "Elasticsearch"
+        kind = "Elasticsearch"  # type: ignore[assignment]
 
     folder = options(spool=tmp_path / "spool")
     spools = [
@@ -309,7 +309,7 @@ def test_a_spools_path_does_not_follow_the_working_directory(tmp_path: Path, mon
 
 def test_the_example_of_the_module_runs() -> None:
     """Whoever copies it gets an event."""
-    code = textwrap.dedent("\n".join(writer_module.__doc__.splitlines()[2:4]))  # type: ignore[union-attr]
+    code = textwrap.dedent("\n".join(writer_module.__doc__.splitlines()[2:4]))
     made: list[MemoryWriter] = []
 
     def writer(_topic: str, _client: dict[str, str], options: Options) -> MemoryWriter:
