@@ -10,7 +10,7 @@ export UV_PROJECT_ENVIRONMENT := .venv-$(PYTHON)
 endif
 
 TESTS ?=
-BENCH ?= drain verify index query spool
+BENCH ?= drain verify index query emit
 INPUTS ?= 1000000
 MODULES ?=
 

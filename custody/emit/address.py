@@ -10,7 +10,9 @@ The rules:
    peer address.
 5. If the entry there is malformed, `unknown`, a pseudonym or missing, nobody knows the client. The event then has the
    peer's address, and says so in `source`.
-6. An IPv4 address mapped into IPv6 is that IPv4 address. Ports and zones are cut.
+6. A server may have replaced the peer by an entry of X-Forwarded-For, as uvicorn does by default for 127.0.0.1. That
+   is no peer of ours, so it is never a trusted proxy, and its source is `server`: the server's settings vouch for it.
+7. An IPv4 address mapped into IPv6 is that IPv4 address. Ports and zones are cut.
 
 The rules of RFC 7239 are those of the package `forwarded` 1.0, the oracle of the tests.
 """
@@ -21,14 +23,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from custody.emit.request import Headers, header_lines
 from custody.errors import ConfigurationError
 
 __all__ = ["Client", "Proxies"]
 
-Source = Literal["forwarded", "xff", "peer", "unknown"]
+Source = Literal["forwarded", "xff", "peer", "server", "unknown"]
 Header = Literal["forwarded", "x-forwarded-for"]
 
 NO_ADDRESS: Final = "0.0.0.0"  # noqa: S104 - no socket is bound to it
@@ -61,11 +63,41 @@ class Client:
 
     Attributes:
         ip: an IPv4 or IPv6 address.
-        source: the header, or `peer`: the client connected to us itself. `unknown`: `ip` is the peer's, a proxy.
+        source: the header, or `peer`: the client connected to us itself. `server`: the server has read a header.
+            `unknown`: `ip` is the peer's, a proxy.
     """
 
     ip: str
     source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who connected to the server.
+
+    Attributes:
+        address: its address; None for a unix socket.
+        replaced: whether the server took the address from a header instead.
+    """
+
+    address: str | None
+    replaced: bool = False
+
+    @classmethod
+    def of(cls, client: Sequence[Any] | None, headers: Headers) -> "Peer":
+        """Return the peer of an ASGI scope's `client` and `headers`.
+
+        No connection has the port 0: a server writes it beside an address from a header. If the header had a port, it
+        writes that, and then the entry is in the header.
+        """
+        if not client:
+            return cls(None)
+        address, port = client[0], client[1]
+        if not port:
+            return cls(address, replaced=True)
+        entries = (f"{address}:{port}".encode(), f"[{address}]:{port}".encode())
+        forwarded = (value for name, value in headers if name == b"x-forwarded-for")
+        return cls(address, replaced=any(entry in value for value in forwarded for entry in entries))
 
 
 class Proxies:
@@ -107,21 +139,21 @@ class Proxies:
                 " in front of it"
             )
 
-    def trusts(self, peer: str | None) -> bool:
+    def trusts(self, peer: Peer) -> bool:
         """Return whether the peer is a proxy that is trusted, so that what it adds to a request is true."""
-        return self._hops > 0 or self._trusted(_address(peer))
+        return self._hops > 0 or (not peer.replaced and self._trusted(_address(peer.address)))
 
-    def client(self, peer: str | None, headers: Headers) -> Client:
+    def client(self, peer: Peer, headers: Headers) -> Client:
         """Return the client of a request. It never fails: whoever sends a header may write anything into it.
 
         Args:
-            peer: the address that the connection came from; None for a unix socket.
+            peer: where the connection came from.
             headers: the request's headers.
         """
-        direct = _address(peer)
+        direct = _address(peer.address)
         fallback = Client(NO_ADDRESS if direct is None else str(direct), "unknown")
         if not self.trusts(peer):
-            return fallback if direct is None else Client(str(direct), "peer")
+            return fallback if direct is None else Client(str(direct), "server" if peer.replaced else "peer")
         entries = self._entries(headers)
         if entries is None:
             return fallback

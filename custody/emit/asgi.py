@@ -13,7 +13,7 @@ import json
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
-from custody.emit.address import Proxies
+from custody.emit.address import Peer, Proxies
 from custody.emit.callers import CONNECTION_INIT, Caller, Identify, without_keys
 from custody.emit.describe import Describer, Rules, Signatures
 from custody.emit.exchange import REQUEST_ID, Exchange, Message, Receive, Scope, Send
@@ -33,6 +33,10 @@ ANSWER_BYTES: Final = 262_144
 IDENTIFY_SECONDS: Final = 5.0
 """How long an asynchronous `identify` may take. The client has its answer by then."""
 
+_REPLACED = (
+    "the server has put an address from X-Forwarded-For in place of the peer's: events have it as `client_ip`, with"
+    " the source `server`; run uvicorn with --no-proxy-headers, and give `proxies`"
+)
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _REFUSAL = json.dumps(
     {"errors": [{"message": "the audit log is unavailable: try again later", "extensions": {"code": "AUDIT_FAILURE"}}]}
@@ -45,7 +49,8 @@ class AuditMiddleware:
     Args:
         app: the application.
         writer: where events go. One that is shared with the application is fine.
-        path: the path of the GraphQL server, or several. What is below it is audited too.
+        path: the path of the GraphQL server, or several. What is below it is audited too. None if the application is
+            nothing but a GraphQL server: then each path is audited, as such a server answers on any.
         identify: says who calls. It is asked once the application has answered, so it may read what that has left in
             the scope, and holds up nobody.
         proxies: which proxies are trusted; none if not given. Over a unix socket, `hops` is needed.
@@ -65,7 +70,7 @@ class AuditMiddleware:
         app: App,
         writer: AuditWriter,
         *,
-        path: str | Collection[str] = "/graphql",
+        path: str | Collection[str] | None = None,
         identify: Identify | None = None,
         proxies: Proxies | None = None,
         on_audit_failure: OnAuditFailure = "serve",
@@ -74,7 +79,7 @@ class AuditMiddleware:
         runs_first: bool = False,
         close_writer: bool = True,
     ) -> None:
-        paths = (path,) if isinstance(path, str) else tuple(path)
+        paths = ("/",) if path is None else (path,) if isinstance(path, str) else tuple(path)
         if not paths or not all(each.startswith("/") for each in paths):
             raise ConfigurationError("a path of the GraphQL server begins with '/', such as '/graphql'")
         if on_audit_failure not in {"serve", "refuse"}:
@@ -82,6 +87,7 @@ class AuditMiddleware:
         if signatures not in {"first", "never"}:
             raise ConfigurationError(f"signatures is 'first' or 'never', not {signatures!r}")
         self._app, self._writer = app, writer
+        self._every_path = path is None
         self._paths = frozenset(each.rstrip("/") or "/" for each in paths)
         self._below = tuple(each.rstrip("/") + "/" for each in paths)
         self._identify = identify
@@ -166,6 +172,8 @@ class AuditMiddleware:
 
     def _audits(self, scope: Scope) -> bool:
         """Return whether a path is the GraphQL server's, or below it: a mounted application serves all of that."""
+        if self._every_path:
+            return True
         path: str = scope["path"]
         if path in self._paths or path.startswith(self._below):
             return True
@@ -178,10 +186,11 @@ class AuditMiddleware:
         Raises:
             ConfigurationError: it came over a unix socket, and nothing says how many proxies there are.
         """
-        client = scope.get("client")
-        peer = client[0] if client else None
-        if peer is None:
+        peer = Peer.of(scope.get("client"), scope["headers"])
+        if peer.address is None:
             self._proxies.require_peer(None)
+        if peer.replaced:
+            self._quiet.warn("peer", _REPLACED)
         if not self._proxies.trusts(peer):
             return uuid7()
         return request_ids(scope["headers"], uuid7, proxy_trusted=True).request_id

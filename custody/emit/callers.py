@@ -76,11 +76,12 @@ def without_keys(caller: Caller, headers: Headers, connection_init: object = Non
     """
     if caller is None:
         return None
-    if not isinstance(caller, Identity | Failure):
+    if isinstance(caller, Identity):
+        if connection_init is None and not _may_show(caller.api_key_id, headers):
+            return caller
+    elif not isinstance(caller, Failure):
         raise TypeError
     identity = caller.api_key_id
-    if isinstance(caller, Identity) and connection_init is None and not _may_show(identity, headers):
-        return caller
     keys = {*_keys(headers), *_texts(connection_init)}
     shown = identity is not None and identity in keys
     if isinstance(caller, Identity):
@@ -92,14 +93,15 @@ def without_keys(caller: Caller, headers: Headers, connection_init: object = Non
     return Failure(reason, REDACTED if shown else identity, caller.key_version, caller.key_age_days)
 
 
-def _may_show(identity: str | None, headers: Headers) -> bool:
+def _may_show(identity: str, headers: Headers) -> bool:
     """Return whether an id may be a key: a word of a header that has one, or hidden there in base64."""
-    text = (identity or "").encode("latin-1", "replace")
+    text = identity.encode("latin-1", "replace")
     for name, value in headers:
-        if name in _SECRET_HEADERS and (value[:6].lower() == b"basic " or text in value):
+        if name in _SECRET_HEADERS:
+            if value[:6].lower() == b"basic ":
+                return True
             # The begin of a key may be its id, as in `key-17.secret`.
-            following = {value[end : end + 1] for end in _ends(text, value)}
-            if value[:6].lower() == b"basic " or not following.isdisjoint(_WORD_ENDS):
+            if text in value and any(value[end : end + 1] in _WORD_ENDS for end in _ends(text, value)):
                 return True
     return False
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final, Literal
 
-from custody.emit.address import Proxies
+from custody.emit.address import Peer, Proxies
 from custody.emit.builders import AuditEvent, auth_attempt, query_executed
 from custody.emit.callers import Caller, Failure, Identity
 from custody.emit.exchange import REQUEST_ID, Exchange
@@ -80,7 +80,7 @@ class Describer:
         self._analyzer = Analyzer(runs_first=rules.runs_first)
         self._texts = SignatureTexts()
 
-    def caller_fields(self, request_id: str, peer: str | None, headers: Headers) -> dict[str, Any]:
+    def caller_fields(self, request_id: str, peer: Peer, headers: Headers) -> dict[str, Any]:
         """Return the fields that say where a request is from."""
         client = self._rules.proxies.client(peer, headers)
         trusted = self._rules.proxies.trusts(peer)

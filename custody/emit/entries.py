@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from uuid import UUID, uuid5
 
-from custody.emit.address import Proxies
+from custody.emit.address import Peer, Proxies
 from custody.emit.builders import AuditEvent, own, query_executed
 from custody.emit.errors import AuditError
 from custody.emit.forks import ForkLock
@@ -98,7 +98,7 @@ class Entries:
 
     def _fraiseql(self, entry: Mapping[str, Any]) -> AuditEvent:
         analysis, measures = self._analyze(entry["query"], None)
-        client = _NO_PROXIES.client(_text(entry.get("ip_address")), ())
+        client = _NO_PROXIES.client(Peer(_text(entry.get("ip_address"))), ())
         duration, kind, level = entry.get("duration_ms"), entry["operation"], entry.get("level")
         failed = entry.get("error") is not None
         more = {

@@ -4,9 +4,10 @@ This is a request's own path: each method does as little as can be done. `custod
 """
 
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final, Literal
 
+from custody.emit.address import Peer
 from custody.emit.notes import Note
 from custody.emit.operations import BODY_BYTES
 
@@ -60,8 +61,7 @@ class Exchange:
         self.method: str = scope["method"]
         self.query_string: bytes = scope.get("query_string", b"")
         self.headers = [pair for pair in scope["headers"] if pair[0] in KEPT_HEADERS]
-        client = scope.get("client")
-        self.peer: str | None = client[0] if client else None
+        self.peer = Peer.of(scope.get("client"), scope["headers"])
         self.request_id = request_id
         self.notes: list[Note] = []
         self.body: list[bytes] = []
@@ -134,7 +134,7 @@ class Exchange:
         return 1_000 + BODY_BYTES + 1 - max(self._body_left, 0) + answer + headers + len(self.query_string)
 
 
-def with_request_id(headers: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
+def with_request_id(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
     """Return the headers of an answer with our request id, and without another."""
     kept = [pair for pair in headers if pair[0].lower() != REQUEST_ID]
     kept.append((REQUEST_ID, request_id.encode()))

@@ -22,42 +22,64 @@ SOURCE_BYTES: Final = 255
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}", re.ASCII)
 _COUNTER_BITS = 12
 _HALF_COUNTER = 1 << (_COUNTER_BITS - 1)
+_DRAWN_BYTES = 10
+_DRAWN_IDS = 256
 
 
-class _Clock:
-    """The last id's time and counter, in one number that only grows: 48 bits of milliseconds and 12 of a counter."""
+class _Ids:
+    """What ids are made of: the last one's time and counter, and random numbers that no id has had yet.
+
+    Time and counter are one number that only grows: 48 bits of milliseconds and 12 of a counter.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last = 0
-        os.register_at_fork(after_in_child=self._renew_lock)
+        self._random: Iterator[int] = iter(())
+        os.register_at_fork(after_in_child=self._begin_child)
 
-    def _renew_lock(self) -> None:
-        # Another thread of the parent may have held it at the fork, and would never release it in the child.
+    def _begin_child(self) -> None:
+        # Another thread of the parent may have held the lock at the fork, and would never release it in the child. And
+        # the parent uses the bytes that it has drawn.
         self._lock = threading.Lock()
+        self._random = iter(())
 
-    def tick(self, random: int) -> int:
-        """Return the next number. It has the time in it, or is the last one's successor where time did not pass."""
-        # The counter begins in its lower half: 2,048 ids at least fit into a millisecond before the next one is used.
-        now = (time.time_ns() // 1_000_000) << _COUNTER_BITS | random % _HALF_COUNTER
+    def next(self) -> tuple[int, int]:
+        """Return the next number, and 62 random bits.
+
+        The number has the time in it, or is the last one's successor where time did not pass.
+        """
+        milliseconds = time.time_ns() // 1_000_000
         with self._lock:
-            self._last = now if now >> _COUNTER_BITS > self._last >> _COUNTER_BITS else self._last + 1
-            return self._last
+            drawn = next(self._random, None) or self._draw()
+            # The counter begins in its lower half: 2,048 ids at least fit into a millisecond before the next is used.
+            now = milliseconds << _COUNTER_BITS | (drawn >> 64) % _HALF_COUNTER
+            self._last = now if milliseconds > self._last >> _COUNTER_BITS else self._last + 1
+            return self._last, drawn & (1 << 62) - 1
+
+    def _draw(self) -> int:
+        """Draw random numbers for many ids, and return the next one's.
+
+        While the system is asked, other threads run: for each id, a request would wait for the writer's thread.
+        """
+        drawn = os.urandom(_DRAWN_BYTES * _DRAWN_IDS)
+        starts = range(0, len(drawn), _DRAWN_BYTES)
+        self._random = iter([int.from_bytes(drawn[at : at + _DRAWN_BYTES]) for at in starts])
+        return next(self._random)
 
 
-_clock = _Clock()
+_ids = _Ids()
 
 
 def uuid7() -> str:
     """Return a new UUID of version 7 as text, greater than all that this process made before.
 
-    62 bits are random, and drawn from the system for each id. So no two processes make the same id, forked ones too.
+    62 bits are random, and drawn from the system, for a few ids at once; a forked process draws its own. So no two
+    processes make the same id.
     """
-    drawn = int.from_bytes(os.urandom(10))
-    moment = _clock.tick(drawn >> 64)
-    high = (moment >> _COUNTER_BITS) << 16 | 0x7000 | moment & 0xFFF
-    low = 1 << 63 | drawn & (1 << 62) - 1
-    text = f"{high:016x}{low:016x}"
+    moment, random = _ids.next()
+    value = (moment >> _COUNTER_BITS) << 80 | 7 << 76 | (moment & 0xFFF) << 64 | 1 << 63 | random
+    text = value.to_bytes(16).hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 

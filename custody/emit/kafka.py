@@ -142,11 +142,13 @@ class KafkaSink:
     def close(self, seconds: float) -> None:
         """Wait for acknowledgements, then give up the rest."""
         deadline = time.monotonic() + seconds
-        self._producer.flush(seconds)
-        self._send_single()
-        if self._single is not None:
-            self._single.flush(max(0.0, deadline - time.monotonic()))
-        self._give_up()
+        try:
+            self._producer.flush(seconds)
+            self._send_single()
+            if self._single is not None:
+                self._single.flush(max(0.0, deadline - time.monotonic()))
+        finally:
+            self._give_up()
 
     def _send_single(self) -> None:
         """Send each record of refused batches in a batch of its own."""

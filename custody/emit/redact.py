@@ -3,7 +3,8 @@
 A value is replaced by `[redacted]` if its name says that it is a secret (`secret_names`), or the part of a text that
 reads like a credential (`secret_text`). That holds at any depth, for keys too, and for names beside their values:
 
-- lists of pairs (`[["Authorization", "x"]]`), flat lists of headers, and arguments (`["--password", "x"]`);
+- lists of pairs (`[["Authorization", "x"]]`), flat lists of headers, and arguments (`["--password", "x"]`,
+  `["curl", "-u", "ada:x"]`);
 - objects such as `{"name": "password", "value": "x"}` and `{"setting": "smtp_pass", "old": "x", "new": "y"}`;
 - JSON in a text.
 
@@ -34,6 +35,7 @@ from uuid import UUID
 import msgspec
 
 from custody.emit.errors import AuditError
+from custody.emit.secret_commands import secret_arguments
 from custody.emit.secret_names import NAME_CHARACTERS, Verdict, verdict, words_of
 from custody.emit.secret_text import BESIDE_NAMES, NAMED_VALUES, REDACTED, TextRules
 from custody.errors import ConfigurationError
@@ -330,7 +332,13 @@ class _Walk:
             return [self._pair(item, depth + 1) for item in items]
         made: list[Any] = []
         announced = False
+        secrets = secret_arguments(items)
         for at, item in enumerate(items):
+            if at in secrets:
+                self._redacted += 1
+                made.append(f"{self._value(item[: secrets[at]], depth + 1)}{REDACTED}")
+                announced = False
+                continue
             if announced and _is_secret(Verdict.SECRET, item):
                 self._redacted += 1
                 made.append(REDACTED)
@@ -344,8 +352,10 @@ class _Walk:
     def _announces(self, text: str, at: int, count: int) -> bool:
         """Return whether the next item of a list is the value of a secret: behind `--password`, or behind a header."""
         if text[:1] == "-":
-            return text[:2] == "--" and "=" not in text and self._makes_secret(text)
-        return at % 2 == 0 and count % 2 == 0 and len(text) <= 19 and text.lower() in _HEADERS
+            return "=" not in text and self._makes_secret(text)
+        if at % 2 or count % 2 or len(text) > NAME_CHARACTERS:
+            return False
+        return text.lower() in _HEADERS or (text[:2].lower() == "x-" and self._makes_secret(text))
 
     def _pair(self, pair: Sequence[Any], depth: int) -> list[Any]:
         """Return a name and its value, redacted."""

@@ -8,11 +8,15 @@ the first that applies decides:
 3. A name whose last words are in `_ENDS`, or which is in `_ALONE`, is a secret: `smtp_pass`, `login.pin`, `sid`.
 4. A name with one of `_STRONG` in it is a secret, unless what follows says that it is about the secret:
    `token_count`, `api_key_id`, `password_changed_at`, `tokenizer`. So an unknown ending counts as a secret.
+5. The same holds for a name with the word `key` behind any other word, as in `X-Shop-Key`, unless that word is in
+   `_NO_KEYS`: `sort_key`, `primaryKey`. So an unknown beginning counts as a secret too. Written as one, `shopkey` is
+   a word of its own, as `monkey` is, and no secret.
 
 To redact too much costs a detail of an event. To redact too little puts a credential into an archive for seven years.
 """
 
 import re
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from enum import Enum
 from typing import Final
@@ -47,7 +51,7 @@ _STRONG = re.compile(
     r"|service|session|shared|signing|ssh|storage|subscription|webhook)key"
     r"|(?:recovery|backup|mfa|otp|pin|security|verification|auth|device)code|(?:amz|goog)signature|connectionstring|jwt|sessionid|sessid"
 )
-_ENDS = word_set("pass pwd pw pswd otp totp pin cvv cvc csc auth session csrf xsrf privkey keypair")
+_ENDS = word_set("pass pwd pw pswd otp totp pin cvv cvc csc auth session csrf xsrf privkey keypair storepass keypass")
 _ALONE = word_set("sid connectsid sig")
 _MAY_BE_COUNTS = word_set("pass passes")
 _MAY_BE_OBJECTS = word_set("auth session")
@@ -61,6 +65,31 @@ _ABOUT = word_set(
     " matched matches supported consent domain samesite decision result permission permissions granted model less"
     " ary aries ariat ize izer ized izes ization"
 )
+_NO_KEYS = word_set(
+    # Of databases and caches.
+    "primary foreign partition partitioning sort sorting cache cached idempotency idempotent dedup deduplication unique"
+    " composite compound natural surrogate candidate alternate business cluster clustering shard sharding hash range"
+    " index indexed lookup join merge group grouping order ordering search filter by row column record table database"
+    " redis lock limit rate throttle counter concurrency correlation sequence job task flow queue topic message event"
+    " routing"
+    # Of objects, files and documents; `i18n` ends with the word n.
+    " s object blob file folder bucket image photo asset media upload document attachment path prefix item node list"
+    " entity resource component react element page route query param parameter property attribute field option setting"
+    " settings config configuration feature flag label tag metadata map dict dictionary json yaml xml header"
+    " n translation locale lang language text title sub parent child root nested top type kind category date time"
+    " issue project board space registry"
+    # That anybody may know.
+    " public publishable verify verifying host site known kms"
+    # Of keyboards.
+    " hot short shortcut arrow modifier enter return escape esc tab shift ctrl control alt cmd command press any"
+    " pressed left right up down home end"
+    # Of sentences.
+    " a an the this that these those each every all no its their my your our his her some first second last next one"
+    " two other another same different only unknown missing invalid duplicate unexpected expected required bad"
+    " wrong valid is as for of in on to with from and or not"
+)
+"""Words before `key` that make it the name of something else than a secret."""
+_KEYS = word_set("key keys")
 """Words behind a secret's name that make it the name of a fact about the secret."""
 
 
@@ -94,9 +123,17 @@ def verdict(name: str, secret: AbstractSet[str], plain: AbstractSet[str]) -> Ver
             return Verdict.TEXTS
         return Verdict.NOT_NUMBERS if words[-1] in _MAY_BE_COUNTS else Verdict.SECRET
     strong = list(_STRONG.finditer(joined))
-    if not strong:
-        return Verdict.PLAIN
-    rest = joined[strong[-1].end() :]
-    if rest and (words[-1] in _ABOUT or rest in _ABOUT):
+    rest = joined[strong[-1].end() :] if strong else _behind_key(words)
+    if rest is None or (rest and (words[-1] in _ABOUT or rest in _ABOUT)):
         return Verdict.PLAIN
     return Verdict.NOT_NUMBERS if rest.startswith("s") else Verdict.SECRET
+
+
+def _behind_key(words: Sequence[str]) -> str | None:
+    """Return what stands behind the last `key` that is some word's key, None if there is none."""
+    for at in range(len(words) - 1, 0, -1):
+        if words[at] in _KEYS:
+            before = [word for word in words[:at] if not word.isdecimal()]
+            if before and before[-1] not in _NO_KEYS and before[-1] not in _KEYS:
+                return words[at].removeprefix("key") + "".join(words[at + 1 :])
+    return None

@@ -7,6 +7,7 @@ so time grows with the size of the text, whatever it is.
 - **Named values**: `password=x`, `"token": "x"`, `Authorization: Bearer x`, `?api_key=x&`, `--password x`, and so on.
   The name decides, as it does for a field (`secret_names`).
 - **URLs**: the part before the `@`.
+- **Passwords in command lines**, behind short options (`secret_commands`).
 - **Cookies** and **elements of XML**.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote
 
+from custody.emit.secret_commands import redact_commands
 from custody.emit.secret_names import Verdict, word_set
 
 REDACTED: Final = "[redacted]"
@@ -51,6 +53,17 @@ SHAPES: Final[dict[str, str]] = {
     "Sentry": r"sntry[su]_[A-Za-z0-9+/=_-]{24,}+",
     "Linear, Notion, Supabase": r"(?:lin_api_|ntn_|sbp_)[A-Za-z0-9]{24,}+",
     "New Relic, Postman, 1Password": r"(?:NRAK-[A-Z0-9]{24,}+|PMAK-[a-f0-9-]{32,}+|ops_eyJ[A-Za-z0-9_-]{16,}+)",
+    "Atlassian": r"AT(?:ATT3|CTT3|BB)[A-Za-z0-9_=-]{16,}+",
+    "Groq, xAI, NVIDIA, Replicate": r"(?:gsk_|xai-|nvapi-|r8_)(?=[A-Za-z_-]{0,64}[0-9])[A-Za-z0-9_-]{20,}+",
+    "Square": r"(?:sq0(?:atp|csp|idp|acp)-[A-Za-z0-9_-]{16,}+|EAAA[A-Za-z0-9_-]{40,}+)",
+    "Facebook": r"EAA[A-Z][A-Za-z0-9]{20,}+",
+    "Doppler": r"dp\.(?:pt|st|ct|sa|scim|audit)\.[A-Za-z0-9_.-]{16,}+",
+    "Figma, PlanetScale, Dynatrace, Fly": r"(?:fig[dou]_[A-Za-z0-9_-]{24,}+"
+    r"|pscale_(?:tkn|pw|oauth)_[A-Za-z0-9_=.-]{24,}+"
+    r"|dt0[a-z][0-9]{2}\.[A-Z0-9]{16,}+\.[A-Z0-9]{32,}+|fo1_[A-Za-z0-9_-]{32,}+|fm[12][ar]?_[A-Za-z0-9+/=_-]{64,}+)",
+    "RubyGems, Pulumi, Brevo, Mailgun, PostHog": r"(?:rubygems_[0-9a-f]{32,}+"
+    r"|pul-[0-9a-f]{32,}+|xkeysib-[0-9a-f-]{32,}+"
+    r"|key-[0-9a-f]{32}(?![A-Za-z0-9])|phx_[A-Za-z0-9]{32,}+)",
     "signature of a URL": r"(?:(?<=[?&])|(?<=X-Amz-)|(?<=X-Goog-))Signature=[A-Za-z0-9%+/=_~-]{8,}+",
     "DSN of Go": r"[A-Za-z0-9_.-]{1,64}+:[^\s:@/]{1,128}+@(?:tcp|unix|udp)\(",
     "JDBC of Oracle": r"jdbc:oracle:thin:[^\s@/]{1,64}+/[^\s@]{1,128}+@",
@@ -62,6 +75,8 @@ _HINT = re.compile(
     r"eyJ|-----BEGIN|A(?:KI|SI|BI|CC)A|gh[pousr]_|github_pat_|gl[a-z]{2,5}-|gl(?:sa|c)_|xox|xapp-|hooks\.s|/webhooks/"
     r"|sk_live_|sk_test_|rk_live_|rk_test_|whsec_|AIza|ya29\.|GOCSPX-|1//0|sk-|SG\.|SK[0-9a-f]{2}"
     r"|npm_|pypi-|hf_|do[por]_v1|shp[acps]|:AA|hv[sbr]\.|dapi|AGE-SECRET|dckr_|sntry"
+    r"|AT(?:AT|CT|BB)|gsk_|xai-|nvapi-|r8_|sq0|EAA[A-Z]|dp\.|fig[dou]_|pscale_|dt0[a-z]|fo1_|fm[12]|rubygems_|pul-"
+    r"|xkeysib-|key-[0-9a-f]|phx_"
     r"|lin_api_|ntn_|sbp_|NRAK-|PMAK-|Signature=|@(?:tcp|unix|udp)\(|:thin:"
 )
 _SCHEME = re.compile(
@@ -92,7 +107,7 @@ _ENCODINGS = 4
 _BEFORE_A_PAIR = re.compile(r"[\[(](?:\s|\\{1,15}+[nrt]){0,16}+[bu]?\\{0,15}[\"']$")
 _NEAR = 512
 """Characters between the name of a secret and its value, in an object such as `{'name': 'token', 'value': 'x'}`."""
-_OPTION = re.compile(r"(?<![\w-])--(?P<name>[A-Za-z][\w-]*+)[ \t]{1,8}+(?P<value>[^\s-][^\s]*+)")
+_OPTION = re.compile(r"(?<![\w-])--?(?P<name>[A-Za-z][\w-]*+)[ \t]{1,8}+(?P<value>[^\s-][^\s]*+)")
 _BARE = re.compile(r"(?:[^\s\"'<>&;]|&(?![\w.%\[\]-]{1,64}+=)|;(?!\s{0,2}+(?:[\w ]{1,64}+=|\s|$)))*+")
 _SCALAR = re.compile(r"[^\s,}\]\"'<>]*+")
 _ARGUMENT = re.compile(r"[^\s,)}\]\"'<>]*+")
@@ -181,6 +196,8 @@ class TextRules:
             text = self._values(self._schemes(text))
         if ";" in text and _COOKIE_FLAG.search(text) is not None:
             text = _cookies(text)
+        if "-" in text:
+            text = redact_commands(text, REDACTED)
         for pattern in self._extra:
             text = pattern.sub(REDACTED, text)
         return text
@@ -203,7 +220,7 @@ class TextRules:
 
     def _values(self, text: str) -> str:
         text = self._marked(text)
-        if "--" in text:
+        if "-" in text:
             text = _OPTION.sub(self._behind, text)
         if "<" in text:
             text = _ELEMENT.sub(self._behind, text)

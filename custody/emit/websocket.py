@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from custody.emit.address import Peer
 from custody.emit.builders import AuditEvent
 from custody.emit.callers import CONNECTION_INIT, Caller, Failure, Identity
 from custody.emit.describe import Describer, Run, Status
@@ -120,9 +121,7 @@ class _Open:
 class Session:
     """The operations of one connection, read on the writer's thread."""
 
-    def __init__(
-        self, describer: Describer, request_id: str, peer: str | None, headers: list[tuple[bytes, bytes]]
-    ) -> None:
+    def __init__(self, describer: Describer, request_id: str, peer: Peer, headers: list[tuple[bytes, bytes]]) -> None:
         """Begin without any operation."""
         self._describer = describer
         self._from = request_id, peer, headers
@@ -260,9 +259,8 @@ class Connection:
             outlet: where messages go.
             limit: bytes of a server's message that are kept.
         """
-        client = scope.get("client")
         headers = [pair for pair in scope["headers"] if pair[0] in KEPT_HEADERS]
-        self._session = Session(describer, request_id, client[0] if client else None, headers)
+        self._session = Session(describer, request_id, Peer.of(scope.get("client"), headers), headers)
         self._scope, self._receive, self._send = scope, receive, send
         self._request_id, self._ask, self._outlet, self._limit = request_id, ask, outlet, limit
         self._entries: list[Entry] = []

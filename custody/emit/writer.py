@@ -36,7 +36,7 @@ from custody.emit.spool import Spool
 from custody.emit.spool_folders import open_root
 from custody.emit.worker import COUNTERS as WORKER_COUNTERS
 from custody.emit.worker import Left, Worker
-from custody.errors import ConfigurationError
+from custody.errors import ConfigurationError, escape
 from custody.format.limits import EVENT_BYTES
 from custody.format.lines import oversize
 
@@ -472,7 +472,7 @@ def _close_with_multiprocessing() -> None:
 def _say(text: str) -> None:
     # A daemon may have closed it, or have none.
     with contextlib.suppress(AttributeError, OSError, ValueError):
-        sys.stderr.write(f"custody: audit events at exit: {text}\n")
+        sys.stderr.write(f"custody: audit events at exit: {escape(text)}\n")
 
 
 # Held while the process forks, so that the child's set of writers is whole.

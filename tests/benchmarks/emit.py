@@ -1,7 +1,7 @@
 """What emitting costs an application: `uv run --group dev python -m tests.benchmarks.emit`.
 
 Starts a real broker. Reports; judges nothing. The rates are of one process, with the writer's thread beside the thread
-that writes, until everything is acknowledged.
+that writes, until everything is acknowledged. The parts: the spool alone, the writer, and the middleware.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from custody.emit.kafka import KafkaWriter
 from custody.emit.queue import Limits
 from custody.emit.redact import Redaction
 from custody.emit.writer import Options
+from tests.benchmarks import middleware, spool
 from tests.servers.kafka import KafkaServer
 
 SETTLE_SECONDS = 120.0
@@ -67,17 +68,18 @@ def call_times(call: Callable[[], object], number: int, pause: float) -> list[fl
 
 
 def main() -> None:
-    """Start a broker, write, print."""
+    """Start a broker, write, ask, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=300_000)
-    events = parser.parse_args().events
-    with tempfile.TemporaryDirectory() as name:
-        server = KafkaServer(Path(name) / "kafka")
-        server.start()
-        try:
-            report(server, Path(name), events)
-        finally:
-            server.stop()
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--pairs", type=int, default=2_000)
+    parser.add_argument("--disk", type=Path, help="the disk of the spool; that of temporary files by default")
+    options = parser.parse_args()
+    spool.report(options.disk, options.events)
+    with tempfile.TemporaryDirectory() as name, KafkaServer(Path(name) / "kafka", measured=True) as server:
+        report(server, Path(name), options.events)
+        middleware.end_to_end(server, Path(name), options.pairs)
+        middleware.on_the_path(server, Path(name), options.requests)
 
 
 def report(server: KafkaServer, folder: Path, events: int) -> None:

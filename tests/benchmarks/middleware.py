@@ -1,6 +1,4 @@
-"""What the audit middleware costs a request: `uv run --group dev python -m tests.benchmarks.middleware`.
-
-Starts a real broker. Reports; judges nothing.
+"""What the audit middleware costs a request: a part of `tests.benchmarks.emit`.
 
 - *On a request's path*: a whole call of the middleware around an application that does next to nothing, at so many
   requests a second, with the writer's thread beside it. The application's own microsecond is counted too. Where the
@@ -8,14 +6,12 @@ Starts a real broker. Reports; judges nothing.
 - *End to end*: the same Strawberry server by uvicorn with the middleware and without it, a request to each in turn.
 """
 
-import argparse
 import asyncio
 import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -170,18 +166,3 @@ def wait(client: httpx.Client, port: int) -> None:
             time.sleep(0.1)
         else:
             return
-
-
-def main() -> None:
-    """Start a broker, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--pairs", type=int, default=2_000)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, KafkaServer(Path(name) / "kafka", measured=True) as server:
-        end_to_end(server, Path(name), options.pairs)
-        on_the_path(server, Path(name), options.requests)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,8 @@
-"""How fast a spool takes and gives events: `uv run python -m tests.benchmarks.spool`.
+"""How fast a spool takes and gives events: a part of `tests.benchmarks.emit`.
 
-Groups are synced to a real disk, each by fdatasync. Reports; judges nothing. `--folder` names the disk to measure.
+Groups are synced to a real disk, each by fdatasync.
 """
 
-import argparse
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -18,18 +17,19 @@ REPLAYED = 200
 """Lines of a batch, as a writer takes them."""
 
 
-def main() -> None:
-    """Write, replay, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=200_000)
-    parser.add_argument("--folder", type=Path, help="on the disk to measure; the default is the one of temporary files")
-    options = parser.parse_args()
+def report(disk: Path | None, number: int) -> None:
+    """Write, replay, print.
+
+    Args:
+        disk: a folder on the disk to measure; None for the one of temporary files.
+        number: how many events.
+    """
     events = list(sample_events(1000, SEED, datetime(2026, 1, 1, tzinfo=UTC)))
     mean = sum(map(len, events)) / len(events)
-    print(f"events of {mean:,.0f} bytes in the mean")
-    with tempfile.TemporaryDirectory(dir=options.folder) as name, Spool(Path(name) / "spool", 1 << 34) as spool:
+    print(f"spool, events of {mean:,.0f} bytes in the mean")
+    with tempfile.TemporaryDirectory(dir=disk) as name, Spool(Path(name) / "spool", 1 << 34) as spool:
         for group in GROUPS:
-            rounds = max(options.events // 1000 if group == 1000 else min(options.events // group, 1000), 1)
+            rounds = max(number // 1000 if group == 1000 else min(number // group, 1000), 1)
             began = time.perf_counter()
             for _ in range(rounds):
                 spool.append(events[:group])
@@ -44,7 +44,3 @@ def main() -> None:
             replayed += len(batch.lines)
             spool.done(batch)
         print(f"replay and delete: {replayed / (time.perf_counter() - began):,.0f} events/s")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from custody.emit.address import CHAIN, HEADER_CHARACTERS, NO_ADDRESS, Client, Header, Proxies, forwarded_for
+from custody.emit.address import CHAIN, HEADER_CHARACTERS, NO_ADDRESS, Client, Header, Peer, Proxies, forwarded_for
 from custody.errors import ConfigurationError
 from tests.helpers.growth import check_growth
 
@@ -19,7 +19,7 @@ XFF = b"x-forwarded-for"
 def client(value: str, peer: str | None = PEER, hops: int | None = None, header: Header = "x-forwarded-for") -> Client:
     """Return the client of a request with one header, behind proxies of 10/8 or a number of them."""
     proxies = Proxies(() if hops else TEN, hops=hops, header=header)
-    return proxies.client(peer, [(header.encode(), value.encode("latin-1"))])
+    return proxies.client(Peer(peer), [(header.encode(), value.encode("latin-1"))])
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_first_address_from_the_right_that_is_not_trusted_is_the_client(valu
 def test_only_a_trusted_peer_is_believed() -> None:
     """Whoever connects without a proxy writes any header, and stays who he is."""
     assert client("203.0.113.9", "198.51.100.1") == Client("198.51.100.1", "peer")
-    assert Proxies().client("198.51.100.1", [(XFF, b"203.0.113.9")]) == Client("198.51.100.1", "peer")
+    assert Proxies().client(Peer("198.51.100.1"), [(XFF, b"203.0.113.9")]) == Client("198.51.100.1", "peer")
     assert client("203.0.113.9", "::ffff:10.0.0.2") == Client("203.0.113.9", "xff")
     assert client("203.0.113.9", "::ffff:198.51.100.1") == Client("198.51.100.1", "peer")
 
@@ -64,14 +64,14 @@ def test_only_a_trusted_peer_is_believed() -> None:
 def test_one_header_is_read() -> None:
     """The header that the proxies do not write is the client's, and says nothing."""
     headers = [(XFF, b"1.1.1.1"), (b"forwarded", b"for=2.2.2.2")]
-    assert Proxies(TEN).client(PEER, headers).ip == "1.1.1.1"
-    assert Proxies(TEN, header="forwarded").client(PEER, headers).ip == "2.2.2.2"
-    assert Proxies(TEN, header="forwarded").client(PEER, headers[:1]) == Client(PEER, "peer")
+    assert Proxies(TEN).client(Peer(PEER), headers).ip == "1.1.1.1"
+    assert Proxies(TEN, header="forwarded").client(Peer(PEER), headers).ip == "2.2.2.2"
+    assert Proxies(TEN, header="forwarded").client(Peer(PEER), headers[:1]) == Client(PEER, "peer")
 
 
 def test_lines_of_a_header_are_one_list() -> None:
     """A proxy that adds a line of its own is read as one that adds to the line."""
-    assert Proxies(TEN).client(PEER, [(XFF, b"1.1.1.1"), (b"X-Forwarded-For", b"2.2.2.2")]).ip == "2.2.2.2"
+    assert Proxies(TEN).client(Peer(PEER), [(XFF, b"1.1.1.1"), (b"X-Forwarded-For", b"2.2.2.2")]).ip == "2.2.2.2"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_unix_socket_needs_hops() -> None:
     assert client("203.0.113.9", None, hops=2) == Client(NO_ADDRESS, "unknown")
     assert client("junk", None, hops=1) == Client(NO_ADDRESS, "unknown")
     assert client("junk", "192.0.2.1", hops=1) == Client("192.0.2.1", "unknown")
-    assert Proxies(TEN).client(None, [(XFF, b"203.0.113.9")]) == Client(NO_ADDRESS, "unknown")
+    assert Proxies(TEN).client(Peer(None), [(XFF, b"203.0.113.9")]) == Client(NO_ADDRESS, "unknown")
     for peer in (None, "", "<script>"):
         with pytest.raises(ConfigurationError, match="set hops"):
             Proxies(TEN).require_peer(peer)
@@ -117,11 +117,35 @@ def test_a_unix_socket_needs_hops() -> None:
 
 def test_which_peer_may_give_a_request_its_id() -> None:
     """A peer of the networks may; with hops, every peer, for only proxies reach us."""
-    assert Proxies(TEN).trusts(PEER)
-    assert not Proxies(TEN).trusts("203.0.113.9")
-    assert not Proxies(TEN).trusts(None)
-    assert not Proxies().trusts("127.0.0.1")
-    assert Proxies(hops=1).trusts(None)
+    assert Proxies(TEN).trusts(Peer(PEER))
+    assert not Proxies(TEN).trusts(Peer("203.0.113.9"))
+    assert not Proxies(TEN).trusts(Peer(None))
+    assert not Proxies().trusts(Peer("127.0.0.1"))
+    assert Proxies(hops=1).trusts(Peer(None))
+
+
+@pytest.mark.parametrize(
+    ("client", "header", "replaced"),
+    [
+        (("203.0.113.9", 0), b"203.0.113.9", True),
+        (("203.0.113.9", 0), b"", True),
+        (("203.0.113.9", 4711), b"1.1.1.1, 203.0.113.9:4711", True),
+        (("2001:db8::1", 4711), b"[2001:db8::1]:4711", True),
+        (("203.0.113.9", 4711), b"203.0.113.9", False),
+        (("203.0.113.9", 4711), b"203.0.113.9:4712", False),
+    ],
+)
+def test_a_peer_that_the_server_took_from_a_header_is_told(
+    client: tuple[str, int], header: bytes, replaced: bool
+) -> None:
+    """It is no proxy of ours, whatever its address, and the event says that the server gave it."""
+    peer = Peer.of(client, [(XFF, header)])
+    assert peer == Peer(client[0], replaced)
+    if replaced:
+        everybody = Proxies(["0.0.0.0/0", "::/0"])
+        assert not everybody.trusts(peer)
+        assert everybody.client(peer, [(XFF, b"1.1.1.1")]) == Client(client[0], "server")
+    assert Peer.of(None, []) == Peer.of([], []) == Peer(None)
 
 
 @pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded"])
@@ -160,7 +184,7 @@ def test_settings_that_cannot_be_meant(trusted: list[str], hops: int | None, mes
 
 def test_a_network_of_mapped_addresses_is_the_ipv4_network() -> None:
     """Whichever way an operator writes it, the same proxies are trusted."""
-    assert Proxies(["::ffff:10.0.0.0/104"]).client(PEER, [(XFF, b"1.1.1.1")]).ip == "1.1.1.1"
+    assert Proxies(["::ffff:10.0.0.0/104"]).client(Peer(PEER), [(XFF, b"1.1.1.1")]).ip == "1.1.1.1"
 
 
 _NODES = st.sampled_from(
@@ -196,10 +220,10 @@ def _oracle(answer: forwarded.Client | None) -> str | None:
 def test_forwarded_as_its_oracle(header: str, peer: str) -> None:
     """The client behind trusted networks is the one that `forwarded` finds; where it finds none, it is unknown."""
     expected = _oracle(forwarded.client_from_forwarded(header, peer, trusted=TEN))
-    ours = Proxies(TEN, header="forwarded").client(peer, [(b"forwarded", header.encode())])
+    ours = Proxies(TEN, header="forwarded").client(Peer(peer), [(b"forwarded", header.encode())])
     assert (None if ours.source == "unknown" else ours.ip) == expected
     expected = _oracle(forwarded.client_from_forwarded(header, peer, hops=2))
-    ours = Proxies(hops=2, header="forwarded").client(peer, [(b"forwarded", header.encode())])
+    ours = Proxies(hops=2, header="forwarded").client(Peer(peer), [(b"forwarded", header.encode())])
     assert (None if ours.source == "unknown" else ours.ip) == expected
 
 
@@ -207,10 +231,10 @@ def test_forwarded_as_its_oracle(header: str, peer: str) -> None:
 def test_x_forwarded_for_as_its_oracle(header: str, peer: str) -> None:
     """The same for X-Forwarded-For."""
     expected = _oracle(forwarded.client_from_x_forwarded(header, peer, trusted=TEN))
-    ours = Proxies(TEN).client(peer, [(XFF, header.encode())])
+    ours = Proxies(TEN).client(Peer(peer), [(XFF, header.encode())])
     assert (None if ours.source == "unknown" else ours.ip) == expected
     expected = _oracle(forwarded.client_from_x_forwarded(header, peer, hops=2))
-    ours = Proxies(hops=2).client(peer, [(XFF, header.encode())])
+    ours = Proxies(hops=2).client(Peer(peer), [(XFF, header.encode())])
     assert (None if ours.source == "unknown" else ours.ip) == expected
 
 
@@ -218,7 +242,7 @@ def test_x_forwarded_for_as_its_oracle(header: str, peer: str) -> None:
 def test_no_bytes_make_it_fail(value: bytes, peer: str | None, header: Header) -> None:
     """Whatever is sent, there is an address that an event may have."""
     for proxies in (Proxies(["0.0.0.0/0", "::/0"], header=header), Proxies(hops=1, header=header)):
-        assert "%" not in proxies.client(peer, [(header.encode(), value)]).ip
+        assert "%" not in proxies.client(Peer(peer), [(header.encode(), value)]).ip
 
 
 @pytest.mark.parametrize("item", ['a="', 'a="x,', 'a="\\",', ";", ",", "for=10.0.0.1,", '"', "=", "a=\\", 'a=""x', " "])

@@ -5,8 +5,10 @@ import base64
 import json
 import logging
 import re
+import sys
 import time
 import traceback
+import types
 from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -265,6 +267,53 @@ def test_a_peer_that_is_no_address_is_unknown() -> None:
     assert (event["client_ip"], event["client_ip_source"]) == ("0.0.0.0", "unknown")  # noqa: S104
 
 
+@pytest.mark.parametrize("header", ["203.0.113.9", "203.0.113.9:4711"])
+def test_a_server_that_believes_a_header_is_noticed(header: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By uvicorn's defaults each local program chooses its address. The event does not call that the peer."""
+    app, writer = audited(proxies=Proxies(["203.0.113.0/24"]))
+    with serving(app, proxy_headers=True, lifespan="off") as url:
+        httpx.post(f"{url}/graphql", content=BODY, headers={"x-forwarded-for": header, "x-request-id": "mine"})
+        event = writer.one()
+        assert (event["client_ip"], event["client_ip_source"]) == ("203.0.113.9", "server")
+        assert event["request_id"] != "mine"
+        assert "--no-proxy-headers" in caplog.text
+        caplog.clear()
+        httpx.post(f"{url}/graphql", content=BODY)
+        assert writer.one()["client_ip_source"] == "peer"
+    assert "--no-proxy-headers" not in caplog.text
+
+
+PATHS = ["/", "", "/graphql", "//graphql", "/GraphQL", "/graphql/", "/graphql/x", "/%2e%2e/graphql", "/x", "/graphql;a"]
+
+
+@pytest.fixture(scope="module")
+def shop() -> tuple[AuditMiddleware, CollectingWriter]:
+    """The tutorial's application, with a writer that collects."""
+    writer = CollectingWriter()
+    source = (Path(__file__).resolve().parents[3] / "docs" / "examples" / "shop.py").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("custody.emit.kafka.KafkaWriter", lambda *_: writer)
+        patch.setenv("SHOP_TOPIC", "")
+        patch.setenv("SHOP_KAFKA", "")
+        module = types.ModuleType("shop")
+        patch.setitem(sys.modules, "shop", module)
+        exec(compile(source, "shop.py", "exec"), module.__dict__)  # noqa: S102 - the page is ours
+    app: AuditMiddleware = module.app
+    return app, writer
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_the_tutorials_server_answers_is_audited(
+    path: str, shop: tuple[AuditMiddleware, CollectingWriter]
+) -> None:
+    """A server that is the whole application answers on every path, so every path is audited."""
+    app, writer = shop
+    body = {"type": "http.request", "body": b'{"query": "{ orders(first: 2) }"}'}
+    sent = asyncio.run(call(app, scope_of(path=path, root_path=""), body))
+    assert b"a lamp" in sent[1]["body"]
+    assert (sent[0]["status"], writer.one()["result_rows"]) == (200, 2)
+
+
 def test_a_unix_socket_needs_hops(tmp_path: Path) -> None:
     """Without, the first request is refused, and the server's log says why; with them the proxy's client is known."""
     socket = tmp_path / "s"
@@ -321,7 +370,7 @@ def test_refuse_does_not_run_what_it_cannot_audit() -> None:
         calls += 1
         await answer(scope, receive, send)
 
-    app, writer = full_queue(app=counted, on_audit_failure="refuse")
+    app, writer = full_queue(app=counted, on_audit_failure="refuse", path="/graphql")
     start, body = asyncio.run(call(app, scope_of()))
     assert (start["status"], calls) == (503, 0)
     assert dict(start["headers"])[b"retry-after"] == b"1"

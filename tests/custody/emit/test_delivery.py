@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from custody.emit import delivery as delivery_module
+from custody.emit import sink as sink_module
 from custody.emit.delivery import Delivery
 from custody.emit.errors import AuditError
 from custody.emit.quiet import QuietLog
 from custody.emit.sink import SteadySink
 from custody.emit.spool import Spool
 from custody.emit.spool_segment import HEAD_BYTES
-from tests.helpers.emitting import MemorySink, left_in, numbered, put_aside
+from tests.helpers.emitting import MemorySink, left_in, numbered, put_aside, wait_until
 from tests.helpers.spooling import ORPHAN, lines, orphan, segment
 
 LIMIT = 1 << 26
@@ -295,8 +296,11 @@ def test_without_a_spool_that_opens_events_go_on_and_it_is_opened_later(
     delivery.close(0)
 
 
-def test_a_sink_that_opens_late_gets_what_was_spooled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """While it cannot be opened, lines are safe in the spool and not in memory."""
+def test_a_sink_that_opens_late_gets_what_was_spooled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While it cannot be opened, lines are safe in the spool and not in memory. It is tried now and then."""
+    monkeypatch.setattr(sink_module, "OPEN_SECONDS", 0.05)
     sink, quiet, fail = MemorySink(), QuietLog(), True
 
     def open_sink() -> MemorySink:
@@ -310,7 +314,10 @@ def test_a_sink_that_opens_late_gets_what_was_spooled(tmp_path: Path, caplog: py
     delivery.step(0)
     assert delivery.counters()["spool_events"] == 10
     assert "no thread for librdkafka" in caplog.text
-    fail, steady._open_at = False, 0.0
+    fail, next_try = False, steady._open_at
+    delivery.step(0)
+    assert steady._open_at == next_try, "steps meanwhile put it off"
+    wait_until(lambda: time.monotonic() >= next_try)
     settle(delivery)
     assert sink.delivered == numbered(10)
 
@@ -457,3 +464,30 @@ def test_another_thread_never_reads_that_nothing_is_left_while_something_is(sink
     for unspooled, waiting in zip(reversed(first[start:]), reversed(second[start:]), strict=True):
         smallest = min(smallest, waiting)
         assert unspooled + smallest >= 1
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_line_that_goes_to_the_spool_meanwhile_is_not_missed(
+    sink: MemorySink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, first: bool
+) -> None:
+    """The thread moves it just before, or just after, another one reads how many are in the spool."""
+    delivery = make(sink, tmp_path)
+    settle(delivery)
+    sink.away = True
+    monkeypatch.setattr(delivery_module, "GROUP_SECONDS", 1000.0)
+    delivery.deliver(numbered(1))
+    monkeypatch.setattr(delivery_module, "GROUP_SECONDS", 0.0)
+    moved = False
+
+    def read(spool: Spool) -> int:
+        nonlocal moved
+        before = spool._waiting
+        if not moved:
+            moved = True
+            delivery.step(0)
+        return spool._waiting if first else before
+
+    monkeypatch.setattr(Spool, "waiting", property(read))
+    assert delivery.unsettled >= 1
+    assert moved
+    assert delivery.counters()["spooled"] == 1

@@ -28,7 +28,7 @@ parent = str(source)
 held, let_go = threading.Event(), threading.Event()
 
 def hold():
-    with identity._clock._lock:
+    with identity._ids._lock:
         held.set()
         let_go.wait()
 
@@ -52,6 +52,8 @@ os.waitpid(child, 0)
 assert len({in_child, fresh_in_child, parent}) == 3 and parent == str(source)
 assert in_child.startswith(f"orders/host-1/{child}-"), in_child
 assert len({*before, *made, *after}) == 1100
+# The random part too: a child does not use what its parent has drawn.
+assert len({each[19:] for each in (*before, *made, *after)}) == 1100
 assert sorted(made) == made and made[0] > before[-1]
 print("done")
 """
@@ -62,7 +64,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """A clock for ids alone, that the test moves; ids begin anew."""
     moved = SimpleNamespace(now=1_764_000_000_000)
     monkeypatch.setattr(identity, "time", SimpleNamespace(time_ns=lambda: moved.now * 1_000_000))
-    monkeypatch.setattr(identity, "_clock", identity._Clock())
+    monkeypatch.setattr(identity, "_ids", identity._Ids())
     return moved
 
 

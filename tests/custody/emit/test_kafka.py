@@ -83,6 +83,30 @@ def test_a_batch_that_is_too_large_for_the_topic_takes_no_small_event_with_it(
     assert len(refused) > 40_000
 
 
+@pytest.mark.parametrize("no_thread", [False, True])
+def test_a_batch_that_is_refused_at_the_end_is_not_lost(
+    kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch, *, no_thread: bool
+) -> None:
+    """Its events are sent alone before the sink closes. If they cannot be, they are given back, for the spool."""
+    topic = kafka.create_topic(kafka.unused_name("emit"), max_message_bytes=5_000)
+    sink = KafkaSink(topic, {"bootstrap.servers": kafka.bootstrap}, QuietLog())
+    lines = [b'{"fill":"%b",%b' % (noise(500 + n).encode(), line[1:]) for n, line in enumerate(numbered(40))]
+    reports: list[tuple[bytes, Outcome]] = []
+    assert sink.send(lines, lambda line, outcome: reports.append((line, outcome))) == 40
+    if no_thread:
+
+        def refuse(*_: object) -> None:
+            raise AuditError("Kafka", "no thread")
+
+        monkeypatch.setattr(kafka_module, "_make", refuse)
+        with pytest.raises(AuditError, match="no thread"):
+            sink.close(20)
+    else:
+        sink.close(20)
+    assert sorted(reports) == sorted((line, "failed" if no_thread else "delivered") for line in lines)
+    assert consume(kafka, topic) == ([] if no_thread else lines)
+
+
 def test_properties_that_librdkafka_refuses_are_refused_at_once_and_not_shown() -> None:
     """A value may be a password."""
     with pytest.raises(AuditError) as caught:

@@ -258,7 +258,8 @@ def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         for name in ("GROUP_SECONDS", "RETRY_SECONDS", "REOPEN_SECONDS", "ADOPT_SECONDS"):
             patched.setattr(delivery_module, name, 0.0)
-        patched.setattr(worker_module, "_BUSY_SECONDS", 0.0)
+        for name in ("_BUSY_SECONDS", "GATHER_SECONDS"):
+            patched.setattr(worker_module, name, 0.0)
         patched.setattr(sink_module, "OPEN_SECONDS", 0.0)
         for name in ("fsync", "fdatasync"):
             patched.setattr(os, name, lambda _: None)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custody.emit.address import Proxies
+from custody.emit.address import Peer, Proxies
 from custody.emit.asgi import AuditMiddleware
 from custody.emit.describe import Describer, Rules
 from custody.emit.queue import Limits
@@ -34,7 +34,7 @@ MESSAGES = st.fixed_dictionaries({"type": TYPES}, optional={"id": IDS, "payload"
 def session() -> Session:
     """Return a session of an unknown caller."""
     rules = Rules(Proxies(), "never", successes=False, runs_first=False)
-    return Session(Describer(rules), "request", "192.0.2.1", [])
+    return Session(Describer(rules), "request", Peer("192.0.2.1"), [])
 
 
 def frame(by: Any, message: Any, at: float = 1.0, *, cut: bool = False) -> Frame:

@@ -34,6 +34,7 @@ SECRET = "sk_live_51HqLyjWDarjtT1zdp7dc"
 def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The thread waits for little, and not for long."""
     monkeypatch.setattr(worker_module, "_BUSY_SECONDS", 0.001)
+    monkeypatch.setattr(worker_module, "GATHER_SECONDS", 0.0)
     monkeypatch.setattr(worker_module, "_IDLE_SECONDS", 0.01)
     monkeypatch.setattr(delivery_module, "GROUP_SECONDS", 0.005)
     monkeypatch.setattr(writer_module, "_WAIT_STEP", 0.001)
