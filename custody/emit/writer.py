@@ -40,7 +40,7 @@ from custody.errors import ConfigurationError, escape
 from custody.format.limits import EVENT_BYTES
 from custody.format.lines import oversize
 
-__all__ = ["COUNTERS", "AsyncWriter", "AuditWriter", "Options"]
+__all__ = ["AsyncWriter", "AuditWriter", "Options"]
 
 COUNTERS: Final = (*WORKER_COUNTERS, "turned_away")
 """Names of all counters of a writer."""
