@@ -23,7 +23,7 @@ from custody.emit.outlet import Counts, OnAuditFailure, Outlet
 from custody.emit.quiet import QuietLog
 from custody.emit.request import request_ids
 from custody.emit.websocket import Connection
-from custody.emit.writer import QueuedWriter
+from custody.emit.writer import AuditWriter
 from custody.errors import ConfigurationError
 
 __all__ = ["AuditMiddleware"]
@@ -68,7 +68,7 @@ class AuditMiddleware:
     def __init__(
         self,
         app: App,
-        writer: QueuedWriter,
+        writer: AuditWriter,
         *,
         path: str | Collection[str] | None = None,
         identify: Identify | None = None,

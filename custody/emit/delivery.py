@@ -100,10 +100,12 @@ class Delivery:
         """Lines that were taken, and are neither in the spool nor settled: held, failed, or on their way."""
         self._held: deque[bytes] = deque()
         self._failed: list[bytes] = []
+        self._last: list[bytes] = []
         self._refused_lines: list[bytes] = []
         self._sent = 0
         self._batch: Batch | None = None
         self._batch_left: deque[bytes] = deque()
+        self._batch_failed: list[bytes] = []
         self._batch_sent = 0
         self._progress = time.monotonic()
         self._retry_at = 0.0
@@ -171,6 +173,11 @@ class Delivery:
         self._spooling = self._spool is not None
         return self._spooling
 
+    def put_last(self, line: bytes) -> None:
+        """Take the line that goes behind all others at `close`, also behind those that the sink gives back."""
+        self._last.append(line)
+        self._unspooled += 1
+
     def close(self, seconds: float) -> int:
         """Settle what can be settled in this time, leave the rest in the spool, and return how many lines are there.
 
@@ -178,10 +185,14 @@ class Delivery:
         """
         deadline = time.monotonic() + seconds
         while self.unsettled and (left := deadline - time.monotonic()) > 0:
+            if not self._sent or not (self._spooling or self._slow()):
+                self._hold_last()
+                self._push()
             self.urgent = True
             self.step(min(left, GROUP_SECONDS))
         self._sink.close(max(0.0, deadline - time.monotonic()))
         self._take_back()
+        self._hold_last()
         self._to_spool()
         self._keep_refused()
         # With those, if any, of which the sink did not report what became of them.
@@ -220,6 +231,10 @@ class Delivery:
         """Hold again what failed, before what came later."""
         self._held.extendleft(reversed(self._failed))
         self._failed.clear()
+
+    def _hold_last(self) -> None:
+        self._held.extend(self._last)
+        self._last.clear()
 
     def _slow(self) -> bool:
         return self._sent > 0 and time.monotonic() - self._progress > SLOW_SECONDS
@@ -286,10 +301,13 @@ class Delivery:
                 return
             self._batch = batch
             self._batch_left.extend(batch.lines)
+        # What failed goes before what was not sent yet.
+        self._batch_left.extendleft(reversed(self._batch_failed))
+        self._batch_failed.clear()
         taken = self._sink.send(list(self._batch_left), self._report_replayed)
         self._batch_sent += taken
         _drop_first(self._batch_left, taken)
-        if not self._batch_left and not self._batch_sent:
+        if not self._batch_left and not self._batch_failed and not self._batch_sent:
             done, self._batch = self._batch, None
             waiting = spool.waiting
             spool.done(done)
@@ -314,7 +332,7 @@ class Delivery:
         self._batch_sent -= 1
         if outcome == "failed":
             self._failures += 1
-            self._batch_left.append(line)
+            self._batch_failed.append(line)
             self._retry_at = time.monotonic() + RETRY_SECONDS
         else:
             self._replayed += outcome == "delivered"

@@ -7,8 +7,6 @@ import os
 import threading
 import weakref
 
-__all__ = ["ForkLock"]
-
 
 class ForkLock:
     """A lock of which each process has its own: in a child of `fork` it is free."""

@@ -44,6 +44,8 @@ _NEVER: Final = frozenset(
 )
 """Errors that are about the one record: it would be refused again."""
 _ONE_BY_ONE: Final[Mapping[str, object]] = {"batch.num.messages": 1, "linger.ms": 0}
+_GIVEN_UP: Final = frozenset((KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT))  # noqa: SLF001 - public names
+"""Errors of records that we took back: they are spooled, or counted as lost."""
 _PURGE_SECONDS: Final = 1.0
 _SOURCE: Final = b',"source":"'
 
@@ -190,6 +192,8 @@ class KafkaSink:
         if error is None:
             return "delivered"
         code = error.code()
+        if code in _GIVEN_UP:
+            return "failed"
         self._quiet.warn(f"Kafka {code}", f"Kafka, topic {self._topic}, did not take an audit event: {error.str()}")
         return "refused" if code in _NEVER else "failed"
 

@@ -44,6 +44,7 @@ MEASURES = (
     Measure(
         "refused", "custody_emit_refused_events", "counter", "Events that are not valid, or that the backend refuses"
     ),
+    Measure("turned_away", "custody_emit_turned_away_events", "counter", "Events for which `write` raised: no room"),
     Measure("dropped", "custody_emit_dropped_events", "counter", "Events for which there was no room"),
     Measure("lost", "custody_emit_lost_events", "counter", "Events that were neither delivered nor spooled at the end"),
     Measure("bad_segments", "custody_emit_bad_segments", "counter", "Damaged files of the spool, put aside"),

@@ -2,8 +2,9 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import combinations
 from typing import TypeVar
 
@@ -50,7 +51,7 @@ class MultiWriter(AuditWriter):
         for first, second in combinations(spools, 2):
             if spools[first] == spools[second]:
                 raise ConfigurationError(
-                    f"the writers {first} and {second} have the same spool and destination, and each would send what the"
+                    f"the writers {first} and {second} have the same spool and destination: each would send what the"
                     " other one left: give each a folder of its own"
                 )
 
@@ -62,14 +63,58 @@ class MultiWriter(AuditWriter):
         """
         self._give(lambda writer: writer.write(event))
 
-    def submit(self, build: Build, size: int, *, reserved: bool = False) -> None:
-        """Give what makes events to each writer; as `AuditWriter.submit`. It is called once, for all of them.
+    async def write_async(self, event: AuditEvent | CheckedLine) -> None:
+        """Give an event to each writer; as `AuditWriter.write_async`.
 
         Raises:
             AuditError: as `write`.
         """
+        accepted: list[str] = []
+        for name, writer in self.writers.items():
+            with _naming(name, accepted):
+                await writer.write_async(event)
+
+    def submit(self, build: Build, size: int, *, reserved: bool = False) -> None:
+        """Give what makes events to each writer; as `AuditWriter.submit`. It is called once, for all of them.
+
+        With places that were reserved, each writer gets it, whatever another one does: it fails only for those that
+        were closed meanwhile. Where others have it, it counts as dropped for those alone.
+
+        Raises:
+            AuditError: as `write`. With reserved places, of the first writer that did not take it.
+        """
         once = _Once(build)
-        self._give(lambda writer: writer.submit(once, size, reserved=reserved))
+        if not reserved:
+            self._give(lambda writer: writer.submit(once, size))
+            return
+        accepted: list[str] = []
+        failed: list[tuple[str, AuditWriter, AuditError]] = []
+        for name, writer in self.writers.items():
+            try:
+                writer.submit(once, size, reserved=True)
+            except AuditError as error:
+                failed.append((name, writer, error))
+            else:
+                accepted.append(name)
+        if accepted:
+            for _, writer, _ in failed:
+                writer.drop()
+        for name, _, failure in failed:
+            with _naming(name, accepted):
+                raise failure
+
+    def size(self, event: AuditEvent) -> int:
+        """Return how many bytes an event takes at most; as `AuditWriter.size`."""
+        return max(writer.size(event) for writer in self.writers.values())
+
+    def refuse(self) -> None:
+        """Count an event that is not valid, for each writer."""
+        for writer in self.writers.values():
+            writer.refuse()
+
+    def has_room(self, size: int) -> bool:
+        """Return whether each writer has room for so many bytes."""
+        return all(writer.has_room(size) for writer in self.writers.values())
 
     def reserve(self) -> bool:
         """Keep a place in each writer's queue, or in none; as `AuditWriter.reserve`."""
@@ -111,13 +156,8 @@ class MultiWriter(AuditWriter):
     def _give(self, give: Callable[[AuditWriter], None]) -> None:
         accepted: list[str] = []
         for name, writer in self.writers.items():
-            try:
+            with _naming(name, accepted):
                 give(writer)
-            except AuditError as error:
-                accepted += error.accepted
-                has = f" ({', '.join(accepted)} took it)" if accepted else ""
-                raise AuditError(error.kind, f"{name}: {error}{has}", tuple(accepted)) from error
-            accepted.append(name)
 
     def _at_once(self, do: Callable[[AuditWriter], T]) -> list[T]:
         writers = list(self.writers.values())
@@ -127,6 +167,22 @@ class MultiWriter(AuditWriter):
             except RuntimeError:
                 # No thread can be started while the interpreter ends. What was closed already stays so.
                 return [do(writer) for writer in writers]
+
+
+@contextmanager
+def _naming(name: str, accepted: list[str]) -> Iterator[None]:
+    """Note the writer as one that has the event, or raise its error with its name and with those that have it.
+
+    Raises:
+        AuditError: the writer did not take the event.
+    """
+    try:
+        yield
+    except AuditError as error:
+        accepted += error.accepted
+        has = f" ({', '.join(accepted)} took it)" if accepted else ""
+        raise AuditError(error.kind, f"{name}: {error}{has}", tuple(accepted)) from error
+    accepted.append(name)
 
 
 class _Once:

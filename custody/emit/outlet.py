@@ -9,7 +9,7 @@ from typing import Literal
 from custody.emit.errors import AuditError
 from custody.emit.queue import Build
 from custody.emit.quiet import QuietLog
-from custody.emit.writer import QueuedWriter
+from custody.emit.writer import AuditWriter
 
 OnAuditFailure = Literal["serve", "refuse"]
 """What happens to a request for which the queue has no room."""
@@ -27,7 +27,7 @@ class Outlet:
 
     __slots__ = ("_counts", "_places", "_quiet", "_refuse", "_writer")
 
-    def __init__(self, writer: QueuedWriter, counts: Counts, quiet: QuietLog, *, refuse: bool) -> None:
+    def __init__(self, writer: AuditWriter, counts: Counts, quiet: QuietLog, *, refuse: bool) -> None:
         self._writer, self._counts, self._quiet, self._refuse = writer, counts, quiet, refuse
         self._places = 0
 
@@ -49,9 +49,9 @@ class Outlet:
         self._places -= bool(self._places)
         try:
             self._writer.submit(build, size, reserved=True)
-        except AuditError:
-            # The writer was closed meanwhile.
-            return False
+        except AuditError as error:
+            # The writer was closed meanwhile, or one of several: the others have it.
+            return bool(error.accepted)
         return True
 
     def put_last(self, build: Build, size: int) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from custody.emit.builders import AuditEvent
 from custody.emit.encode import CheckedLine
+from custody.errors import ConfigurationError
 
 __all__ = ["Limits"]
 
@@ -42,6 +43,15 @@ class Limits:
 
     events: int = 100_000
     bytes: int = 64 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        """Check the limits.
+
+        Raises:
+            ConfigurationError: one is below 0.
+        """
+        if self.events < 0 or self.bytes < 0:
+            raise ConfigurationError("the limits of a queue are 0 or more: set them so")
 
 
 class Queue:

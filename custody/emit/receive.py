@@ -36,12 +36,11 @@ from typing import Any, Final
 import msgspec
 
 from custody.emit.builders import AuditEvent
-from custody.emit.encode import encode_all
 from custody.emit.entries import Entries, MapEntry
 from custody.emit.errors import AuditError
 from custody.emit.quiet import QuietLog
 from custody.emit.request import header_lines
-from custody.emit.writer import QueuedWriter
+from custody.emit.writer import AuditWriter
 from custody.errors import ConfigurationError, FormatError
 from custody.format.limits import EVENT_DEPTH, MIB
 from custody.format.strict_json import check_depth, unique
@@ -96,7 +95,7 @@ class _Taken:
 class Receiver:
     """The ASGI application that `receiver` makes."""
 
-    def __init__(self, writer: QueuedWriter, tokens: Sequence[str], entries: Entries, *, close_writer: bool) -> None:
+    def __init__(self, writer: AuditWriter, tokens: Sequence[str], entries: Entries, *, close_writer: bool) -> None:
         """Set up; the tokens are valid ones."""
         self._writer, self._entries, self._close_writer = writer, entries, close_writer
         self._digests = tuple(sha256(token.encode()).digest() for token in tokens)
@@ -174,10 +173,12 @@ class Receiver:
             events = taken.events
             try:
                 self._writer.submit(lambda: events, taken.bytes, reserved=True)
-            except AuditError:
-                # It was closed meanwhile.
-                raise _full() from None
+            except AuditError as error:
+                # It was closed meanwhile. One of several was: the others have the events, so they are not posted again.
+                if not error.accepted:
+                    raise _full() from None
         for refused in taken.reasons:
+            self._writer.refuse()
             self._quiet.warn("received", f"an audit event that was posted was refused: {refused['reason']}")
         counts = {"accepted": len(taken.events), "refused": len(taken.reasons)}
         return _Answer(202, {**counts, "reasons": taken.reasons})
@@ -188,19 +189,17 @@ class Receiver:
         for index, entry in enumerate(entries):
             try:
                 event = self._entries.event(entry)
-                (line,) = encode_all((event,), self._writer.options.redaction)
-                if isinstance(line, AuditError):
-                    raise line
+                size = self._writer.size(event)
             except AuditError as error:
                 taken.reasons.append({"index": index, "reason": str(error)})
             else:
                 taken.events.append(event)
-                taken.bytes += len(line)
+                taken.bytes += size
         return taken
 
 
 def receiver(
-    writer: QueuedWriter,
+    writer: AuditWriter,
     *,
     token: str | Sequence[str],
     map_entry: MapEntry | None = None,

@@ -31,7 +31,7 @@ SPOOL_SECONDS = 1.0
 STOP_SECONDS = 3.0
 """How much longer than its limit `close` may take in all."""
 COUNTERS = (*COUNTED, "written", "queued", "queued_bytes", "dropped", "faults")
-"""Names of all counters of a writer."""
+"""Names of a worker's counters."""
 GATHER_SECONDS = 0.005
 """How long events gather before they are taken: to wake up for each would cost more than all that is done with it."""
 _BUSY_SECONDS, _IDLE_SECONDS = 0.02, 0.5
@@ -42,7 +42,8 @@ class Left:
     """What was not delivered when a writer was closed.
 
     Attributes:
-        spooled: events in the spool, which the next process of this host sends.
+        spooled: events in the spool, which the next process of this host sends. Some of them may have been delivered
+            just now, if there was no time for all of a batch: they are sent again.
         lost: events that are nowhere.
     """
 
@@ -65,6 +66,7 @@ class Worker:
         self._stop_at = 0.0
         self._left: Left | None = None
         self._thread: threading.Thread | None = None
+        self._here, self._ran_here = threading.RLock(), False
         self._refused = self._lost = self._faults = 0
 
     @property
@@ -91,11 +93,18 @@ class Worker:
         """Take no more events, deliver for so long, spool the rest, and return what was left."""
         self.stop(seconds)
         if self._thread is None:
-            self._run()
+            self._run_here()
         elif self._thread is not threading.current_thread():
             self._thread.join(max(0.0, self._stop_at - time.monotonic()) + STOP_SECONDS)
         # A thread that has not ended will not end in time: what it still has is lost with the process.
         return self._left or Left(0, self.unsettled())
+
+    def _run_here(self) -> None:
+        """Do the thread's work, once, on the first thread that closes."""
+        with self._here:
+            if not self._ran_here:
+                self._ran_here = True
+                self._run()
 
     def unsettled(self) -> int:
         """Return how many events are neither delivered nor refused."""
@@ -187,8 +196,7 @@ class Worker:
             self._go_on(lambda: self._spool_rest(delivery))
         # There was no time or room for these: their numbers are left out, as those of dropped events.
         self._give_up(self.queue.take(len(self.queue)))
-        stopped = own("emitter_stopped", dropped=self.queue.dropped, lost=self._lost)
-        self._go_on(lambda: self._pass_on(delivery, [encode(stopped, self._redaction)]))
+        self._go_on(lambda: delivery.put_last(self._stopped()))
         try:
             spooled = delivery.close(max(0.0, self._stop_at - time.monotonic()))
         except Exception as error:  # noqa: BLE001 - the caller must get to know what is lost
@@ -196,6 +204,12 @@ class Worker:
             self._left = Left(0, self.unsettled() + self._lost + delivery.lost)
         else:
             self._left = Left(spooled, self._lost + delivery.lost)
+
+    def _stopped(self) -> bytes:
+        """Return the source's last event."""
+        self._numbered += 1
+        stopped = own("emitter_stopped", dropped=self.queue.dropped, lost=self._lost)
+        return number(encode(stopped, self._redaction), self.source, self._numbered)
 
     def _spool_rest(self, delivery: Delivery) -> None:
         """Bring what is in the queue into the spool, without a try to send it."""

@@ -1,7 +1,7 @@
 """What an application writes audit events with.
 
-    with KafkaWriter("audit", {"bootstrap.servers": "…"}, service="shop") as writer:
-        writer.write(auth_attempt(api_key_id="k1", status="failure", failure_reason="expired"))
+    with KafkaWriter("audit", {"bootstrap.servers": "…"}, Options(service="shop")) as writer:
+        writer.write(own("order.paid", amount=7))
 
 A writer may be made before a fork (gunicorn's `preload_app`): each process gets its own queue, thread, connection and
 source at its first event. At the interpreter's exit, open writers are closed: they deliver for `close_seconds`, spool
@@ -11,6 +11,7 @@ the rest, and say on stderr what was left.
 import asyncio
 import atexit
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Final, Literal, Self, get_args
 
 from custody.emit.builders import AuditEvent
 from custody.emit.delivery import Delivery, Gather
@@ -33,12 +34,16 @@ from custody.emit.redact import Redaction
 from custody.emit.sink import Sink, SteadySink
 from custody.emit.spool import Spool
 from custody.emit.spool_folders import open_root
-from custody.emit.worker import COUNTERS, Left, Worker
-from custody.errors import escape
+from custody.emit.worker import COUNTERS as WORKER_COUNTERS
+from custody.emit.worker import Left, Worker
+from custody.errors import ConfigurationError, escape
 from custody.format.limits import EVENT_BYTES
 from custody.format.lines import oversize
 
 __all__ = ["AsyncWriter", "AuditWriter", "Options"]
+
+COUNTERS: Final = (*WORKER_COUNTERS, "turned_away")
+"""Names of all counters of a writer."""
 
 OnFull = Literal["wait", "fail", "drop"]
 """What happens to an event for which the queue has no room."""
@@ -73,6 +78,23 @@ class Options:
     close_seconds: float = 5.0
     redaction: Redaction = field(default_factory=Redaction)
 
+    def __post_init__(self) -> None:
+        """Check the options, and make the folder's path absolute: the process may change its working directory.
+
+        Raises:
+            ConfigurationError: a value is none that the option has.
+        """
+        if self.on_full not in get_args(OnFull):
+            raise ConfigurationError(f"on_full is one of {', '.join(get_args(OnFull))}: choose one of them")
+        for name in ("wait_seconds", "close_seconds"):
+            # Not `< 0`, which is false for what is no number.
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name} is a number of seconds, 0 or more: set it to one")
+        if self.spool_bytes <= 0:
+            raise ConfigurationError("spool_bytes is a number of bytes above 0: set it to one, or leave the spool out")
+        if self.spool is not None:
+            object.__setattr__(self, "spool", Path(self.spool).absolute())
+
 
 class AuditWriter(ABC):
     """Takes audit events. Its methods may be called from any thread."""
@@ -88,6 +110,26 @@ class AuditWriter(ABC):
             AuditError: the event is not valid (`Serialization`, with the reason that the drain would give), there is no
                 room for it, or the writer is closed.
         """
+
+    @abstractmethod
+    async def write_async(self, event: AuditEvent | CheckedLine) -> None:
+        """Take an event; as `write`. Where that would wait, the event loop goes on."""
+
+    @abstractmethod
+    def size(self, event: AuditEvent) -> int:
+        """Return how many bytes an event takes.
+
+        Raises:
+            AuditError: the event is not valid (`Serialization`). That is not counted: see `refuse`.
+        """
+
+    @abstractmethod
+    def refuse(self) -> None:
+        """Count an event that is not valid, and of whose refusal the one who sent it is told. It takes no number."""
+
+    @abstractmethod
+    def has_room(self, size: int) -> bool:
+        """Return whether `write` would find room for so many bytes now."""
 
     @abstractmethod
     def submit(self, build: Build, size: int, *, reserved: bool = False) -> None:
@@ -164,6 +206,7 @@ class QueuedWriter(AuditWriter):
         self._source = Source(options.service, options.instance)
         self._worker: Worker | None = None
         self._closed = False
+        self._refused = self._turned_away = 0
         self.spool: Path | None = None
         """The folder of this kind and destination below `Options.spool`."""
         if options.spool is not None:
@@ -185,10 +228,36 @@ class QueuedWriter(AuditWriter):
 
     def write(self, event: AuditEvent | CheckedLine) -> None:
         """Take an event; as `AuditWriter.write`."""
-        line = self.encoded(event)
+        line = self._checked(event)
         self._offer(line, len(line))
 
-    def encoded(self, event: AuditEvent | CheckedLine) -> CheckedLine:
+    async def write_async(self, event: AuditEvent | CheckedLine) -> None:
+        """Take an event; as `AuditWriter.write_async`."""
+        line = self._checked(event)
+        deadline = time.monotonic() + self.options.wait_seconds
+        while not self.offer(line, len(line)):
+            if self.options.on_full != "wait" or time.monotonic() >= deadline:
+                self.turn_away()
+                return
+            await asyncio.sleep(_WAIT_STEP)
+
+    def size(self, event: AuditEvent) -> int:
+        """Return how many bytes an event takes; as `AuditWriter.size`."""
+        return len(self._encoded(event))
+
+    def refuse(self) -> None:
+        """Count an event that is not valid; as `AuditWriter.refuse`."""
+        with _lock:
+            self._refused += 1
+
+    def _checked(self, event: AuditEvent | CheckedLine) -> CheckedLine:
+        try:
+            return self._encoded(event)
+        except AuditError:
+            self.refuse()
+            raise
+
+    def _encoded(self, event: AuditEvent | CheckedLine) -> CheckedLine:
         """Return an event as the line that the queue takes.
 
         Raises:
@@ -228,13 +297,15 @@ class QueuedWriter(AuditWriter):
         return left
 
     def close(self, seconds: float | None = None) -> Left:
-        """Close the writer; as `AuditWriter.close`. A second call does nothing."""
+        """Close the writer; as `AuditWriter.close`. A second call waits for the first, and returns the same."""
         with _lock:
-            worker, already, self._closed = self._worker, self._closed, True
-            _writers.discard(self)
-        if worker is None or already:
-            return Left(0, 0)
-        return worker.close(self.options.close_seconds if seconds is None else seconds)
+            worker, self._closed = self._worker, True
+        left = Left(0, 0)
+        if worker is not None:
+            left = worker.close(self.options.close_seconds if seconds is None else seconds)
+        # Only now: the interpreter's exit waits for a close that another thread has begun.
+        _writers.discard(self)
+        return left
 
     def stop(self) -> None:
         """Take no more events, and begin to close. Does not wait, so that several writers close at the same time."""
@@ -245,7 +316,8 @@ class QueuedWriter(AuditWriter):
         """Return counts of this process; as `AuditWriter.counters`."""
         # Who reads metrics starts no thread, and makes no source of a process that emits nothing.
         worker = self._worker
-        return worker.counters() if worker is not None else dict.fromkeys(COUNTERS, 0)
+        counters = worker.counters() if worker is not None else dict.fromkeys(WORKER_COUNTERS, 0)
+        return {**counters, "refused": counters["refused"] + self._refused, "turned_away": self._turned_away}
 
     @property
     def source(self) -> str:
@@ -253,11 +325,12 @@ class QueuedWriter(AuditWriter):
         return self._in_this_process().source
 
     def has_room(self, size: int) -> bool:
-        """Return whether `write` would find room for so many bytes now."""
+        """Return whether there is room for so many bytes; as `AuditWriter.has_room`."""
         return self._in_this_process().queue.has_room(size)
 
     def after_fork(self) -> None:
         """Begin anew in a child process: the parent sends what the parent has taken."""
+        self._refused = self._turned_away = 0
         if self._worker is not None:
             # Its destructors would wait for threads that the child does not have.
             _of_parents.append(self._worker)
@@ -299,7 +372,7 @@ class QueuedWriter(AuditWriter):
         return False
 
     def turn_away(self) -> None:
-        """Count an event for which there was no room, or raise the error for it, as `on_full` says.
+        """Count an event for which there was no room, and raise the error for it unless `on_full` is `drop`.
 
         Raises:
             AuditError: `on_full` is not `drop`.
@@ -308,6 +381,8 @@ class QueuedWriter(AuditWriter):
         if self.options.on_full == "drop":
             queue.drop()
             return
+        with _lock:
+            self._turned_away += 1
         raise AuditError(
             self.kind,
             f"the queue is full ({len(queue):,} events, {queue.bytes:,} bytes), because {self.kind} is slow or away"
@@ -338,20 +413,13 @@ def _in_event_loop() -> bool:
 class AsyncWriter:
     """A writer for coroutines: where the writer would wait, the event loop goes on."""
 
-    def __init__(self, writer: QueuedWriter) -> None:
+    def __init__(self, writer: AuditWriter) -> None:
         """Use a writer; closing this closes it."""
         self.writer = writer
 
     async def write(self, event: AuditEvent | CheckedLine) -> None:
         """Take an event; as `AuditWriter.write`."""
-        writer = self.writer
-        line = writer.encoded(event)
-        deadline = time.monotonic() + writer.options.wait_seconds
-        while not writer.offer(line, len(line)):
-            if writer.options.on_full != "wait" or time.monotonic() >= deadline:
-                writer.turn_away()
-                return
-            await asyncio.sleep(_WAIT_STEP)
+        await self.writer.write_async(event)
 
     async def flush(self, seconds: float) -> int:
         """Wait until all events are delivered; as `AuditWriter.flush`."""

@@ -139,6 +139,43 @@ def test_what_fails_in_a_replay_is_replayed_again(sink: MemorySink, tmp_path: Pa
     assert left_in(tmp_path) == []
 
 
+def test_what_fails_in_a_replay_goes_before_what_was_not_sent_yet(sink: MemorySink, tmp_path: Path) -> None:
+    """A sink that takes part of a batch and gives it back gets the batch in its order."""
+    send, tries = sink.send, dict.fromkeys(numbered(10), 0)
+
+    def outcome(line: bytes) -> Any:
+        tries[line] = tries.get(line, 1) + 1
+        return "delivered" if tries[line] > 1 else "failed"
+
+    sink.outcome = outcome
+    sink.away = True
+    delivery = make(sink, tmp_path)
+    delivery.deliver(numbered(20))
+    delivery.step(0)
+    sink.away = False
+    sink.send = lambda lines, report: send(lines[:10], report)  # type: ignore[method-assign]
+    settle(delivery)
+    assert delivery.counters()["failed"] == 10
+    assert sink.delivered == numbered(20)
+    delivery.close(0)
+
+
+def test_the_last_line_goes_behind_what_the_sink_gives_back(
+    sink: MemorySink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source's last event is the last that the next process sends, also where older lines come back at the end."""
+    monkeypatch.setattr(delivery_module, "SLOW_SECONDS", 0.01)
+    delivery = make(sink, tmp_path)
+    settle(delivery)
+    sink.silent = True
+    delivery.deliver(numbered(3))
+    delivery.step(0)
+    time.sleep(0.02)
+    delivery.put_last(*numbered(1, 4))
+    assert delivery.close(0.1) == 4
+    assert left_in(tmp_path) == numbered(4)
+
+
 def test_without_a_spool_what_failed_is_held_and_nothing_more_is_taken(sink: MemorySink) -> None:
     """Memory does not grow: the queue before it fills, and says so."""
     delivery = make(sink, None)

@@ -47,5 +47,5 @@ def test_trap_2_a_lock_that_another_thread_held_is_free_in_the_child(lock: ForkL
 def test_each_lock_of_the_package_is_renewed_at_a_fork() -> None:
     """A bare lock stands only where the module itself cares for forks, or in what lives for one event."""
     bare = {path.name for path in PACKAGE.glob("*.py") if re.search(r"threading\.R?Lock\(\)", path.read_text())}
-    # A queue is made anew in each process, with its worker.
-    assert bare - {"forks.py", "identity.py", "writer.py"} == {"multi.py", "queue.py"}
+    # A queue and its worker are made anew in each process.
+    assert bare - {"forks.py", "identity.py", "writer.py"} == {"multi.py", "queue.py", "worker.py"}

@@ -177,6 +177,16 @@ def test_trap_7_what_times_out_and_what_is_purged_is_spooled_once(
     assert sequence(left_in(tmp_path / "spool")) == [*range(1, 103)]
 
 
+def test_what_we_take_back_ourselves_is_no_warning(nowhere: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is spooled then, or counted as lost: whoever reads that it was purged would look for a loss."""
+    sink = KafkaSink("audit", {"bootstrap.servers": nowhere}, QuietLog())
+    outcomes: list[str] = []
+    assert sink.send(numbered(3), lambda _, outcome: outcomes.append(outcome)) == 3
+    sink.close(0)
+    assert outcomes == ["failed"] * 3
+    assert [record.getMessage() for record in caplog.records if "did not take" in record.getMessage()] == []
+
+
 def test_a_broker_that_dies_and_comes_back_gets_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is missing, a repeat has equal bytes, and only what librdkafka gave back is out of order.
 

@@ -1,9 +1,11 @@
 """One event to several backends: the error names those that have it, and a repeat has the same id."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
@@ -14,10 +16,14 @@ from custody.emit.elasticsearch import ElasticsearchWriter
 from custody.emit.errors import AuditError
 from custody.emit.kafka import KafkaWriter
 from custody.emit.multi import MultiWriter
+from custody.emit.outlet import Counts, Outlet
 from custody.emit.queue import Limits
+from custody.emit.quiet import QuietLog
+from custody.emit.receive import receiver
 from custody.emit.worker import Left
-from custody.emit.writer import Options
+from custody.emit.writer import AsyncWriter, Options
 from custody.errors import ConfigurationError
+from tests.helpers.emitting import MemoryWriter
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 
@@ -140,3 +146,65 @@ def test_writers_with_one_spool_are_refused(tmp_path: Path) -> None:
         MultiWriter({"a": mock_writer(spool=tmp_path), "b": mock_writer(spool=tmp_path)})
     with pytest.raises(ConfigurationError, match="at least one"):
         MultiWriter({})
+
+
+def memory_writer(*, full: bool = False) -> MemoryWriter:
+    return MemoryWriter(Options(service="shop", wait_seconds=0.02, queue=FULL if full else Limits()))
+
+
+def test_several_writers_are_written_to_by_coroutines_too() -> None:
+    """The error names who has the event."""
+    first = memory_writer()
+
+    async def write() -> None:
+        async with AsyncWriter(MultiWriter({"first": first})) as writer:
+            await writer.write(paid())
+        async with AsyncWriter(MultiWriter({"other": memory_writer(), "full": memory_writer(full=True)})) as writer:
+            with pytest.raises(AuditError, match="full: the queue is full") as caught:
+                await writer.write(paid())
+            assert caught.value.accepted == ("other",)
+
+    asyncio.run(write())
+    assert len(first.sink.delivered) == 3
+
+
+def test_a_receiver_writes_to_several() -> None:
+    """What a server posts is in each of them, or is refused with its reason."""
+    writers = {"first": memory_writer(), "second": memory_writer()}
+    app = receiver(MultiWriter(writers), token="0123456789abcdef")
+    body = json.dumps([{"event_type": "login"}, {"no": "event"}]).encode()
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"authorization", b"Bearer 0123456789abcdef")]
+    asyncio.run(app({"type": "http", "method": "POST", "headers": headers}, receive, send))
+    assert sent[0]["status"] == 202
+    for writer in writers.values():
+        writer.close(5)
+        assert len(writer.sink.delivered) == 3
+        assert writer.counters()["refused"] == 1
+
+
+def test_one_of_several_that_was_closed_meanwhile_takes_nothing_from_the_others() -> None:
+    """The others have the request's event: it is dropped for the closed one alone, and all places are given back."""
+    writers = {name: MemoryWriter(Options(service="shop", queue=Limits(events=1))) for name in "abc"}
+    for writer in writers.values():
+        writer.sink.away = True
+    counts = Counts()
+    outlet = Outlet(MultiWriter(writers), counts, QuietLog(), refuse=True)
+    assert outlet.may_begin()
+    writers["b"].close(0)
+    outlet.put_last(lambda: [paid()], 100)
+    assert [writer.counters()["dropped"] for writer in writers.values()] == [0, 1, 0]
+    assert counts.unaudited == 0
+    for name in "ac":
+        writers[name].sink.away = False
+        assert writers[name].flush(10) == 0
+        assert writers[name].reserve()
+        writers[name].close(5)
+        assert sum(b"order.paid" in line for line in writers[name].sink.delivered) == 1

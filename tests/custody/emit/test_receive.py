@@ -387,6 +387,7 @@ def test_an_application_maps_its_own_entries(writer: Collected) -> None:
         return entry if entry.get("kind") == "itself" else None
 
     app = receiver(writer, token=TOKEN, map_entry=mapped)
+    refused = writer.counters()["refused"]
     sent = [{"kind": "login", "user": "u"}, {"kind": "login", PLANTED: 1}, {"kind": "no"}, {"kind": "itself"}, ENTRY]
     status, body = call(app, json.dumps(sent).encode())
     assert status == 202
@@ -396,6 +397,7 @@ def test_an_application_maps_its_own_entries(writer: Collected) -> None:
         "mapping it returned dict, not an event",
     ]
     assert [event["event_type"] for event in writer.take()] == ["login", "query_executed"]
+    assert writer.counters()["refused"] == refused + 3
 
 
 keys = st.sampled_from([*ENTRY, *EVENTS["config_change"], "event_id", "source", "details"]) | st.text(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,9 @@ from custody.emit.builders import AuditEvent
 from custody.emit.encode import CheckedLine
 from custody.emit.errors import AuditError
 from custody.emit.queue import Limits
-from custody.emit.worker import COUNTERS, Left
-from custody.emit.writer import AsyncWriter, OnFull, Options
+from custody.emit.worker import Left
+from custody.emit.writer import COUNTERS, AsyncWriter, OnFull, Options
+from custody.errors import ConfigurationError
 from custody.format.limits import EVENT_BYTES
 from tests.helpers.emitting import MemoryWriter, event, left_in, sequence, wait_until
 
@@ -65,8 +67,8 @@ def accepted(writer: MemoryWriter) -> int:
 
 
 @pytest.mark.parametrize("on_full", ["wait", "fail"])
-def test_a_full_queue_raises_and_counts_nothing(on_full: OnFull) -> None:
-    """The caller knows that this event was not taken: it is neither written nor dropped, and leaves no hole."""
+def test_a_full_queue_raises_and_counts_each(on_full: OnFull) -> None:
+    """The caller knows: the event is neither written nor dropped, and leaves no hole. A counter shows it."""
     writer = full(on_full)
     before = writer.counters()
     begun = time.monotonic()
@@ -76,7 +78,7 @@ def test_a_full_queue_raises_and_counts_nothing(on_full: OnFull) -> None:
     assert (time.monotonic() - begun >= 0.02) == (on_full == "wait")
     with pytest.raises(AuditError, match="the queue is full"):
         writer.submit(lambda: [event(2)], 100)
-    assert writer.counters() == before
+    assert writer.counters() == {**before, "turned_away": before["turned_away"] + 2}
     assert not writer.reserve()
     assert not writer.has_room(1)
     writer.sink.away = False
@@ -156,7 +158,7 @@ def test_a_place_is_reserved_before_and_taken_or_given_back_later() -> None:
 
 
 def test_a_closed_writer_refuses_and_says_so() -> None:
-    """Nothing is taken that nobody would send. A second `close` does nothing."""
+    """Nothing is taken that nobody would send. A second `close` returns what the first one did."""
     writer = MemoryWriter(options())
     writer.write(event(1))
     assert writer.close() == Left(0, 0)
@@ -175,6 +177,39 @@ def test_a_closed_writer_refuses_and_says_so() -> None:
     with pytest.raises(AuditError, match="the writer is closed"):
         unused.write(event(1))
     assert unused.counters()["dropped"] == 0
+
+
+def test_who_closes_waits_for_a_close_that_another_thread_has_begun() -> None:
+    """Also the interpreter's exit: the first one may be a daemon thread's, which ends with the process."""
+    writer = MemoryWriter(options())
+    writer.sink.away = True
+    writer.write(event(1))
+    results: list[Left] = []
+    first = threading.Thread(target=lambda: results.append(writer.close(20)))
+    first.start()
+    wait_until(lambda: writer._closed)
+    second = threading.Thread(target=writer_module._close_at_exit)
+    second.start()
+    assert writer in writer_module._writers
+    second.join(0.1)
+    try:
+        assert second.is_alive()
+        writer.sink.away = False
+        first.join(20)
+        second.join(20)
+    finally:
+        writer_module._exiting = False
+    assert results == [writer.close()] == [Left(0, 0)]
+    assert writer not in writer_module._writers
+    assert sequence(writer.sink.delivered) == [1, 2, 3]
+
+
+def test_a_second_close_says_what_the_first_one_left(tmp_path: Path) -> None:
+    """Whoever asks gets the truth."""
+    writer = MemoryWriter(options(spool=tmp_path / "spool"))
+    writer.sink.away = True
+    writer.write(event(1))
+    assert writer.close(0.01) == writer.close() == Left(3, 0)
 
 
 def test_a_writer_that_wrote_nothing_starts_nothing() -> None:
@@ -253,7 +288,7 @@ def test_each_kind_and_destination_has_a_folder_of_its_own(tmp_path: Path) -> No
     """Two writers of one kind and one destination share theirs, and nobody else does."""
 
     class Other(MemoryWriter):
-        kind = "Elasticsearch"
+        kind = "Elasticsearch"  # type: ignore[assignment]
 
     folder = options(spool=tmp_path / "spool")
     spools = [
@@ -266,13 +301,78 @@ def test_each_kind_and_destination_has_a_folder_of_its_own(tmp_path: Path) -> No
     assert {spool.parent for spool in spools if spool} == {tmp_path / "spool"}
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"on_full": "block"},
+        {"wait_seconds": -1},
+        {"wait_seconds": float("nan")},
+        {"close_seconds": float("nan")},
+        {"close_seconds": float("inf")},
+        {"spool_bytes": -1},
+        {"spool_bytes": 0},
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(wrong: dict[str, Any]) -> None:
+    """The application learns it when it starts, not when the broker is away."""
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        options(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"events": -1}, {"bytes": -1}])
+def test_a_limit_below_zero_is_refused(wrong: dict[str, int]) -> None:
+    """A queue without any room is one that always refuses, and is allowed."""
+    with pytest.raises(ConfigurationError, match="0 or more"):
+        Limits(**wrong)
+
+
+def test_a_spools_path_does_not_follow_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon changes to another folder between the writer and its first event."""
+    monkeypatch.chdir(tmp_path)
+    writer = MemoryWriter(options(spool=Path("spool")))
+    writer.sink.away = True
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    writer.write(event(1))
+    assert writer.close(0.01) == Left(3, 0)
+    assert sequence(left_in(tmp_path / "spool")) == [1, 2, 3]
+
+
+def test_the_example_of_the_module_runs() -> None:
+    """Whoever copies it gets an event."""
+    code = textwrap.dedent("\n".join(writer_module.__doc__.splitlines()[2:4]))
+    made: list[MemoryWriter] = []
+
+    def writer(_topic: str, _client: dict[str, str], options: Options) -> MemoryWriter:
+        made.append(MemoryWriter(options))
+        return made[0]
+
+    exec(code, {"KafkaWriter": writer, "Options": Options, "own": builders.own})  # noqa: S102 - our own text
+    assert len(made[0].sink.delivered) == 3
+
+
 def test_a_line_that_is_too_large_is_refused_by_write() -> None:
     """In the spool it would hold up all that is behind it."""
     writer = MemoryWriter(options())
     with pytest.raises(AuditError) as caught:
         writer.write(CheckedLine(b"x" * EVENT_BYTES))
     assert caught.value.kind == "Serialization"
-    assert writer.counters()["written"] == 0
+    assert (writer.counters()["written"], writer.counters()["refused"]) == (0, 1)
+
+
+@pytest.mark.parametrize("invalid", [{"n": float("nan")}, {"timestamp": 5}])
+def test_what_write_refuses_is_counted(invalid: dict[str, Any]) -> None:
+    """Also by a writer that has written nothing, which starts no thread for it; and anew after a fork."""
+    writer = MemoryWriter(options())
+    wrong = AuditEvent("test.event", {"event_type": "test.event", **invalid})
+    with pytest.raises(AuditError):
+        writer.write(wrong)
+    with pytest.raises(AuditError):
+        asyncio.run(AsyncWriter(writer).write(wrong))
+    assert writer.counters()["refused"] == 2
+    assert writer._worker is None
+    writer.after_fork()
+    assert writer.counters()["refused"] == 0
 
 
 def test_trap_15_no_error_and_no_log_line_has_an_events_values(caplog: pytest.LogCaptureFixture) -> None:
@@ -296,7 +396,7 @@ def test_trap_15_no_error_and_no_log_line_has_an_events_values(caplog: pytest.Lo
     writer.submit(lambda: [wrong], 10)
     writer.submit(fails, 10)
     writer.close(5)
-    assert writer.counters()["refused"] == 2
+    assert writer.counters()["refused"] == 4
     assert SECRET not in caplog.text
     assert SECRET not in repr(writer)
 
