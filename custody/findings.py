@@ -113,6 +113,10 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
         " with `custody accept`",
     ),
     "source-repeat": (Severity.NOTICE, "nothing, if a spool was replayed; else find out who sent the events again"),
+    "source-silent": (
+        Severity.NOTICE,
+        "find out how that process ended, and look for its spool; nothing, if it runs and has nothing to say",
+    ),
     "topic-changed": (
         Severity.UNVERIFIABLE,
         "if the topic was recreated, moved or deleted on purpose, run `custody new-epoch`. Otherwise find out what"

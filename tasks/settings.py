@@ -275,6 +275,12 @@ class SourceSettings(BaseModel):
         le=44_640,
         description="Minutes for which missing numbers may still arrive before an audit reports them",
     )
+    silent: int = Field(
+        default=1_440,
+        ge=0,
+        le=129_600,
+        description="Minutes without an event after which an audit names an expected source that did not stop",
+    )
 
 
 class SearchSettings(BaseModel):

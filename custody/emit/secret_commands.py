@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-__all__ = ["redact_commands", "secret_arguments"]
-
 _PROGRAMS: Final[dict[str, str]] = {
     # Its password is the same argument; alone `-p` asks for one, and what follows is something else.
     r"(?:mysql|mariadb)[a-z_-]{0,16}|7z[az]?|7zz|rar|unrar": r"-h?p(?=[^\s\"'-])",

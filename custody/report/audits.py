@@ -29,7 +29,7 @@ from custody.store.protocol import Store
 
 _ROWS = 10
 """The newest audits, which the page lists."""
-_OF_SOURCES = frozenset({"source-gap", "source-repeat"})
+_OF_SOURCES = frozenset({"source-gap", "source-repeat", "source-silent"})
 _STRAYS = frozenset({"unlisted", "foreign"})
 """Findings about an object that should not be there."""
 

@@ -6,6 +6,8 @@ anything new it reads no event. A full audit begins anew, if it could read every
 
 - `source-gap`: numbers that are missing, since a time that is longer ago than `sources.settle`. It is said again by
   each audit of the whole archive until the events arrive, or it is accepted.
+- `source-silent`: sources of a service that the settings expect which did not say that they stop, and of which nothing
+  was archived for `sources.silent`. No number shows what was lost behind the last one: this is what shows it.
 - `source-repeat`: said once, by the audit that reads the repeat.
 
 `custody verify` says nothing of sources: it decodes no more of an event than its type and time, and it would have to
@@ -23,7 +25,7 @@ from custody.archive import sources as stored
 from custody.archive.reader import read_batch, read_manifest
 from custody.archive.sources import Hole, Source, Sources, Where
 from custody.archive.trusted import standing
-from custody.errors import CustodyError, FormatError
+from custody.errors import CustodyError, FormatError, counted
 from custody.findings import Acceptances, Finding, Severity, finding
 from custody.format.audit import ObjectRef
 from custody.format.lines import shorten
@@ -111,6 +113,7 @@ def account(
     if plan.whole:
         # An audit of a part may lack what another log has.
         findings += _gaps(settings, known, now)
+        findings += _silent(settings, known, now)
         counts["sources"] = len(known.sources)
     acceptances = Acceptances(trust.accepted)
     return Account(ref, tuple(_accepted(acceptances, each).to_dict() for each in findings), counts)
@@ -253,6 +256,28 @@ def _gaps(settings: Settings, known: Sources, now: datetime) -> Iterator[Finding
         worst = any(_is_expected(settings, source.name) for source, _ in rest)
         message = f"{len(rest):,} more sources lack numbers; the view `sources` of `custody query` has all"
         yield finding("source-gap", message, severity=Severity.INCOMPLETE if worst else Severity.NOTICE)
+
+
+def _silent(settings: Settings, known: Sources, now: datetime) -> Iterator[Finding]:
+    """Yield a notice for each expected service with sources that are silent and did not stop: the newest ones first."""
+    since = format_time(shift(now, -timedelta(minutes=settings.sources.silent)))
+    by_service: defaultdict[str, list[Source]] = defaultdict(list)
+    for source in known.sources.values():
+        if _is_expected(settings, source.name) and source.stopped is None and source.sealed_at <= since:
+            by_service[service_of(source.name)].append(source)
+    for service in sorted(by_service):
+        sources = sorted(by_service[service], key=lambda source: (source.sealed_at, source.name), reverse=True)
+        shown = ", ".join(
+            f"{shorten(source.name)} (number {source.last}, archived at {source.sealed_at})"
+            for source in sources[:_SHOWN]
+        )
+        more = f", and {len(sources) - _SHOWN:,} more" if len(sources) > _SHOWN else ""
+        yield finding(
+            "source-silent",
+            f"{counted(len(sources), 'source')} of the service {shorten(service)} sent nothing for"
+            f" {counted(settings.sources.silent, 'minute')}, and did not say that"
+            f" {'it stops' if len(sources) == 1 else 'they stop'}. The last events are of {shown}{more}",
+        )
 
 
 def _is_expected(settings: Settings, name: str) -> bool:

@@ -59,6 +59,7 @@ ELSEWHERE: dict[int, list[str]] = {
     ],
     81: [
         "tests/tasks/audit/test_sources.py::test_a_gap_says_who_how_many_which_and_when",
+        "tests/tasks/audit/test_sources.py::test_an_expected_source_that_falls_silent",
         "tests/tasks/audit/test_sources.py::test_a_late_replay_closes_a_gap",
         "tests/tasks/audit/test_sources.py::test_a_repeat_is_compared",
         "tests/tasks/audit/test_sources.py::test_what_was_known_is_lost",

@@ -373,7 +373,7 @@ def test_a_segment_that_cannot_be_deleted_is_not_replayed_again_by_this_process(
     assert left_in(tmp_path) == numbered(7)
 
 
-def test_a_segment_that_cannot_be_read_holds_up_no_other(
+def test_trap_9_a_segment_that_cannot_be_read_holds_up_no_other(
     sink: MemorySink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`peek` raises for one segment, and the next step goes on behind it."""

@@ -341,7 +341,7 @@ def test_what_was_seen_is_remembered() -> None:
     assert len(analyzer) == 3
 
 
-def test_the_cache_is_bounded_and_forgets_the_oldest() -> None:
+def test_trap_17_the_cache_is_bounded_and_forgets_the_oldest() -> None:
     """Hostile documents, each of them new, do not let memory grow."""
     analyzer = Analyzer(entries=3)
     first = analyzer.analyze(Operation(document="{ a0 }"))

@@ -183,7 +183,7 @@ def test_anything_else_is_refused(value: object) -> None:
         redact({"x": [value]})
 
 
-def test_cycles_and_depth_end() -> None:
+def test_trap_14_cycles_and_depth_end() -> None:
     """With the drain's words. What is nested as deep as an event may be is taken."""
     cycle: list[Any] = []
     cycle.append(cycle)
@@ -236,7 +236,7 @@ def test_fields_that_change_meanwhile_are_an_error_of_ours() -> None:
         thread.join()
 
 
-def test_a_caller_that_is_nested_too_deep_is_an_error_of_ours() -> None:
+def test_trap_14_a_caller_that_is_nested_too_deep_is_an_error_of_ours() -> None:
     """Whatever little stack is left."""
 
     def down(left: int) -> None:
@@ -288,7 +288,7 @@ WRAPS: list[Wrap] = [
 
 @given(st.sampled_from(BASES), st.lists(st.sampled_from(WRAPS), max_size=4))
 @example([["Cookie", SECRET]], [lambda value: json.dumps(value, indent=1), repr])
-def test_no_nesting_hides_a_secret(value: Any, wraps: list[Wrap]) -> None:
+def test_trap_14_no_nesting_hides_a_secret(value: Any, wraps: list[Wrap]) -> None:
     """Objects, lists, JSON in texts in JSON, reprs and sentences around it, in any order."""
     for wrap in wraps:
         value = wrap(value)
@@ -356,7 +356,7 @@ def test_names_are_remembered_within_a_bound() -> None:
         assert all(len(name) <= 64 for name in known)
 
 
-def test_a_mebibyte_takes_well_under_a_second() -> None:
+def test_trap_14_a_mebibyte_takes_well_under_a_second() -> None:
     """Plain text of the largest size."""
     assert redact({"x": "lorem ipsum: dolor=sit " * 40_000})
     assert Redaction() == DEFAULT

@@ -271,7 +271,7 @@ def test_a_scheme_hides_its_token(scheme: str, token: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "redacted"), NAMED)
-def test_a_name_hides_its_value(text: str, redacted: str) -> None:
+def test_trap_14_a_name_hides_its_value(text: str, redacted: str) -> None:
     """In each notation, and no more than the value."""
     assert redact({"x": text}) == {"x": redacted}
     assert redact({"x": redacted}) == {"x": redacted}
@@ -396,6 +396,6 @@ SLOW: dict[str, Callable[[int], bytes]] = {
 
 
 @pytest.mark.parametrize("shape", SLOW)
-def test_time_grows_with_size_at_most(shape: str) -> None:
+def test_trap_14_time_grows_with_size_at_most(shape: str) -> None:
     """Whatever a text has in it, time is in proportion to its size."""
     check_growth(lambda data: DEFAULT.redact({"x": data.decode()}), partial(SLOW[shape]))

@@ -285,7 +285,7 @@ def test_eight_threads_adopt_each_orphan_once(root: Path) -> None:
 CONTENT = lines(4)
 
 
-def test_cut_at_every_byte_all_whole_lines_replay(root: Path) -> None:
+def test_trap_8_cut_at_every_byte_all_whole_lines_replay(root: Path) -> None:
     """A torn tail costs what is torn, and no exception. Nothing else is lost, and the file goes."""
     whole = segment(CONTENT)
     for cut in range(len(whole)):

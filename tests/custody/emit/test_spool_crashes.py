@@ -163,7 +163,7 @@ def calls(tmp_path: Path) -> list[str]:
     return disk.calls
 
 
-def test_a_crash_at_any_call_loses_nothing_that_was_synced(tmp_path: Path) -> None:
+def test_trap_10_a_crash_at_any_call_loses_nothing_that_was_synced(tmp_path: Path) -> None:
     """Whatever the disk kept of what was not synced: names or none, bytes, half of them, zeros or none."""
     for call, name in enumerate(calls(tmp_path), 1):
         if name not in CHANGES:
@@ -188,7 +188,7 @@ def test_a_crash_at_any_call_loses_nothing_that_was_synced(tmp_path: Path) -> No
             shutil.rmtree(root)
 
 
-def test_an_error_of_any_call_loses_nothing_and_is_an_audit_error(tmp_path: Path) -> None:
+def test_trap_10_an_error_of_any_call_loses_nothing_and_is_an_audit_error(tmp_path: Path) -> None:
     """The process goes on, and each synced line is delivered or still there, in order. No other error comes out.
 
     A segment that the disk does not read is put aside, whole.

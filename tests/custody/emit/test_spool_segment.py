@@ -25,20 +25,20 @@ VERSION_1 = bytes.fromhex("6375737473706c0a01000000d9dcd058")
 CONTENT = lines(4)
 
 
-def test_version_1_is_read_as_it_was_written() -> None:
+def test_trap_22_version_1_is_read_as_it_was_written() -> None:
     """The bytes of version 1 stay as they are, whatever versions come later."""
     record = bytes.fromhex("02000000") + zlib.crc32(b"\2\0\0\0").to_bytes(4, "little")
     record += zlib.crc32(b"{}").to_bytes(4, "little") + b"{}"
     assert parse(VERSION_1 + record).lines == (b"{}",)
 
 
-def test_a_version_is_read_by_the_next() -> None:
+def test_trap_22_a_version_is_read_by_the_next() -> None:
     """What the last release left on disk is replayed by this one."""
     assert {VERSION, max(VERSION - 1, 1)} <= READABLE
 
 
 @pytest.mark.parametrize("version", [0, VERSION + 1, 2**32 - 1])
-def test_another_version_is_not_guessed_at(version: int) -> None:
+def test_trap_22_another_version_is_not_guessed_at(version: int) -> None:
     """No line is read from a version that the code does not know."""
     contents = parse(head(version) + frame(b"{}"))
     assert (contents.lines, contents.state) == ((), State.UNKNOWN)

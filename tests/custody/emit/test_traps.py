@@ -1,7 +1,9 @@
 """What other projects' writers fell into, each with real processes: they fork, are recycled, killed, and end badly.
 
-Other traps need no process: 6 and 7 are in test_kafka.py, 11 in test_delivery.py, 15 and 16 in test_writer.py, 19 in
-test_worker.py. Traps 8, 9 and 10 are the spool's, in test_spool_segment.py, test_spool.py and test_spool_crashes.py.
+Other traps need no process. Each is a test by its number: 6 and 7 are in test_kafka.py, 8 in test_spool.py, 9 and 11 in
+test_delivery.py, 10 in test_spool_crashes.py, 14 in test_redact.py and test_secret_text.py, 15 and 16 in
+test_writer.py, 17 in test_graphql.py, 18 in test_asgi.py, 19 in test_worker.py and test_pace.py, 22 in
+test_spool_segment.py.
 """
 
 import contextlib

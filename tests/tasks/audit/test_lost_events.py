@@ -99,6 +99,19 @@ for w in (spooling, dropping):
 """
 
 
+TAIL = """
+w = writer("tails")
+for step in sys.stdin:
+    write(w, {written})
+    if step == "flush\\n":
+        assert w.flush(90) == 0
+    say(source=w.source)
+    if step == "die\\n":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""A process that is killed with events in its memory, behind which no number arrives."""
+
+
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[KafkaServer]:
     """A broker that this test stops."""
@@ -140,6 +153,22 @@ class Emitter:
         return [json.loads(line) for line in output.splitlines()]
 
 
+def archived(broker: KafkaServer, topic: str, root: Path) -> Settings:
+    """Drain a topic into a new archive, and return the settings for its audit."""
+    keyring, archive = root / "keyring.json", root / "archive"
+    ring = new_keyring(keyring, datetime.now(UTC))
+    create_archive(open_store(str(archive)), ring.signers(datetime.now(UTC)).both)
+    settings = Settings(
+        archive=str(archive),
+        keys=f"file:{keyring}",
+        kafka=KafkaSettings(bootstrap_servers=broker.bootstrap, topics=[topic], group="losses"),
+        sources=SourceSettings(settle=0, silent=0, expected=["spools", "tails"]),
+        audit=AuditSettings(report=False),
+    )
+    drain_logs(settings, once=True)
+    return settings
+
+
 def audit(settings: Settings) -> Outcome:
     plan = plan_audit(settings, Request(), datetime.now(UTC))
     return conclude(settings, plan, list(verify_pieces(settings, plan, plan.pieces)))
@@ -149,6 +178,20 @@ def numbers_in(spool: Path) -> list[int]:
     """Return the numbers of the lines in a spool's files."""
     lines = [line for path in sorted(spool.rglob("*.segment")) for line in parse(path.read_bytes()).lines]
     return [json.loads(line)["source_seq"] for line in lines]
+
+
+def said(outcome: Outcome, name: str) -> dict[str, str]:
+    """Return the messages of an audit's findings of one name, with their severities."""
+    return {each["message"]: each["severity"] for each in outcome.findings if each["finding"] == name}
+
+
+def view_of(archive: str) -> dict[str, tuple[Any, ...]]:
+    """Return the view `sources`, by source."""
+    connection = custody.connect(archive)
+    query = "SELECT source, missing, first, last, started, stopped, silent_since FROM sources"
+    rows = connection.execute(query).fetchall()
+    connection.close()
+    return {row[0]: row[1:] for row in rows}
 
 
 def spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -163,11 +206,16 @@ def spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def test_the_audit_names_exactly_what_never_arrived(broker: KafkaServer, tmp_path: Path) -> None:
-    """However a process ends, what was delivered is no gap; a lost spool and dropped events are, to the number."""
+    """However a process ends, what was delivered is no gap; a lost spool and dropped events are, to the number.
+
+    A tail that was lost has no number: it is a notice that the source fell silent, with its last number.
+    """
     topic, spool = broker.create_topic("audit.emitted", 2), tmp_path / "spool"
     losing = Emitter(LOSING.format(written=WRITTEN), broker, topic, tmp_path / "lost")
     losing.tell("write")
     losing.tell("flush")
+    tail = Emitter(TAIL.format(written=WRITTEN), broker, topic, spool)
+    cut = tail.tell("flush")["source"]
     ending = [
         Emitter(ENDING.format(written=WRITTEN, end=end), broker, topic, spool, name.replace(" ", "-"))
         for name, end in ENDS.items()
@@ -178,6 +226,9 @@ def test_the_audit_names_exactly_what_never_arrived(broker: KafkaServer, tmp_pat
     assert [each.process.returncode for each in ending] == [0, 0, -signal.SIGTERM, -signal.SIGKILL, 0, 3]
 
     broker.stop()
+    tail.tell("die")
+    tail.end()
+    assert tail.process.returncode == -signal.SIGKILL
     facts = losing.tell("write")
     while facts["spooled"] == 0:
         facts = losing.tell("look")
@@ -193,30 +244,21 @@ def test_the_audit_names_exactly_what_never_arrived(broker: KafkaServer, tmp_pat
     assert lost
     assert facts["dropped"] > 0
 
-    keyring, archive = tmp_path / "keyring.json", tmp_path / "archive"
-    ring = new_keyring(keyring, datetime.now(UTC))
-    create_archive(open_store(str(archive)), ring.signers(datetime.now(UTC)).both)
-    settings = Settings(
-        archive=str(archive),
-        keys=f"file:{keyring}",
-        kafka=KafkaSettings(bootstrap_servers=broker.bootstrap, topics=[topic], group="losses"),
-        sources=SourceSettings(settle=0, expected=["spools"]),
-        audit=AuditSettings(report=False),
-    )
-    drain_logs(settings, once=True)
+    settings = archived(broker, topic, tmp_path)
     outcome = audit(settings)
-    gaps = {each["message"]: each["severity"] for each in outcome.findings if each["finding"] == "source-gap"}
+    gaps = said(outcome, "source-gap")
     assert len(gaps) == 2
-    text = ", ".join(
-        f"numbers {first} to {last} " if last > first else f"number {first} " for first, last in spans(lost)
-    )
-    print(gaps, text)
+    runs = [f"numbers {first} to {last} (" if last > first else f"number {first} (" for first, last in spans(lost)]
+    assert all(run in "".join(gaps) for run in runs[:5])
+    (silent, severity), *others = said(outcome, "source-silent").items()
+    assert (severity, others) == ("notice", [])
+    assert "1 source of the service 'tails' sent nothing for 0 minutes" in silent
+    assert f"'{cut}' (number {WRITTEN + 1}, archived at " in silent
 
-    connection = custody.connect(str(archive))
-    rows = connection.execute("SELECT source, missing, first, last, started, stopped FROM sources").fetchall()
-    connection.close()
-    by_source = {row[0]: row[1:] for row in rows}
-    assert set(by_source) == {*whole, spooling, dropping}
+    by_source = view_of(settings.archive)
+    assert set(by_source) == {*whole, spooling, dropping, cut}
+    assert by_source[cut][:3] == (0, 1, WRITTEN + 1)
+    assert by_source[cut][5] is not None
     assert {name: row[0] for name, row in by_source.items() if row[0]} == {
         spooling: len(lost),
         dropping: facts["dropped"],

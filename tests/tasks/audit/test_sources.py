@@ -118,6 +118,26 @@ def test_an_expected_service_that_emits_nothing(growing: Growing) -> None:
     assert said(outcome) == [("source-gap", "notice", message)]
 
 
+def test_an_expected_source_that_falls_silent(growing: Growing) -> None:
+    """One that did not stop is a notice, one for each service, night by night; until something of it arrives."""
+    names = [f"shop/web-{number}/1-1" for number in range(7)]
+    lines = [line for name in names for line in life(3, name, stopped=False)]
+    put(growing, [*lines, *life(4), *life(3, "till/a/1-1", stopped=False)], each=9)
+    age = int((datetime.now(UTC) - growing.begun) / timedelta(minutes=1))
+    assert said(audit(settings(growing, silent=age + 60, expected=["shop", "till"]))) == []
+    assert said(audit(settings(growing, silent=0))) == []
+    outcome = audit(settings(growing, silent=0, expected=["shop", "till"]))
+    assert outcome.verdict == "notices"
+    shop, till = said(outcome)
+    assert [each[:2] for each in (shop, till)] == [("source-silent", "notice")] * 2
+    assert "7 sources of the service 'shop' sent nothing for 0 minutes" in shop[2]
+    assert shop[2].endswith(", and 2 more")
+    assert SOURCE not in shop[2]
+    assert "'till/a/1-1' (number 3, archived at " in till[2]
+    put(growing, [emitted(4, "till/a/1-1", "emitter_stopped")])
+    assert [message for *_, message in said(audit(settings(growing, silent=0, expected=["shop", "till"])))] == [shop[2]]
+
+
 def test_the_first_events_can_be_missing(growing: Growing) -> None:
     """A source that begins with 4 lacks three events."""
     put(growing, life(10)[3:])
