@@ -13,6 +13,7 @@ import pytest
 from custody.emit import delivery as delivery_module
 from custody.emit import encode as encode_module
 from custody.emit import worker as worker_module
+from custody.emit import writer as writer_module
 from custody.emit.builders import AuditEvent
 from custody.emit.delivery import Delivery
 from custody.emit.encode import encode
@@ -26,6 +27,13 @@ from tests.helpers.emitting import MemorySink, event, left_in, sequence, wait_un
 
 SOURCE = "shop/web-1/1-1"
 REDACTION = Redaction()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _alone() -> None:
+    """Writers that tests of other files left open would run into what is patched here, and log it."""
+    for writer in list(writer_module._writers):
+        writer.close(0)
 
 
 @pytest.fixture(autouse=True)
