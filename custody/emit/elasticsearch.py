@@ -28,7 +28,7 @@ from custody.emit.errors import AuditError
 from custody.emit.quiet import QuietLog
 from custody.emit.sink import Outcome, Report, Sink
 from custody.emit.writer import Options, QueuedWriter
-from custody.errors import legible
+from custody.errors import counted, legible
 
 __all__ = ["ElasticsearchWriter"]
 
@@ -276,7 +276,7 @@ class _Bulk:
         return "refused" if item.is_of_document else "failed"
 
     def _all_failed(self, lines: Sequence[bytes], reason: str) -> _Outcomes:
-        self._warn(reason, f"a request with {len(lines):,} events failed and is made again: {reason}")
+        self._warn(reason, f"a request with {counted(len(lines), 'event')} failed and is made again: {reason}")
         return ["failed"] * len(lines)
 
     def _warn(self, kind: str, text: str) -> None:

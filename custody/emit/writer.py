@@ -36,7 +36,7 @@ from custody.emit.spool import Spool
 from custody.emit.spool_folders import open_root
 from custody.emit.worker import COUNTERS as WORKER_COUNTERS
 from custody.emit.worker import Left, Worker
-from custody.errors import ConfigurationError, escape
+from custody.errors import ConfigurationError, counted, escape
 from custody.format.limits import EVENT_BYTES
 from custody.format.lines import oversize
 
@@ -385,8 +385,8 @@ class QueuedWriter(AuditWriter):
             self._turned_away += 1
         raise AuditError(
             self.kind,
-            f"the queue is full ({len(queue):,} events, {queue.bytes:,} bytes), because {self.kind} is slow or away"
-            " and the spool is full or there is none; the event was not taken",
+            f"the queue is full ({counted(len(queue), 'event')}, {queue.bytes:,} bytes), because {self.kind} is slow or"
+            " away and the spool is full or there is none; the event was not taken",
         )
 
     def _offer(self, item: Item, size: int, *, reserved: bool = False) -> None:
@@ -468,8 +468,8 @@ def _close_at_exit() -> None:
             _say(f"{type(error).__name__} came before all were sent; what {writer.kind} has not got may be lost")
             continue
         if left.spooled or left.lost:
-            spooled = f"{left.spooled:,} are in the spool {writer.options.spool} and will be sent by the next process"
-            lost = f"{left.lost:,} are lost: {writer.kind} did not take them in time, and there was no room in a spool"
+            spooled = f"{counted(left.spooled, 'is', 'are')} in the spool {writer.options.spool} until the next process"
+            lost = f"{counted(left.lost, 'is', 'are')} lost: {writer.kind} did not take them in time, nor a spool"
             _say("; ".join([spooled] * bool(left.spooled) + [lost] * bool(left.lost)))
 
 

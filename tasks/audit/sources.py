@@ -368,6 +368,7 @@ def _bounds(excess: int, left_out: int) -> Iterator[Finding]:
         yield finding("source-gap", message, severity=Severity.NOTICE)
     if left_out:
         message = (
-            f"there are too many sources, or their numbers are too scattered: {left_out:,} events were not counted"
+            "there are too many sources, or their numbers are too scattered:"
+            f" {counted(left_out, 'event was', 'events were')} not counted"
         )
         yield finding("source-gap", message, severity=Severity.NOTICE)
