@@ -392,7 +392,7 @@ def test_trap_5_an_exit_with_the_broker_down_is_bounded_and_says_what_is_left(
     assert said == "custody: audit events at exit: " + (
         f"1,002 are in the spool {spool} until the next process"
         if with_spool
-        else "1,002 are lost: Kafka did not take them in time, and there was no room in a spool"
+        else "1,002 are lost: Kafka did not take them in time, nor a spool"
     )
     assert float(seconds) < 0.3 + 3
 
