@@ -190,12 +190,9 @@ class Worker:
 
     def _finish(self, delivery: Delivery) -> None:
         """Pass on the rest of the queue, write the last event, and close."""
-        while len(self.queue) and time.monotonic() < self._stop_at:
-            self._go_on(lambda: self._step(delivery))
-        if len(self.queue) and delivery.spool_only():
-            self._go_on(lambda: self._spool_rest(delivery))
+        self._go_on(lambda: self._pass_on_rest(delivery))
         # There was no time or room for these: their numbers are left out, as those of dropped events.
-        self._give_up(self.queue.take(len(self.queue)))
+        self._go_on(lambda: self._give_up(self.queue.take(len(self.queue))))
         self._go_on(lambda: delivery.put_last(self._stopped()))
         try:
             spooled = delivery.close(max(0.0, self._stop_at - time.monotonic()))
@@ -204,6 +201,13 @@ class Worker:
             self._left = Left(0, self.unsettled() + self._lost + delivery.lost)
         else:
             self._left = Left(spooled, self._lost + delivery.lost)
+
+    def _pass_on_rest(self, delivery: Delivery) -> None:
+        """Deliver what is in the queue while there is time, and bring what is left into the spool."""
+        while len(self.queue) and time.monotonic() < self._stop_at:
+            self._go_on(lambda: self._step(delivery))
+        if len(self.queue) and delivery.spool_only():
+            self._go_on(lambda: self._spool_rest(delivery))
 
     def _stopped(self) -> bytes:
         """Return the source's last event."""

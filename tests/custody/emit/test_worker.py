@@ -215,6 +215,22 @@ def test_an_end_that_fails_says_what_is_lost(sink: MemorySink, monkeypatch: pyte
     assert worker.counters()["faults"] == 1
 
 
+def test_an_end_that_cannot_count_its_queue_still_closes(sink: MemorySink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with the queue, what was taken before is spooled or sent."""
+
+    def fails(_: Queue) -> int:
+        raise ValueError
+
+    worker = make(sink)
+    offer(worker, event(1))
+    worker.start()
+    wait_until(lambda: len(sink.delivered) == 2)
+    monkeypatch.setattr(Queue, "__len__", fails)
+    assert worker.close(5) == Left(0, 0)
+    assert sink.closed
+    assert worker.counters()["faults"] == 2
+
+
 def test_a_thread_that_hangs_does_not_hold_up_close(sink: MemorySink, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it still has counts as lost."""
     monkeypatch.setattr(worker_module, "STOP_SECONDS", 0.02)
