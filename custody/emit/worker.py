@@ -139,6 +139,7 @@ class Worker:
         delivery = self._open()
         if delivery is None:
             self._lost += _events(self.queue.take(len(self.queue)))
+            self.queue.passed_on()
             self._left = Left(0, self._lost)
             return
         self._delivery = delivery
@@ -244,6 +245,7 @@ class Worker:
         """Count items as lost, and leave their numbers out. A request's events count as one: nobody has made them."""
         self._lost += _events(items)
         self._numbered += sum(item.events if isinstance(item, Dropped) else 1 for item in items)
+        self.queue.passed_on()
 
     def _made(self, items: Sequence[Item | Dropped]) -> Iterator[bytes | Dropped]:
         """Yield what items make, in their order, with a mark for each event that is refused."""
