@@ -19,7 +19,7 @@ from custody.emit.delivery import COUNTED, Delivery
 from custody.emit.encode import CheckedLine, encode, encode_all, number
 from custody.emit.errors import AuditError
 from custody.emit.queue import Build, Dropped, Item, Queue
-from custody.emit.quiet import QuietLog
+from custody.emit.quiet import THREAD, QuietLog, ends_here
 from custody.emit.redact import Redaction
 from custody.emit.sink import explain
 from custody.version import version
@@ -76,7 +76,7 @@ class Worker:
 
     def start(self) -> None:
         """Start the thread, if the interpreter lets it. Otherwise it may be tried again; `close` does the work."""
-        self._thread = threading.Thread(target=self._run, name="custody-emit", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
         try:
             self._thread.start()
         except RuntimeError:
@@ -96,6 +96,8 @@ class Worker:
             self._run_here()
         elif self._thread is not threading.current_thread():
             self._thread.join(max(0.0, self._stop_at - time.monotonic()) + STOP_SECONDS)
+            if not self._thread.is_alive():
+                self._finish_here()
         # A thread that has not ended will not end in time: what it still has is lost with the process.
         return self._left or Left(0, self.unsettled())
 
@@ -105,6 +107,13 @@ class Worker:
             if not self._ran_here:
                 self._ran_here = True
                 self._run()
+
+    def _finish_here(self) -> None:
+        """Do what is left of the thread's work, once, if something has ended the thread all the same."""
+        with self._here:
+            if self._left is None and self._delivery is not None and not self._ran_here:
+                self._ran_here = True
+                self._finish(self._delivery)
 
     def unsettled(self) -> int:
         """Return how many events are neither delivered nor refused."""
@@ -155,8 +164,8 @@ class Worker:
             closed = self.queue.closed
             try:
                 return self._open_delivery(self._quiet)
-            except Exception as error:  # noqa: BLE001 - this thread must not end
-                self._note(error)
+            except BaseException as error:  # noqa: BLE001 - this thread must not end
+                self._caught(error)
                 if closed:
                     return None
                 self.queue.wait_for_close(_IDLE_SECONDS)
@@ -165,12 +174,15 @@ class Worker:
         """Do something, and go on whatever it raises: nobody else would hear of it."""
         try:
             work()
-        except Exception as error:  # noqa: BLE001 - this thread must not end
-            self._note(error)
+        except BaseException as error:  # noqa: BLE001 - this thread must not end
+            self._caught(error)
             # Not at once again: it may well raise each time.
             self.queue.wait_for_close(_BUSY_SECONDS)
 
-    def _note(self, error: BaseException) -> None:
+    def _caught(self, error: BaseException) -> None:
+        """Count and log an error, so that the thread goes on; raise it if it is for an application's thread."""
+        if not ends_here(error):
+            raise error
         self._faults += 1
         self._quiet.warn("fault", f"audit events: {explain(error)}; this is a fault of custody, and events go on")
 
@@ -197,8 +209,8 @@ class Worker:
         self._go_on(lambda: delivery.put_last(self._stopped()))
         try:
             spooled = delivery.close(max(0.0, self._stop_at - time.monotonic()))
-        except Exception as error:  # noqa: BLE001 - the caller must get to know what is lost
-            self._note(error)
+        except BaseException as error:  # noqa: BLE001 - the caller must get to know what is lost
+            self._caught(error)
             self._left = Left(0, self.unsettled() + self._lost + delivery.lost)
         else:
             self._left = Left(spooled, self._lost + delivery.lost)
