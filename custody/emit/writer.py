@@ -341,10 +341,12 @@ class QueuedWriter(AuditWriter):
         if worker is not None and (worker.runs or self._closed):
             return worker
         with _lock:
-            worker = self._worker = self._worker or self._new_worker()
-            if self._closed:
-                worker.queue.close()
-            elif not worker.runs:
+            worker = self._worker
+            if worker is None:
+                worker = self._worker = self._new_worker()
+                if self._closed:
+                    worker.close_unused()
+            if not (self._closed or worker.runs):
                 worker.start()
                 _close_with_multiprocessing()
             return worker
