@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from custody.emit.quiet import QuietLog
+from custody.emit.quiet import THREAD, QuietLog, ends_here
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -42,7 +42,7 @@ class Background(Generic[Job, Result]):
         self._limit = threads
         try:
             for _ in range(threads):
-                threading.Thread(target=self._run, name="custody-emit-call", daemon=True).start()
+                threading.Thread(target=self._run, name=f"{THREAD}-call", daemon=True).start()
                 self._threads += 1
         except RuntimeError:
             # Raised while the interpreter ends.
@@ -87,7 +87,10 @@ class Background(Generic[Job, Result]):
     def _carry_out(self, job: Job) -> Done[Job, Result]:
         try:
             return Done(job, self._do(job))
-        except Exception as error:  # noqa: BLE001 - the thread must go on, whatever a client library raises
+        except BaseException as error:
+            # The thread must go on, whatever a client library raises.
+            if not ends_here(error):
+                raise
             # Its text may have a credential, or values of events.
             self._quiet.warn("call", f"sending audit events raised {type(error).__name__}; they are sent again")
             return Done(job, None)

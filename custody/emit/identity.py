@@ -33,7 +33,8 @@ class _Ids:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # A signal's handler or a destructor that runs inside of `next` may make an id too: it must not wait for itself.
+        self._lock = threading.RLock()
         self._last = 0
         self._random: Iterator[int] = iter(())
         os.register_at_fork(after_in_child=self._begin_child)
@@ -41,7 +42,7 @@ class _Ids:
     def _begin_child(self) -> None:
         # Another thread of the parent may have held the lock at the fork, and would never release it in the child. And
         # the parent uses the bytes that it has drawn.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._random = iter(())
 
     def next(self) -> tuple[int, int]:

@@ -97,10 +97,11 @@ class Queue:
                 self.release()
             if self.closed or not (reserved or self.has_room(size)):
                 return False
-            self._items.append((item, size))
+            # A signal's handler may raise after a call, and nowhere between these: so the only call comes last.
             self._waits += 1
             self._bytes += size
             self.written += 1
+            self._items.append((item, size))
         if self._waiting:
             self._waiting = False
             self._wake.put(None)

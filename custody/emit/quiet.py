@@ -3,8 +3,8 @@
 A broker that is away, or a field that is always wrong, must not fill an application's log.
 """
 
-import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 
@@ -15,7 +15,18 @@ SECONDS = 60.0
 KINDS = 100
 """How many kinds are remembered."""
 
+THREAD = "custody-emit"
+"""How the names of threads begin that a writer starts."""
+
 logger = logging.getLogger("custody.emit")
+
+
+def ends_here(error: BaseException) -> bool:
+    """Return whether an error goes no further than where it was caught.
+
+    On a writer's thread, nobody would hear of it. On an application's, a Ctrl-C or an exit is the application's.
+    """
+    return isinstance(error, Exception) or threading.current_thread().name.startswith(THREAD)
 
 
 class QuietLog:
@@ -45,5 +56,8 @@ class QuietLog:
             self._kinds[kind] = (now, 0)
         more = f" (and {left_out} more like it in the last minutes)" if left_out else ""
         # A handler of the application that fails must not stop its audit events.
-        with contextlib.suppress(Exception):
+        try:
             logger.log(level, "%s%s", message, more)
+        except BaseException as error:
+            if not ends_here(error):
+                raise

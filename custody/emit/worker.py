@@ -19,7 +19,7 @@ from custody.emit.delivery import COUNTED, Delivery
 from custody.emit.encode import CheckedLine, encode, encode_all, number
 from custody.emit.errors import AuditError
 from custody.emit.queue import Build, Dropped, Item, Queue
-from custody.emit.quiet import QuietLog
+from custody.emit.quiet import THREAD, QuietLog, ends_here
 from custody.emit.redact import Redaction
 from custody.emit.sink import explain
 from custody.version import version
@@ -76,7 +76,7 @@ class Worker:
 
     def start(self) -> None:
         """Start the thread, if the interpreter lets it. Otherwise it may be tried again; `close` does the work."""
-        self._thread = threading.Thread(target=self._run, name="custody-emit", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
         try:
             self._thread.start()
         except RuntimeError:
@@ -89,6 +89,11 @@ class Worker:
             self._stop_at = time.monotonic() + seconds
             self.queue.close()
 
+    def close_unused(self) -> None:
+        """Take no events at all: nothing is opened, and there is nothing to do for `close`."""
+        self.queue.close()
+        self._left, self._ran_here = Left(0, 0), True
+
     def close(self, seconds: float) -> Left:
         """Take no more events, deliver for so long, spool the rest, and return what was left."""
         self.stop(seconds)
@@ -96,6 +101,8 @@ class Worker:
             self._run_here()
         elif self._thread is not threading.current_thread():
             self._thread.join(max(0.0, self._stop_at - time.monotonic()) + STOP_SECONDS)
+            if not self._thread.is_alive():
+                self._finish_here()
         # A thread that has not ended will not end in time: what it still has is lost with the process.
         return self._left or Left(0, self.unsettled())
 
@@ -105,6 +112,13 @@ class Worker:
             if not self._ran_here:
                 self._ran_here = True
                 self._run()
+
+    def _finish_here(self) -> None:
+        """Do what is left of the thread's work, once, if something has ended the thread all the same."""
+        with self._here:
+            if self._left is None and self._delivery is not None and not self._ran_here:
+                self._ran_here = True
+                self._finish(self._delivery)
 
     def unsettled(self) -> int:
         """Return how many events are neither delivered nor refused."""
@@ -139,6 +153,7 @@ class Worker:
         delivery = self._open()
         if delivery is None:
             self._lost += _events(self.queue.take(len(self.queue)))
+            self.queue.passed_on()
             self._left = Left(0, self._lost)
             return
         self._delivery = delivery
@@ -154,8 +169,8 @@ class Worker:
             closed = self.queue.closed
             try:
                 return self._open_delivery(self._quiet)
-            except Exception as error:  # noqa: BLE001 - this thread must not end
-                self._note(error)
+            except BaseException as error:  # noqa: BLE001 - this thread must not end
+                self._caught(error)
                 if closed:
                     return None
                 self.queue.wait_for_close(_IDLE_SECONDS)
@@ -164,12 +179,15 @@ class Worker:
         """Do something, and go on whatever it raises: nobody else would hear of it."""
         try:
             work()
-        except Exception as error:  # noqa: BLE001 - this thread must not end
-            self._note(error)
+        except BaseException as error:  # noqa: BLE001 - this thread must not end
+            self._caught(error)
             # Not at once again: it may well raise each time.
             self.queue.wait_for_close(_BUSY_SECONDS)
 
-    def _note(self, error: BaseException) -> None:
+    def _caught(self, error: BaseException) -> None:
+        """Count and log an error, so that the thread goes on; raise it if it is for an application's thread."""
+        if not ends_here(error):
+            raise error
         self._faults += 1
         self._quiet.warn("fault", f"audit events: {explain(error)}; this is a fault of custody, and events go on")
 
@@ -190,20 +208,24 @@ class Worker:
 
     def _finish(self, delivery: Delivery) -> None:
         """Pass on the rest of the queue, write the last event, and close."""
+        self._go_on(lambda: self._pass_on_rest(delivery))
+        # There was no time or room for these: their numbers are left out, as those of dropped events.
+        self._go_on(lambda: self._give_up(self.queue.take(len(self.queue))))
+        self._go_on(lambda: delivery.put_last(self._stopped()))
+        try:
+            spooled = delivery.close(max(0.0, self._stop_at - time.monotonic()))
+        except BaseException as error:  # noqa: BLE001 - the caller must get to know what is lost
+            self._caught(error)
+            self._left = Left(0, self.unsettled() + self._lost + delivery.lost)
+        else:
+            self._left = Left(spooled, self._lost + delivery.lost)
+
+    def _pass_on_rest(self, delivery: Delivery) -> None:
+        """Deliver what is in the queue while there is time, and bring what is left into the spool."""
         while len(self.queue) and time.monotonic() < self._stop_at:
             self._go_on(lambda: self._step(delivery))
         if len(self.queue) and delivery.spool_only():
             self._go_on(lambda: self._spool_rest(delivery))
-        # There was no time or room for these: their numbers are left out, as those of dropped events.
-        self._give_up(self.queue.take(len(self.queue)))
-        self._go_on(lambda: delivery.put_last(self._stopped()))
-        try:
-            spooled = delivery.close(max(0.0, self._stop_at - time.monotonic()))
-        except Exception as error:  # noqa: BLE001 - the caller must get to know what is lost
-            self._note(error)
-            self._left = Left(0, self.unsettled() + self._lost + delivery.lost)
-        else:
-            self._left = Left(spooled, self._lost + delivery.lost)
 
     def _stopped(self) -> bytes:
         """Return the source's last event."""
@@ -240,6 +262,7 @@ class Worker:
         """Count items as lost, and leave their numbers out. A request's events count as one: nobody has made them."""
         self._lost += _events(items)
         self._numbered += sum(item.events if isinstance(item, Dropped) else 1 for item in items)
+        self.queue.passed_on()
 
     def _made(self, items: Sequence[Item | Dropped]) -> Iterator[bytes | Dropped]:
         """Yield what items make, in their order, with a mark for each event that is refused."""

@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -217,6 +218,7 @@ class QueuedWriter(AuditWriter):
             # Nobody would close it any more.
             self._closed = _exiting
             _writers.add(self)
+            _with_closed.add(self)
 
     @abstractmethod
     def open_sink(self, quiet: QuietLog) -> Sink:
@@ -341,10 +343,12 @@ class QueuedWriter(AuditWriter):
         if worker is not None and (worker.runs or self._closed):
             return worker
         with _lock:
-            worker = self._worker = self._worker or self._new_worker()
-            if self._closed:
-                worker.queue.close()
-            elif not worker.runs:
+            worker = self._worker
+            if worker is None:
+                worker = self._worker = self._new_worker()
+                if self._closed:
+                    worker.close_unused()
+            if not (self._closed or worker.runs):
                 worker.start()
                 _close_with_multiprocessing()
             return worker
@@ -443,6 +447,8 @@ class AsyncWriter:
 _lock = threading.RLock()
 _writers: set[QueuedWriter] = set()
 """Those that are not closed: also those that the application has forgotten."""
+_with_closed: weakref.WeakSet[QueuedWriter] = weakref.WeakSet()
+"""All, because a child of `fork` must not use what a closed one has of the parent either."""
 _exiting = False
 _of_parents: list[Worker] = []
 """Workers of parent processes, which must not be collected here."""
@@ -450,7 +456,7 @@ _of_parents: list[Worker] = []
 
 def _after_fork_in_child() -> None:
     _lock.release()
-    for writer in _writers:
+    for writer in list(_with_closed):
         writer.after_fork()
 
 

@@ -1,5 +1,6 @@
 """Ids rise and are unique, whatever the clock does; a source is one process."""
 
+import os
 import re
 import subprocess
 import sys
@@ -108,6 +109,27 @@ def test_ids_in_threads_are_unique_and_rise_in_each() -> None:
         thread.join()
     assert all(sorted(mine) == mine for mine in made)
     assert len(set(chain.from_iterable(made))) == 16_000
+
+
+def test_an_id_that_is_made_inside_of_another_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal's handler, or a destructor that Python calls, may make an event too."""
+    ids = identity._Ids()
+    # Else a failure would hang.
+    assert ids._lock.acquire(blocking=False)
+    assert ids._lock.acquire(blocking=False), "a handler that makes an id waits for itself"
+    inner: list[tuple[int, int]] = []
+    urandom = os.urandom
+
+    def interrupted(size: int) -> bytes:
+        monkeypatch.setattr(os, "urandom", urandom)
+        inner.append(ids.next())
+        return urandom(size)
+
+    monkeypatch.setattr(os, "urandom", interrupted)
+    assert ids.next() > inner[0]
+    ids._begin_child()
+    assert ids._lock.acquire(blocking=False)
+    assert ids._lock.acquire(blocking=False)
 
 
 def test_a_forked_process_has_ids_and_a_source_of_its_own() -> None:

@@ -3,10 +3,13 @@
 import signal
 import threading
 import time
+from collections import deque
 from types import FrameType
 
+import pytest
+
 from custody.emit.encode import CheckedLine
-from custody.emit.queue import Dropped, Limits, Queue
+from custody.emit.queue import Dropped, Item, Limits, Queue
 
 
 def line(n: int) -> CheckedLine:
@@ -144,6 +147,23 @@ def test_who_waits_is_woken_by_an_item_and_by_the_end() -> None:
     begun = time.monotonic()
     Queue(Limits()).wait(0.01)
     assert time.monotonic() - begun >= 0.01
+
+
+def test_an_interrupt_inside_of_a_write_leaves_the_count_right() -> None:
+    """A handler may raise as soon as the item is appended: it counts as one that waits."""
+
+    class Interrupted(deque[tuple[Item | Dropped, int]]):
+        def append(self, item: tuple[Item | Dropped, int]) -> None:
+            super().append(item)
+            raise KeyboardInterrupt
+
+    queue = Queue(Limits())
+    queue._items = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        queue.offer(line(1), 3)
+    assert (len(queue), queue.bytes, queue.written) == (1, 3, 1)
+    assert queue.take(9) == [b"1"]
+    assert (len(queue), queue.bytes) == (0, 0)
 
 
 def test_trap_2_a_handler_that_writes_inside_of_a_write_does_not_wait_for_itself() -> None:

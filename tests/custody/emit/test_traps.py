@@ -228,6 +228,32 @@ def test_trap_2_a_fork_while_another_thread_holds_the_lock(tmp_path: Path) -> No
     check_whole(second)
 
 
+FORK_CLOSED = (
+    FILE
+    + """
+writer = make()
+writer.write(event(0))
+writer.close()
+child = os.fork()
+if child == 0:
+    refused = False
+    try:
+        writer.write(event(1))
+    except Exception:
+        refused = True
+    os._exit(0 if refused and not any(writer.counters().values()) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+)
+
+
+def test_trap_1_a_child_has_nothing_of_a_writer_that_its_parent_closed(tmp_path: Path) -> None:
+    """It is closed there too, and the parent's events are counted once."""
+    assert run(FORK_CLOSED, tmp_path) == (0, "")
+    (events,) = by_source(written(tmp_path)).values()
+    check_whole(events)
+
+
 MULTIPROCESSING = (
     FILE
     + """

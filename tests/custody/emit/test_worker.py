@@ -12,8 +12,10 @@ import pytest
 
 from custody.emit import delivery as delivery_module
 from custody.emit import encode as encode_module
+from custody.emit import quiet as quiet_module
 from custody.emit import worker as worker_module
 from custody.emit import writer as writer_module
+from custody.emit.background import Background
 from custody.emit.builders import AuditEvent
 from custody.emit.delivery import Delivery
 from custody.emit.encode import encode
@@ -69,6 +71,10 @@ def offer(worker: Worker, *events: AuditEvent) -> None:
 
 def build(worker: Worker, made: Any) -> None:
     assert worker.queue.offer(made, 10)
+
+
+def fails_to_start(_: threading.Thread) -> None:
+    raise RuntimeError("can't create new thread at interpreter shutdown")
 
 
 def fields(sink: MemorySink) -> list[dict[str, Any]]:
@@ -179,6 +185,66 @@ def test_an_error_that_nobody_expects_does_not_end_the_thread(
     assert "secret" not in caplog.text
 
 
+def test_an_exit_that_a_log_handler_raises_does_not_end_the_thread(
+    sink: MemorySink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in a step nor in the log line about it: the application's handlers run on the writer's thread."""
+
+    def fails(*_: object) -> None:
+        raise SystemExit
+
+    worker = make(sink)
+    with monkeypatch.context() as patched:
+        patched.setattr(quiet_module.logger, "log", fails)
+        patched.setattr(Delivery, "step", fails)
+        worker.start()
+        build(worker, lambda: [AuditEvent("test.event", {"event_type": "test.event"}), event(1)])
+        wait_until(lambda: worker.counters()["faults"] >= 2)
+    assert worker.close(5) == Left(0, 0)
+    assert sequence(sink.delivered) == [1, 3, 4]
+
+
+def test_an_exit_that_a_sink_raises_does_not_end_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what was on its way would never be reported. On the application's own thread it is the application's."""
+
+    def fails(number: int) -> int:
+        if number == 1:
+            raise SystemExit
+        return number
+
+    background = Background(fails, 1, QuietLog())
+    results: list[int | None] = []
+    for number in (1, 2):
+        background.start(number)
+        done = background.receive(10)
+        assert done is not None
+        results.append(done.result)
+    background.close()
+    assert results == [None, 2]
+    monkeypatch.setattr(threading.Thread, "start", fails_to_start)
+    with pytest.raises(SystemExit):
+        Background(fails, 1, QuietLog()).start(1)
+
+
+def test_close_finishes_for_a_thread_that_has_ended(sink: MemorySink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ended it: what it left is delivered, once."""
+
+    def ends(*_: object) -> None:
+        raise SystemExit
+
+    worker = make(sink)
+    with monkeypatch.context() as patched:
+        patched.setattr(Worker, "_step", ends)
+        patched.setattr(Worker, "_caught", ends)
+        patched.setattr(threading, "excepthook", lambda _: None)
+        worker.start()
+        assert worker._thread is not None
+        worker._thread.join(10)
+    offer(worker, event(1))
+    assert worker.close(5) == worker.close(5) == Left(0, 0)
+    assert sequence(sink.delivered) == [1, 2, 3]
+
+
 def test_items_that_cannot_be_numbered_are_counted_as_lost(sink: MemorySink, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their numbers are left out, and what comes later goes on."""
     worker = make(sink)
@@ -213,6 +279,22 @@ def test_an_end_that_fails_says_what_is_lost(sink: MemorySink, monkeypatch: pyte
     wait_until(lambda: worker.counters()["in_flight"] == 3)
     assert worker.close(0) == Left(0, 4)
     assert worker.counters()["faults"] == 1
+
+
+def test_an_end_that_cannot_count_its_queue_still_closes(sink: MemorySink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with the queue, what was taken before is spooled or sent."""
+
+    def fails(_: Queue) -> int:
+        raise ValueError
+
+    worker = make(sink)
+    offer(worker, event(1))
+    worker.start()
+    wait_until(lambda: len(sink.delivered) == 2)
+    monkeypatch.setattr(Queue, "__len__", fails)
+    assert worker.close(5) == Left(0, 0)
+    assert sink.closed
+    assert worker.counters()["faults"] == 2
 
 
 def test_a_thread_that_hangs_does_not_hold_up_close(sink: MemorySink, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,11 +339,7 @@ def test_trap_4_where_no_thread_can_start_close_does_the_work(
     sink: MemorySink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From Python 3.12 on, none can while the interpreter ends."""
-
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't create new thread at interpreter shutdown")
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(threading.Thread, "start", fails_to_start)
     worker = make(sink)
     worker.start()
     assert not worker.runs
@@ -292,7 +370,8 @@ def test_what_cannot_be_opened_is_opened_later_and_lost_at_the_end(
     offer(worker, event(1), event(2))
     worker.queue.drop()
     assert worker.close(0) == Left(0, 2)
-    assert (worker.counters()["lost"], worker.counters()["dropped"]) == (2, 1)
+    counters = worker.counters()
+    assert (counters["lost"], counters["dropped"], counters["queued"], worker.unsettled()) == (2, 1, 0, 0)
 
 
 def test_close_without_time_spools_what_is_in_the_queue(sink: MemorySink, tmp_path: Path) -> None:
@@ -313,7 +392,8 @@ def test_close_without_time_and_without_a_spool_counts_what_is_lost(sink: Memory
     worker.queue.drop(2)
     # With the two events of its own, of which the first was not sent, and the last one has come too late.
     assert worker.close(0) == Left(0, 52)
-    assert worker.counters()["lost"] == 52
+    counters = worker.counters()
+    assert (counters["lost"], counters["queued"], worker.unsettled()) == (52, 0, 0)
 
 
 def test_trap_19_no_batch_is_larger_than_two_hundred(sink: MemorySink, monkeypatch: pytest.MonkeyPatch) -> None:

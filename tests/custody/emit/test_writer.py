@@ -223,6 +223,19 @@ def test_a_writer_that_wrote_nothing_starts_nothing() -> None:
     assert writer._worker is None
 
 
+def test_a_writer_that_was_closed_unused_starts_nothing_later() -> None:
+    """Whatever comes after the first close: a second one opens nothing, and emits nothing."""
+    writer = MemoryWriter(options())
+    writer.close()
+    with pytest.raises(AuditError, match="the writer is closed"):
+        writer.write(event(1))
+    assert not writer.reserve()
+    writer.drop()
+    assert writer.source
+    assert writer.close() == Left(0, 0)
+    assert (writer.sink.sizes, writer.sink.closed) == ([], False)
+
+
 def test_a_thread_that_could_not_start_is_started_by_the_next_event(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has too many threads for a moment does not lose its audit events for ever."""
 
