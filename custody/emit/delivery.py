@@ -191,6 +191,7 @@ class Delivery:
             self.urgent = True
             self.step(min(left, GROUP_SECONDS))
         self._sink.close(max(0.0, deadline - time.monotonic()))
+        self._guarded(self._end_batch)
         self._take_back()
         self._hold_last()
         self._to_spool()
@@ -307,11 +308,16 @@ class Delivery:
         taken = self._sink.send(list(self._batch_left), self._report_replayed)
         self._batch_sent += taken
         _drop_first(self._batch_left, taken)
-        if not self._batch_left and not self._batch_failed and not self._batch_sent:
-            done, self._batch = self._batch, None
-            waiting = spool.waiting
-            spool.done(done)
-            self._owed -= waiting - spool.waiting
+        self._end_batch(spool)
+
+    def _end_batch(self, spool: Spool) -> None:
+        """Take the batch out of the spool, once all of its lines are settled."""
+        if self._batch is None or self._batch_left or self._batch_failed or self._batch_sent:
+            return
+        done, self._batch = self._batch, None
+        waiting = spool.waiting
+        spool.done(done)
+        self._owed -= waiting - spool.waiting
 
     def _has_gathered(self, spool: Spool, now: float) -> bool:
         """Return whether the next lines of the spool may be sent."""

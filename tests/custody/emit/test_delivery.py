@@ -407,6 +407,28 @@ def test_close_spools_what_is_held_and_what_comes_back(sink: MemorySink, tmp_pat
     assert sorted(left_in(tmp_path)) == sorted(numbered(15))
 
 
+def test_what_the_sink_delivers_while_it_closes_is_not_sent_again(sink: MemorySink, tmp_path: Path) -> None:
+    """A batch of the spool whose last lines are acknowledged that late is done too."""
+    delivery = make(sink, tmp_path)
+    settle(delivery)
+    sink.away = True
+    delivery.deliver(numbered(10))
+    delivery.step(0)
+    sink.away, sink.silent = False, True
+    delivery.step(0)
+    assert len(sink.on_the_way) == 10
+
+    def close(_: float) -> None:
+        sink.silent = False
+        sink.poll(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sink, "close", close)
+        assert delivery.close(0) == 0
+    assert sink.delivered == numbered(10)
+    assert left_in(tmp_path) == []
+
+
 @pytest.mark.parametrize("mute", [False, True])
 def test_close_counts_as_lost_what_has_no_spool(sink: MemorySink, *, mute: bool) -> None:
     """Also what the sink took and never said a word about."""
