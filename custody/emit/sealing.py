@@ -172,14 +172,15 @@ class Sealer:
         position = opened.writer.next_offset or 0
         self._doubtful = position, fresh
         self._append(opened, position, fresh)
-        self._doubtful = None
-        self._archived.clear()
         self._note(opened)
         # What it covers is archived already, whether the checkpoint can be put or not.
         if self._covers_now(opened):
             with suppress(CustodyError):
                 self._cover(opened)
         self._plan(opened)
+        # Only now: whatever was raised above, the lines are looked up.
+        self._doubtful = None
+        self._archived.clear()
 
     def _append(self, opened: _Opened, position: int, lines: Sequence[bytes]) -> None:
         now = time.time_ns() // 1_000_000
