@@ -286,6 +286,7 @@ def test_what_cannot_work_is_refused_at_once(place: Place) -> None:
         ArchiveWriter(Settings(archive="archive", keys="file:other.json"), place.options())
     with pytest.raises(ConfigurationError, match="cannot be kept"):
         ArchiveWriter(Settings(archive="ftp://host/archive", keys=place.keys), place.options())
+    assert not (place.folder / "spool").exists()
 
 
 def test_a_process_that_ends_without_close_archives_its_events(place: Place) -> None:
