@@ -280,9 +280,15 @@ class Delivery:
         if not self._refused_lines:
             return
         lines, self._refused_lines = self._refused_lines, []
-        kept = self._guarded(lambda spool: spool.keep_refused(lines)) or 0
+        kept = self._guarded(lambda spool: spool.keep_refused(lines))
         refused = f"{len(lines):,} audit events were refused by where they were sent, and are not sent again"
-        self._quiet.warn("refused", f"{refused}; the spool's folder `bad` has {kept:,} of them")
+        if self._spool is None:
+            self._quiet.warn("refused", f"{refused}; no spool keeps them")
+            return
+        room = ""
+        if kept is not None and kept < len(lines):
+            room = ", and no room: it gets a quarter of the spool's limit at most; look at what is there, and delete it"
+        self._quiet.warn("refused", f"{refused}; the spool's folder `bad` has {kept or 0:,} of them{room}")
 
     def _replay(self, spool: Spool) -> None:
         """Send what is in the spool, a batch at a time, and adopt what dead processes left."""
