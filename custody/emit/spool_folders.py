@@ -80,7 +80,7 @@ def explained(path: str, action: str) -> Iterator[None]:
 
 
 def open_root(path: str) -> int:
-    """Open the folder of all processes' spools, and make it if it is missing.
+    """Open the folder of all processes' spools for one kind and destination, or the one above; make it if missing.
 
     Raises:
         AuditError: `Spool`: it cannot be used, or another user may write to it.
