@@ -30,6 +30,8 @@ from custody.emit.spool_folders import (
     explained,
     folder_names,
     keep_aside,
+    let_go,
+    let_go_in_child,
     make_folder,
     open_root,
     put_aside,
@@ -311,9 +313,11 @@ class Spool:
         self._open = False
         with contextlib.suppress(OSError):
             self._writer.seal()
-        for descriptor in (self._root, *(folder.descriptor for folder in self._held())):
+        with contextlib.suppress(OSError):
+            os.close(self._root)
+        for folder in self._held():
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                let_go(folder.descriptor)
 
     def _held(self) -> list[Folder]:
         return [*self._adopted, *self._stuck, self._own]
@@ -392,6 +396,7 @@ _SPOOLS: weakref.WeakSet[Spool] = weakref.WeakSet()
 def _abandon_in_child() -> None:
     for spool in list(_SPOOLS):
         spool.abandon()
+    let_go_in_child()
 
 
 os.register_at_fork(after_in_child=_abandon_in_child)
