@@ -64,10 +64,10 @@ class ArchiveWriter(QueuedWriter):
             raise AuditError("Spool", _SPOOL_FIRST)
         self._settings, self._event_leaves = settings, event_leaves
         self.gather = Gather(seal_seconds, seal_events)
-        super().__init__(options, settings.archive)
         open_store(settings.archive, settings.s3).close()
         if keyring_path(settings.keys) is not None:
             settings.signers(datetime.now(UTC)).hmac()
+        super().__init__(options, settings.archive)
 
     def open_sink(self, quiet: QuietLog) -> Sink:
         """Return the end of this process's log, which is begun with the first events."""

@@ -22,7 +22,7 @@ from custody.emit.notes import SCOPE_KEY
 from custody.emit.outlet import Counts, OnAuditFailure, Outlet
 from custody.emit.quiet import QuietLog
 from custody.emit.request import request_ids
-from custody.emit.websocket import Connection
+from custody.emit.websocket import REFUSED, Connection
 from custody.emit.writer import AuditWriter
 from custody.errors import ConfigurationError
 
@@ -148,7 +148,7 @@ class AuditMiddleware:
         outlet = Outlet(self._writer, self._counts, self._quiet, refuse=self._refuse)
         if not outlet.may_begin():
             await receive()
-            await send({"type": "websocket.close", "code": 1013})
+            await send({"type": "websocket.close", "code": REFUSED})
             return
         connection = Connection(
             scope,

@@ -191,6 +191,7 @@ class Delivery:
             self.urgent = True
             self.step(min(left, GROUP_SECONDS))
         self._sink.close(max(0.0, deadline - time.monotonic()))
+        self._guarded(self._end_batch)
         self._take_back()
         self._hold_last()
         self._to_spool()
@@ -279,9 +280,15 @@ class Delivery:
         if not self._refused_lines:
             return
         lines, self._refused_lines = self._refused_lines, []
-        kept = self._guarded(lambda spool: spool.keep_refused(lines)) or 0
+        kept = self._guarded(lambda spool: spool.keep_refused(lines))
         refused = f"{len(lines):,} audit events were refused by where they were sent, and are not sent again"
-        self._quiet.warn("refused", f"{refused}; the spool's folder `bad` has {kept:,} of them")
+        if self._spool is None:
+            self._quiet.warn("refused", f"{refused}; no spool keeps them")
+            return
+        room = ""
+        if kept is not None and kept < len(lines):
+            room = ", and no room: it gets a quarter of the spool's limit at most; look at what is there, and delete it"
+        self._quiet.warn("refused", f"{refused}; the spool's folder `bad` has {kept or 0:,} of them{room}")
 
     def _replay(self, spool: Spool) -> None:
         """Send what is in the spool, a batch at a time, and adopt what dead processes left."""
@@ -307,11 +314,16 @@ class Delivery:
         taken = self._sink.send(list(self._batch_left), self._report_replayed)
         self._batch_sent += taken
         _drop_first(self._batch_left, taken)
-        if not self._batch_left and not self._batch_failed and not self._batch_sent:
-            done, self._batch = self._batch, None
-            waiting = spool.waiting
-            spool.done(done)
-            self._owed -= waiting - spool.waiting
+        self._end_batch(spool)
+
+    def _end_batch(self, spool: Spool) -> None:
+        """Take the batch out of the spool, once all of its lines are settled."""
+        if self._batch is None or self._batch_left or self._batch_failed or self._batch_sent:
+            return
+        done, self._batch = self._batch, None
+        waiting = spool.waiting
+        spool.done(done)
+        self._owed -= waiting - spool.waiting
 
     def _has_gathered(self, spool: Spool, now: float) -> bool:
         """Return whether the next lines of the spool may be sent."""

@@ -84,9 +84,9 @@ class ElasticsearchWriter(QueuedWriter):
             AuditError: the client refuses an argument, or the spool's folder cannot be used.
         """
         self._index, self._client = index, dict(client)
-        super().__init__(options, index)
         # Arguments are checked by making a client. It connects to nobody.
         _make(self._client).close()
+        super().__init__(options, index)
 
     def open_sink(self, quiet: QuietLog) -> Sink:
         """Return a client of this process."""

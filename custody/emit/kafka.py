@@ -67,9 +67,9 @@ class KafkaWriter(QueuedWriter):
             AuditError: librdkafka refuses a property, or the spool's folder cannot be used.
         """
         self._topic, self._client = topic, dict(client)
-        super().__init__(options, topic)
         # Names and values of properties are checked by making a producer. It connects to nobody that soon.
         _make(self._client, QuietLog())
+        super().__init__(options, topic)
 
     def open_sink(self, quiet: QuietLog) -> Sink:
         """Return a producer of this process."""

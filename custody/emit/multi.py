@@ -44,7 +44,7 @@ class MultiWriter(AuditWriter):
             raise ConfigurationError("a MultiWriter needs at least one writer")
         self.writers = dict(writers)
         spools = {
-            name: writer.spool.absolute()
+            name: writer.spool
             for name, writer in writers.items()
             if isinstance(writer, QueuedWriter) and writer.spool is not None
         }
@@ -186,22 +186,31 @@ def _naming(name: str, accepted: list[str]) -> Iterator[None]:
 
 
 class _Once:
-    """Makes the events for the first writer that asks, and gives the same ones to the others."""
+    """Makes the events for the first writer that asks, and gives the same ones to the others.
+
+    Each gets what was made before an error, and then the error.
+    """
 
     def __init__(self, build: Build) -> None:
         self._build = build
         self._lock = threading.Lock()
-        self._made: list[AuditEvent] | None = None
-        self._error: Exception | None = None
+        self._is_made = False
+        self._made: list[AuditEvent] = []
+        self._error: BaseException | None = None
 
     def __call__(self) -> Iterable[AuditEvent]:
         with self._lock:
-            if self._error is not None:
-                raise self._error
-            if self._made is None:
-                try:
-                    self._made = list(self._build())
-                except Exception as error:
-                    self._error = error
-                    raise
-            return self._made
+            if not self._is_made:
+                self._is_made = True
+                self._make()
+        yield from self._made
+        if self._error is not None:
+            raise self._error
+
+    def _make(self) -> None:
+        try:
+            # Not `extend`, which drops what came before the error.
+            for event in self._build():
+                self._made.append(event)
+        except BaseException as error:  # noqa: BLE001 - each writer raises it
+            self._error = error

@@ -43,10 +43,17 @@ class Outlet:
         return False
 
     def put(self, build: Build, size: int) -> bool:
-        """Put what makes events into the queue, and return whether there was room."""
-        if not self._places and not self._writer.reserve():
+        """Put what makes events into the queue, and return whether there was room.
+
+        The first place that was kept is left for `put_last`: it is the end's, whatever comes before.
+        """
+        if self._places > 1:
+            self._places -= 1
+        elif not self._writer.reserve():
             return False
-        self._places -= bool(self._places)
+        return self._submit(build, size)
+
+    def _submit(self, build: Build, size: int) -> bool:
         try:
             self._writer.submit(build, size, reserved=True)
         except AuditError as error:
@@ -56,7 +63,12 @@ class Outlet:
 
     def put_last(self, build: Build, size: int) -> None:
         """Put the last of a request into the queue; where there is no room, count it as lost. Give places back."""
-        if not self.put(build, size):
+        if self._places:
+            self._places -= 1
+        elif not self._writer.reserve():
+            self.lose()
+            return
+        if not self._submit(build, size):
             self.lose()
         while self._places:
             self._places -= 1

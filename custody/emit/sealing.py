@@ -131,8 +131,12 @@ class Sealer:
 
     def keep_up(self) -> None:
         """Write a heartbeat or a checkpoint if it is due, and the checkpoints that ended processes owe."""
-        if not self._attempt(self._keep_up):
-            self.upkeep_at = time.monotonic() + _RETRY_SECONDS
+        kept_up = False
+        try:
+            kept_up = self._attempt(self._keep_up)
+        finally:
+            if not kept_up:
+                self.upkeep_at = time.monotonic() + _RETRY_SECONDS
 
     def finish(self) -> None:
         """Write a checkpoint of the log's end if it has none, and those that ended processes owe."""
@@ -150,6 +154,10 @@ class Sealer:
             kind = type(error).__name__
             self._quiet.warn(f"archive {kind}", f"events wait in the spool, because they cannot be archived: {error}")
             return False
+        except BaseException:
+            # The next one opens the log again, and so looks up what this one has archived.
+            self._close()
+            raise
         return True
 
     def _seal(self, lines: Sequence[bytes]) -> None:
@@ -164,14 +172,15 @@ class Sealer:
         position = opened.writer.next_offset or 0
         self._doubtful = position, fresh
         self._append(opened, position, fresh)
-        self._doubtful = None
-        self._archived.clear()
         self._note(opened)
         # What it covers is archived already, whether the checkpoint can be put or not.
         if self._covers_now(opened):
             with suppress(CustodyError):
                 self._cover(opened)
         self._plan(opened)
+        # Only now: whatever was raised above, the lines are looked up.
+        self._doubtful = None
+        self._archived.clear()
 
     def _append(self, opened: _Opened, position: int, lines: Sequence[bytes]) -> None:
         now = time.time_ns() // 1_000_000

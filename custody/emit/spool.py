@@ -30,6 +30,8 @@ from custody.emit.spool_folders import (
     explained,
     folder_names,
     keep_aside,
+    let_go,
+    let_go_in_child,
     make_folder,
     open_root,
     put_aside,
@@ -91,8 +93,9 @@ class Spool:
         """Open the root, adopt orphans, and make this process's folder.
 
         Args:
-            root: the folder of all processes of this host. It is made if it is missing.
-            bytes_limit: of all processes' files together.
+            root: the folder of one kind of writer and destination, for all processes of this host. It is made if it is
+                missing.
+            bytes_limit: of all files below the root together.
 
         Raises:
             AuditError: `Spool`: the root cannot be written, or other users may write to it.
@@ -228,14 +231,18 @@ class Spool:
     def keep_refused(self, lines: Sequence[bytes]) -> int:
         """Write lines that will never be delivered to a segment in `bad/`, and return for how many there was room.
 
+        `bad/` gets no more of them once it takes a quarter of the bound: the lines to deliver need the rest.
+
         Raises:
             AuditError: `Spool`: the disk is full or cannot be written. None of these lines is kept.
         """
         self.sync()
         records: list[bytes] = []
+        with explained(self._path, "list it"):
+            self._budget.look_aside(sum(map(len, lines)) + len(lines) * RECORD_BYTES)
         for line in lines:
             record = frame(line)
-            if not self._budget.take(len(record)):
+            if not self._budget.take_aside(len(record)):
                 break
             records.append(record)
         if records:
@@ -306,9 +313,11 @@ class Spool:
         self._open = False
         with contextlib.suppress(OSError):
             self._writer.seal()
-        for descriptor in (self._root, *(folder.descriptor for folder in self._held())):
+        with contextlib.suppress(OSError):
+            os.close(self._root)
+        for folder in self._held():
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                let_go(folder.descriptor)
 
     def _held(self) -> list[Folder]:
         return [*self._adopted, *self._stuck, self._own]
@@ -387,6 +396,7 @@ _SPOOLS: weakref.WeakSet[Spool] = weakref.WeakSet()
 def _abandon_in_child() -> None:
     for spool in list(_SPOOLS):
         spool.abandon()
+    let_go_in_child()
 
 
 os.register_at_fork(after_in_child=_abandon_in_child)

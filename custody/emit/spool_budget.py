@@ -5,10 +5,13 @@ import os
 import time
 from typing import Final
 
+from custody.emit.spool_folders import BAD
 from custody.format.limits import MIB
 
 LISTED_EVERY: Final = 0.1
 """Seconds after which a full spool is listed again: another process may have made room."""
+ASIDE_SHARE: Final = 4
+"""Refused lines take at most one part in so many of the limit. Nobody deletes them, and the others need room."""
 
 
 class Budget:
@@ -22,12 +25,12 @@ class Budget:
     def __init__(self, root: int, limit: int) -> None:
         """Take the open folder of all processes' spools, and its limit in bytes."""
         self._root = root
-        self._limit = limit
+        self._limit, self._aside_limit = limit, limit // ASIDE_SHARE
         self._step = min(MIB, limit // 64)
         self.unsynced = 0
         """Bytes that were taken, and are on no disk yet."""
         self._taken = 0
-        self._used = 0
+        self._used = self._aside = 0
         self._listed_at = -LISTED_EVERY
         self._list()
 
@@ -55,6 +58,22 @@ class Budget:
         self._taken += size
         return True
 
+    def look_aside(self, size: int) -> None:
+        """List the root if that is due, before about as many bytes of refused lines are taken.
+
+        Raises:
+            OSError: it cannot be listed.
+        """
+        if self._aside + size > self._aside_limit and time.monotonic() - self._listed_at >= LISTED_EVERY:
+            self._list()
+
+    def take_aside(self, size: int) -> bool:
+        """Take room for refused lines that are not synced yet, and return whether there was enough."""
+        if self._aside + size > self._aside_limit or not self.take(size):
+            return False
+        self._aside += size
+        return True
+
     def synced(self, heads: int) -> None:
         """Count the bytes that were taken as written, with heads of as many bytes."""
         self._used += heads
@@ -73,6 +92,9 @@ class Budget:
         self._listed_at = time.monotonic()
         self._taken = 0
         self._used = self.unsynced + _size_below(self._root)
+        self._aside = 0
+        with contextlib.suppress(OSError):
+            self._aside = _size_in(BAD, self._root)
 
 
 def _size_below(root: int) -> int:

@@ -80,7 +80,7 @@ def explained(path: str, action: str) -> Iterator[None]:
 
 
 def open_root(path: str) -> int:
-    """Open the folder of all processes' spools, and make it if it is missing.
+    """Open the folder of all processes' spools for one kind and destination, or the one above; make it if missing.
 
     Raises:
         AuditError: `Spool`: it cannot be used, or another user may write to it.
@@ -138,9 +138,13 @@ def adopt_folder(root: int, name: str) -> Folder | None:
         try:
             _list_segments(folder)
         except BaseException:
-            os.close(folder.descriptor)
+            let_go(folder.descriptor)
             raise
     return folder
+
+
+_locked: set[int] = set()
+"""Descriptors of the folders that this process has locked, or is about to."""
 
 
 def _lock_folder(root: int, name: str) -> Folder | None:
@@ -155,6 +159,7 @@ def _lock_folder(root: int, name: str) -> Folder | None:
         if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENOTDIR}:
             return None
         raise
+    _locked.add(descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         status = os.fstat(descriptor)
@@ -165,10 +170,23 @@ def _lock_folder(root: int, name: str) -> Folder | None:
     except (BlockingIOError, FileNotFoundError):
         pass
     except BaseException:
-        os.close(descriptor)
+        let_go(descriptor)
         raise
-    os.close(descriptor)
+    let_go(descriptor)
     return None
+
+
+def let_go(descriptor: int) -> None:
+    """Close a process's folder, and with it its lock."""
+    _locked.discard(descriptor)
+    os.close(descriptor)
+
+
+def let_go_in_child() -> None:
+    """Close what another thread of the parent had locked at a fork, and no spool had yet."""
+    while _locked:
+        with contextlib.suppress(OSError):
+            os.close(_locked.pop())
 
 
 def folder_names(root: int) -> tuple[list[str], int]:
@@ -273,7 +291,7 @@ def release_folder(root: int, folder: Folder) -> None:
         with contextlib.suppress(OSError):
             os.rmdir(folder.name, dir_fd=root)
     finally:
-        os.close(folder.descriptor)
+        let_go(folder.descriptor)
 
 
 def _is_private(status: os.stat_result) -> bool:

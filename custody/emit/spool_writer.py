@@ -68,10 +68,11 @@ class SegmentWriter:
 
     def seal(self) -> None:
         """End the segment that is written to, so that it can be read. All of it is synced already."""
-        if self._open:
-            os.close(self._open.descriptor)
-            self._folder.segments.append(Segment(self._open.name, self._open.size, self._open.records))
-            self._open = None
+        segment, self._open = self._open, None
+        if segment:
+            self._folder.segments.append(Segment(segment.name, segment.size, segment.records))
+            # Last, and once only: after an error the number may be another file's.
+            os.close(segment.descriptor)
 
     def _create(self) -> _Open:
         self._serial += 1

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ from custody.emit.delivery import Delivery, Gather
 from custody.emit.errors import AuditError
 from custody.emit.identity import Source
 from custody.emit.quiet import QuietLog
-from custody.emit.sealing import NAME_BYTES, log_name
+from custody.emit.sealing import NAME_BYTES, Sealer, log_name
 from custody.emit.sink import Report, SteadySink
 from custody.emit.spool import Spool
 from custody.emit.writer import Options
@@ -150,8 +151,12 @@ def test_many_events_are_sealed_at_once(place: Place) -> None:
     assert place.numbers() == Counter(range(100))
 
 
-@pytest.mark.parametrize("at", range(6))
-def test_a_put_whose_answer_is_lost_doubles_nothing(place: Place, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("at", "error"), [*((at, TransientStoreError) for at in range(6)), (2, RuntimeError), (3, RuntimeError)]
+)
+def test_a_put_whose_answer_is_lost_doubles_nothing(
+    place: Place, at: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The put was carried out, and its answer did not come: what was archived is looked up, and not archived again."""
     create, calls = FolderStore.create, []
 
@@ -159,7 +164,7 @@ def test_a_put_whose_answer_is_lost_doubles_nothing(place: Place, at: int, monke
         create(self, key, data)
         calls.append(key)
         if len(calls) == at + 1:
-            raise TransientStoreError("the connection was cut")
+            raise error("the connection was cut")
 
     monkeypatch.setattr(FolderStore, "create", lossy)
     with place.writer() as writer:
@@ -243,6 +248,16 @@ def test_an_idle_log_has_heartbeats_and_checkpoints(tmp_path: Path, monkeypatch:
     place.check(live=True)
 
 
+def test_upkeep_that_fails_is_not_tried_at_once_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises: else a thread would do nothing but that."""
+    sealer = Sealer(place.settings, "shop/one/1-1", QuietLog())
+    sealer.upkeep_at = 0.0
+    monkeypatch.setattr(sealer, "_open", Mock(side_effect=RuntimeError))
+    with pytest.raises(RuntimeError):
+        sealer.keep_up()
+    assert sealer.upkeep_at > time.monotonic()
+
+
 def test_without_an_archive_events_wait_in_the_spool(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     """They are said to wait, and why; once there is an archive the next process writes them."""
     (place.folder / "archive").rename(place.folder / "elsewhere")
@@ -271,6 +286,7 @@ def test_what_cannot_work_is_refused_at_once(place: Place) -> None:
         ArchiveWriter(Settings(archive="archive", keys="file:other.json"), place.options())
     with pytest.raises(ConfigurationError, match="cannot be kept"):
         ArchiveWriter(Settings(archive="ftp://host/archive", keys=place.keys), place.options())
+    assert not (place.folder / "spool").exists()
 
 
 def test_a_process_that_ends_without_close_archives_its_events(place: Place) -> None:

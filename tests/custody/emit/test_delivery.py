@@ -213,16 +213,39 @@ def test_a_refused_line_is_kept_aside_and_not_sent_again(sink: MemorySink, tmp_p
     assert left_in(tmp_path) == []
 
 
-def test_refused_lines_are_kept_within_the_limit_of_bytes(sink: MemorySink, tmp_path: Path) -> None:
-    """`bad/` counts as part of the spool: it does not fill the disk."""
-    delivery = make(sink, tmp_path, limit=200)
+def test_refused_lines_leave_most_of_the_spool_to_the_others(
+    sink: MemorySink, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody deletes `bad/`, so it gets a quarter of the limit; what is there counts after a restart too."""
+    for _ in range(3):
+        delivery = make(sink, tmp_path, limit=2000)
+        sink.outcome = lambda _: "refused"
+        delivery.deliver(numbered(20))
+        settle(delivery)
+        assert delivery.counters()["refused"] == 20
+        kept = put_aside(tmp_path)
+        assert 0 < len(kept) < 20
+        assert kept == numbered(len(kept))
+        assert sum(path.stat().st_size for path in (tmp_path / "bad").iterdir()) <= 500 + 16
+        sink.away = True
+        delivery.deliver(numbered(20))
+        delivery.step(0)
+        assert delivery.counters()["spooled"] >= 20
+        sink.away = False
+        assert delivery.close(5) == 0
+    assert "it gets a quarter of the spool's limit at most" in caplog.text
+
+
+def test_without_a_spool_no_folder_is_said_to_keep_what_is_refused(
+    sink: MemorySink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else somebody would look for it."""
+    delivery = make(sink, None)
     sink.outcome = lambda _: "refused"
-    delivery.deliver(numbered(20))
+    delivery.deliver(numbered(3))
     settle(delivery)
-    kept = put_aside(tmp_path)
-    assert 0 < len(kept) < 20
-    assert kept == numbered(len(kept))
-    assert delivery.counters()["refused"] == 20
+    assert "no spool keeps them" in caplog.text
+    assert "bad" not in caplog.text
 
 
 def test_trap_11_a_full_disk_loses_nothing_that_the_sink_takes_later(
@@ -405,6 +428,28 @@ def test_close_spools_what_is_held_and_what_comes_back(sink: MemorySink, tmp_pat
     assert sink.closed
     assert (delivery.lost, delivery.unsettled) == (0, 15)
     assert sorted(left_in(tmp_path)) == sorted(numbered(15))
+
+
+def test_what_the_sink_delivers_while_it_closes_is_not_sent_again(sink: MemorySink, tmp_path: Path) -> None:
+    """A batch of the spool whose last lines are acknowledged that late is done too."""
+    delivery = make(sink, tmp_path)
+    settle(delivery)
+    sink.away = True
+    delivery.deliver(numbered(10))
+    delivery.step(0)
+    sink.away, sink.silent = False, True
+    delivery.step(0)
+    assert len(sink.on_the_way) == 10
+
+    def close(_: float) -> None:
+        sink.silent = False
+        sink.poll(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sink, "close", close)
+        assert delivery.close(0) == 0
+    assert sink.delivered == numbered(10)
+    assert left_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("mute", [False, True])

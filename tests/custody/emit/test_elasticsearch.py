@@ -216,6 +216,7 @@ def test_no_credential_is_in_any_message(
     with pytest.raises(AuditError) as refused:
         ElasticsearchWriter(index, {"hosts": f"no-scheme:{PASSWORD}", "basic_auth": ("elastic", PASSWORD)}, options)
     assert (refused.value.kind, PASSWORD in repr(refused.value)) == ("Elasticsearch", False)
+    assert not (tmp_path / "spool").exists()
     proxy.reset(always=Fault("403", effect=False))
     url = proxy.endpoint_url.replace("http://", f"http://elastic:{PASSWORD}@")
     with caplog.at_level(logging.DEBUG), ElasticsearchWriter(index, {"hosts": url}, options) as writer:

@@ -16,6 +16,7 @@ from confluent_kafka import KafkaError
 
 from custody.emit import delivery as delivery_module
 from custody.emit import kafka as kafka_module
+from custody.emit import writer as writer_module
 from custody.emit.builders import own
 from custody.emit.encode import RESERVED, encode
 from custody.emit.errors import AuditError
@@ -107,10 +108,17 @@ def test_a_batch_that_is_refused_at_the_end_is_not_lost(
     assert consume(kafka, topic) == ([] if no_thread else lines)
 
 
-def test_properties_that_librdkafka_refuses_are_refused_at_once_and_not_shown() -> None:
+def test_properties_that_librdkafka_refuses_are_refused_at_once_and_not_shown(tmp_path: Path) -> None:
     """A value may be a password."""
+    before = len(writer_module._writers)
     with pytest.raises(AuditError) as caught:
-        KafkaWriter("audit", {"bootstrap.servers": "127.0.0.1:1", "acks": "top secret", "no.such": "secret"}, options())
+        KafkaWriter(
+            "audit",
+            {"bootstrap.servers": "127.0.0.1:1", "acks": "top secret", "no.such": "secret"},
+            options(tmp_path / "spool"),
+        )
+    assert not (tmp_path / "spool").exists()
+    assert len(writer_module._writers) == before, "nothing keeps what it was given"
     assert caught.value.kind == "Kafka"
     assert "secret" not in f"{caught.value!r}{caught.getrepr(chain=True)}".replace('"secret"', "").replace(
         '"top secret"', ""

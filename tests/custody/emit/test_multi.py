@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,47 @@ def test_events_are_made_once_for_all() -> None:
         assert writer.flush(10) == 0
         assert writer.counters()["refused"] == 2
         assert len(made) == 2
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_each_writer_gets_what_was_made_before_an_error(error: type[BaseException]) -> None:
+    """The rest is refused by each, as by a writer that is alone."""
+    writers = {name: MemoryWriter(Options(service="shop")) for name in "ab"}
+    both = [paid(), paid()]
+
+    def build() -> Iterator[AuditEvent]:
+        yield from both
+        raise error
+
+    with MultiWriter(writers) as writer:
+        writer.submit(build, 100)
+        assert writer.flush(10) == 0
+        assert writer.counters()["refused"] == 2
+    for inner in writers.values():
+        have = [json.loads(line)["event_id"] for line in inner.sink.delivered if b"order.paid" in line]
+        assert have == [each.fields["event_id"] for each in both]
+
+
+def test_the_end_of_what_was_admitted_keeps_its_place() -> None:
+    """What comes before, such as a server's acknowledgement, does not spend it."""
+    writer = MemoryWriter(Options(service="shop", queue=Limits(events=2)))
+    counts = Counts()
+    outlet = Outlet(writer, counts, QuietLog(), refuse=True)
+    assert outlet.may_begin()
+    assert writer.reserve()
+    assert not outlet.put(lambda: [paid()], 100)
+    writer.release()
+    assert outlet.may_begin()
+    assert outlet.put(lambda: [paid()], 100), "a message's own place is spent at once"
+    assert writer.flush(10) == 0
+    assert writer.reserve()
+    assert not writer.reserve()
+    outlet.put_last(lambda: [paid()], 100)
+    assert counts.unaudited == 0
+    assert writer.flush(10) == 0
+    assert writer.reserve()
+    writer.close(5)
+    assert sum(b"order.paid" in line for line in writer.sink.delivered) == 2
 
 
 def test_a_place_is_kept_in_all_queues_or_in_none() -> None:

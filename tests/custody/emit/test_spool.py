@@ -12,6 +12,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import settings
@@ -677,3 +678,60 @@ def test_refused_lines_that_the_disk_does_not_take_leave_nothing(
         with pytest.raises(AuditError, match="free some space"):
             spool.keep_refused(lines(1))
         assert (spool.counters(), sorted((root / "bad").iterdir())) == before
+
+
+def test_a_segment_that_could_not_be_closed_is_closed_once(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error its number may be another file's. Its lines are synced, so they are replayed."""
+    put(spool, lines(2))
+    closed: list[int] = []
+
+    def fails(descriptor: int) -> None:
+        closed.append(descriptor)
+        os.close(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spool_writer, "os", Mock(close=fails))
+        with pytest.raises(AuditError, match="close a segment"):
+            spool.peek(10)
+        assert spool.peek(10).lines == tuple(lines(2))
+    assert len(closed) == 1
+
+
+def test_a_fork_in_the_middle_of_an_adoption_leaves_the_child_no_lock(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody could adopt the folder as long as the child lives."""
+    name = orphan(root, segment(lines(3))).name
+    opened = os.open(root, os.O_RDONLY)
+    children: list[tuple[int, int]] = []
+
+    def forks(*_: object) -> None:
+        reading, writing = os.pipe()
+        ready, is_ready = os.pipe()
+        if not (child := os.fork()):
+            os.close(writing)
+            os.write(is_ready, b".")
+            os.read(reading, 1)
+            os._exit(0)
+        os.close(reading)
+        assert os.read(ready, 1) == b"."
+        os.close(ready)
+        os.close(is_ready)
+        children.append((child, writing))
+
+    monkeypatch.setattr(spool_folders, "_list_segments", forks)
+    folder = spool_folders.adopt_folder(opened, name)
+    assert folder is not None
+    monkeypatch.undo()
+    spool_folders.let_go(folder.descriptor)
+    try:
+        again = spool_folders.adopt_folder(opened, name)
+        assert again is not None, "the child has the lock"
+        assert len(again.segments) == 1
+        spool_folders.let_go(again.descriptor)
+    finally:
+        for child, writing in children:
+            os.close(writing)
+            os.waitpid(child, 0)
+        os.close(opened)
