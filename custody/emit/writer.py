@@ -477,7 +477,7 @@ def _close_at_exit() -> None:
             _say(f"{type(error).__name__} came before all were sent; what {writer.kind} has not got may be lost")
             continue
         if left.spooled or left.lost:
-            spooled = f"{counted(left.spooled, 'is', 'are')} in the spool {writer.options.spool} until the next process"
+            spooled = f"{counted(left.spooled, 'is', 'are')} in the spool {writer.spool} until the next process"
             lost = f"{counted(left.lost, 'is', 'are')} lost: {writer.kind} did not take them in time, nor a spool"
             _say("; ".join([spooled] * bool(left.spooled) + [lost] * bool(left.lost)))
 
