@@ -452,10 +452,13 @@ _with_closed: weakref.WeakSet[QueuedWriter] = weakref.WeakSet()
 _exiting = False
 _of_parents: list[Worker] = []
 """Workers of parent processes, which must not be collected here."""
+_with_multiprocessing: list[object] = []
+"""What closes them where multiprocessing forked this process: asked for once, not at each event without a thread."""
 
 
 def _after_fork_in_child() -> None:
     _lock.release()
+    _with_multiprocessing.clear()
     for writer in list(_with_closed):
         writer.after_fork()
 
@@ -474,7 +477,7 @@ def _close_at_exit() -> None:
             _say(f"{type(error).__name__} came before all were sent; what {writer.kind} has not got may be lost")
             continue
         if left.spooled or left.lost:
-            spooled = f"{counted(left.spooled, 'is', 'are')} in the spool {writer.options.spool} until the next process"
+            spooled = f"{counted(left.spooled, 'is', 'are')} in the spool {writer.spool} until the next process"
             lost = f"{counted(left.lost, 'is', 'are')} lost: {writer.kind} did not take them in time, nor a spool"
             _say("; ".join([spooled] * bool(left.spooled) + [lost] * bool(left.lost)))
 
@@ -482,8 +485,8 @@ def _close_at_exit() -> None:
 def _close_with_multiprocessing() -> None:
     """Close writers when this process ends, if multiprocessing forked it: such a process skips `atexit`."""
     process = sys.modules.get("multiprocessing.process")
-    if process is not None and process.parent_process() is not None:
-        sys.modules["multiprocessing.util"].Finalize(None, _close_at_exit, exitpriority=0)
+    if process is not None and process.parent_process() is not None and not _with_multiprocessing:
+        _with_multiprocessing.append(sys.modules["multiprocessing.util"].Finalize(None, _close_at_exit, exitpriority=0))
 
 
 def _say(text: str) -> None:

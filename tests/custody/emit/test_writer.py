@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import multiprocessing.process
+import multiprocessing.util
+import os
 import textwrap
 import threading
 import time
@@ -251,6 +254,29 @@ def test_a_thread_that_could_not_start_is_started_by_the_next_event(monkeypatch:
     assert writer.flush(10) == 0
     writer.close()
     assert sequence(writer.sink.delivered) == [1, 2, 3, 4]
+
+
+def test_multiprocessing_is_asked_once_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again at each event while no thread can start; a child that is forked then asks for itself."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    asked: list[object] = []
+    monkeypatch.setattr(writer_module, "_with_multiprocessing", [])
+    monkeypatch.setattr(multiprocessing.process, "parent_process", object)
+    monkeypatch.setattr(multiprocessing.util, "Finalize", lambda *_, **__: asked.append(None))
+    writer = MemoryWriter(options())
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for n in range(3):
+            writer.write(event(n))
+    assert len(asked) == 1
+    child = os.fork()
+    if child == 0:
+        os._exit(len(writer_module._with_multiprocessing))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    writer.close()
 
 
 def test_flush_waits_for_delivery_and_says_how_many_are_left(tmp_path: Path) -> None:
