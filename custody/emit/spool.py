@@ -16,7 +16,7 @@ The root must be on a disk of this host: locks of network file systems differ.
 import contextlib
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -161,15 +161,10 @@ class Spool:
             raise AuditError("Spool", f"a line is larger than the limit of {LINE_BYTES:,} bytes; send smaller events")
         with explained(self._path, "list it"):
             self._budget.look(sum(map(len, lines)) + len(lines) * RECORD_BYTES)
-        before = len(self._pending)
-        for line in lines:
-            record = frame(line)
-            if not self._budget.take(len(record)):
-                break
-            self._pending.append(record)
-        taken = len(self._pending) - before
-        self._waiting += taken
-        return taken
+        records = _framed(lines, self._budget.take)
+        self._pending += records
+        self._waiting += len(records)
+        return len(records)
 
     def sync(self) -> None:
         """Write the lines that were appended since the last call, so that no crash loses them.
@@ -237,14 +232,9 @@ class Spool:
             AuditError: `Spool`: the disk is full or cannot be written. None of these lines is kept.
         """
         self.sync()
-        records: list[bytes] = []
         with explained(self._path, "list it"):
             self._budget.look_aside(sum(map(len, lines)) + len(lines) * RECORD_BYTES)
-        for line in lines:
-            record = frame(line)
-            if not self._budget.take_aside(len(record)):
-                break
-            records.append(record)
+        records = _framed(lines, self._budget.take_aside)
         if records:
             with explained(self._path, "write to it"):
                 try:
@@ -388,6 +378,17 @@ class Spool:
             self._stuck.append(folder)
         else:
             release_folder(self._root, folder)
+
+
+def _framed(lines: Sequence[bytes], take: Callable[[int], bool]) -> list[bytes]:
+    """Return the records of lines, until there is no more room to take."""
+    records: list[bytes] = []
+    for line in lines:
+        record = frame(line)
+        if not take(len(record)):
+            break
+        records.append(record)
+    return records
 
 
 _SPOOLS: weakref.WeakSet[Spool] = weakref.WeakSet()
