@@ -115,12 +115,13 @@ class AuditMiddleware:
         return {"refused_requests": self._counts.refused, "unaudited_requests": self._counts.unaudited}
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = self._request_id(scope)
+        peer = self._peer(scope)
+        request_id = self._request_id(scope, peer)
         outlet = Outlet(self._writer, self._counts, self._quiet, refuse=self._refuse)
         if not outlet.may_begin():
             await _refuse(send, request_id)
             return
-        exchange = Exchange(scope, request_id, receive, send, ANSWER_BYTES)
+        exchange = Exchange(scope, peer, request_id, receive, send, ANSWER_BYTES)
         scope[SCOPE_KEY] = exchange.notes
         error: BaseException | None = None
         try:
@@ -144,7 +145,8 @@ class AuditMiddleware:
             outlet.put_last(lambda: describer.exchange(exchange, caller, identified=identified), exchange.size)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = self._request_id(scope)
+        peer = self._peer(scope)
+        request_id = self._request_id(scope, peer)
         outlet = Outlet(self._writer, self._counts, self._quiet, refuse=self._refuse)
         if not outlet.may_begin():
             await receive()
@@ -154,6 +156,7 @@ class AuditMiddleware:
             scope,
             receive,
             send,
+            peer=peer,
             request_id=request_id,
             describer=self._describer,
             ask=self._ask,
@@ -180,8 +183,8 @@ class AuditMiddleware:
         inner = path.removeprefix(scope.get("root_path", ""))
         return inner in self._paths or inner.startswith(self._below)
 
-    def _request_id(self, scope: Scope) -> str:
-        """Return the id of a request: ours, or the one that a trusted proxy gave it.
+    def _peer(self, scope: Scope) -> Peer:
+        """Return whom a request came from.
 
         Raises:
             ConfigurationError: it came over a unix socket, and nothing says how many proxies there are.
@@ -191,6 +194,10 @@ class AuditMiddleware:
             self._proxies.require_peer(None)
         if peer.replaced:
             self._quiet.warn("peer", _REPLACED)
+        return peer
+
+    def _request_id(self, scope: Scope, peer: Peer) -> str:
+        """Return the id of a request: ours, or the one that a trusted proxy gave it."""
         if not self._proxies.trusts(peer):
             return uuid7()
         return request_ids(scope["headers"], uuid7, proxy_trusted=True).request_id

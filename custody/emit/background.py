@@ -76,7 +76,7 @@ class Background(Generic[Job, Result]):
         return done
 
     def close(self) -> None:
-        """Let the threads end after the jobs that they have begun."""
+        """End the threads after the jobs that they have begun."""
         for _ in range(self._threads):
             self._jobs.put(None)
 

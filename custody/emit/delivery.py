@@ -229,7 +229,7 @@ class Delivery:
             self._to_spool()
 
     def _take_back(self) -> None:
-        """Hold again what failed, before what came later."""
+        """Put what failed in front of what is held, since it came earlier."""
         self._held.extendleft(reversed(self._failed))
         self._failed.clear()
 

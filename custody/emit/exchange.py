@@ -55,13 +55,15 @@ class Exchange:
         "started_at",
     )
 
-    def __init__(self, scope: Scope, request_id: str, receive: Receive, send: Send, answer_limit: int) -> None:
+    def __init__(
+        self, scope: Scope, peer: Peer, request_id: str, receive: Receive, send: Send, answer_limit: int
+    ) -> None:
         self.started_at = time.time_ns()
         self.started = self.ready = time.perf_counter()
         self.method: str = scope["method"]
         self.query_string: bytes = scope.get("query_string", b"")
         self.headers = [pair for pair in scope["headers"] if pair[0] in KEPT_HEADERS]
-        self.peer = Peer.of(scope.get("client"), scope["headers"])
+        self.peer = peer
         self.request_id = request_id
         self.notes: list[Note] = []
         self.body: list[bytes] = []

@@ -170,7 +170,7 @@ class KafkaSink:
         return lambda error, message: report(message.value(), self._outcome(error))
 
     def _give_up(self) -> None:
-        """Have every record reported that is still on its way."""
+        """Give up every record that is still on its way, so that each is reported."""
         for producer in (self._producer, self._single):
             if producer is not None:
                 producer.purge(in_queue=True, in_flight=True, blocking=False)

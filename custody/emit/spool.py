@@ -370,7 +370,7 @@ class Spool:
                 self._leave(folder)
 
     def _leave(self, folder: Folder) -> None:
-        """Let go of an adopted folder that is replayed."""
+        """Release an adopted folder that is replayed."""
         if folder is self._own or folder.segments:
             return
         self._adopted.remove(folder)

@@ -272,6 +272,7 @@ class Connection:
         receive: Receive,
         send: Send,
         *,
+        peer: Peer,
         request_id: str,
         describer: Describer,
         ask: Ask,
@@ -284,6 +285,7 @@ class Connection:
             scope: ASGI's.
             receive: ASGI's.
             send: ASGI's.
+            peer: whom it came from.
             request_id: the id of the handshake's request.
             describer: makes the events.
             ask: asks the hook.
@@ -291,7 +293,7 @@ class Connection:
             limit: bytes of a server's message that are kept.
         """
         headers = [pair for pair in scope["headers"] if pair[0] in KEPT_HEADERS]
-        self._session = Session(describer, request_id, Peer.of(scope.get("client"), headers), headers)
+        self._session = Session(describer, request_id, peer, headers)
         self._scope, self._receive, self._send = scope, receive, send
         self._request_id, self._ask, self._outlet, self._limit = request_id, ask, outlet, limit
         self._entries: list[Entry] = []

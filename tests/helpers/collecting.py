@@ -1,8 +1,10 @@
 """A writer that keeps the events of a server under test: all of custody's own way, with a sink in memory behind it."""
 
+import contextlib
 import json
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Self
 
 from custody.emit.queue import Limits
 from custody.emit.writer import Options
@@ -20,7 +22,7 @@ class CollectingWriter(MemoryWriter):
         self.lines = self.sink.delivered
 
     def fill(self) -> None:
-        """Let the sink take nothing, and fill the queue, so that a request finds no room."""
+        """Stop the sink and fill the queue, so that a request finds no room."""
         self.sink.away = True
         # The worker takes from the queue until it has to hold a line itself.
         while self.reserve():
@@ -39,6 +41,13 @@ class CollectingWriter(MemoryWriter):
         self.lines.clear()
         assert len(events) == count, f"{len(events)} events instead of {count}: {events}"
         return events
+
+    @contextlib.contextmanager
+    def used_by_one(self) -> Iterator[Self]:
+        """Yield the writer to a test, which must have no event left when it ends."""
+        self.lines.clear()
+        yield self
+        assert self.events() == []
 
     def one(self) -> dict[str, Any]:
         """Wait for the one event that there is."""

@@ -82,6 +82,15 @@ def audited(app: App = answer, **options: Any) -> tuple[AuditMiddleware, Collect
     return AuditMiddleware(app, writer, **options), writer
 
 
+async def cancelled(app: Any) -> None:
+    """Call an application, and cancel that."""
+    task = asyncio.create_task(call(app, scope_of()))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 def test_an_exception_of_the_application_is_an_event() -> None:
     """It goes on to the server; the event has its type, and not its text."""
 
@@ -123,14 +132,7 @@ def test_trap_18_a_cancelled_task_still_emits() -> None:
 
     app, writer = audited(waits, identify=identify)
 
-    async def cancelled() -> None:
-        task = asyncio.create_task(call(app, scope_of()))
-        await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancelled())
+    asyncio.run(cancelled(app))
     event = writer.one()
     assert (event["status"], event["api_key_id"]) == ("cancelled", "key-1")
 
@@ -144,14 +146,7 @@ def test_trap_18_a_hook_that_is_cancelled_loses_no_event() -> None:
 
     app, writer = audited(identify=identify)
 
-    async def cancelled() -> None:
-        task = asyncio.create_task(call(app, scope_of()))
-        await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancelled())
+    asyncio.run(cancelled(app))
     event = writer.one()
     assert (event["status"], event["api_key_id"], event["identify_failed"]) == ("ok", None, True)
 

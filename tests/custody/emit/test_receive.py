@@ -66,7 +66,7 @@ class Collected(MemoryWriter):
 
 @pytest.fixture(scope="module", autouse=True)
 def soon() -> Iterator[None]:
-    """Let the writer's thread look often, so that no `flush` waits for it."""
+    """Make the writer's thread look often, so that no `flush` waits for it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "_IDLE_SECONDS", 0.01)
         yield

@@ -104,7 +104,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def using(disk: Disk) -> Iterator[None]:
-    """Let the spool call `disk` in place of the operating system."""
+    """Replace the operating system by `disk` for the spool."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (spool_module, spool_budget, spool_folders, spool_writer):
             patch.setattr(module, "os", disk)

@@ -81,7 +81,7 @@ def says(started: subprocess.Popen[str]) -> str:
 
 
 def tell(started: subprocess.Popen[str]) -> None:
-    """Let a process go on."""
+    """Tell a process to go on."""
     assert started.stdin
     started.stdin.write("\n")
     started.stdin.flush()

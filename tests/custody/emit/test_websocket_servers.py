@@ -43,9 +43,8 @@ def shared() -> Iterator[tuple[str, CollectingWriter]]:
 @pytest.fixture
 def writer(shared: tuple[str, CollectingWriter]) -> Iterator[CollectingWriter]:
     """The writer, which must have no event left when a test ends."""
-    shared[1].lines.clear()
-    yield shared[1]
-    assert shared[1].events() == []
+    with shared[1].used_by_one() as writer:
+        yield writer
 
 
 class Client:

@@ -134,7 +134,7 @@ class Emitter:
         )
 
     def tell(self, step: str) -> dict[str, Any]:
-        """Let it take a step, and return what it says."""
+        """Make it take a step, and return what it says."""
         stdin: IO[str] | None = self.process.stdin
         assert stdin is not None
         stdin.write(f"{step}\n")
