@@ -106,16 +106,20 @@ def findings_markdown(outcome: "Outcome") -> str:
 
 
 def _finding_paragraph(finding: Mapping[str, Any]) -> str:
-    sequence = f" #{finding['sequence']}" if "sequence" in finding else ""
-    place = f"{finding.get('log', '')}{sequence}".strip()
-    key = finding.get("key")
+    statement, key = _statement_of(finding), finding.get("key")
     lines = [
-        f"**{finding['severity']}: {finding['finding']}**{f' in {_plain(place)}' if place else ''}",
+        f"**{finding['severity']}: {finding['finding']}**{f' in {_plain(statement)}' if statement else ''}",
         f"{_plain(str(finding['message']))}.",
         *([f"Object: {_plain(key)}"] if key else []),
         f"To do: {_plain(str(finding['action']))}. Read on: `custody explain {finding['finding']}`",
     ]
     return "  \n".join(lines)
+
+
+def _statement_of(finding: Mapping[str, Any]) -> str:
+    """Return the log and the statement that a finding is about, as far as it names them."""
+    sequence = f" #{finding['sequence']}" if "sequence" in finding else ""
+    return f"{finding.get('log', '')}{sequence}".strip()
 
 
 def _plain(text: str) -> str:
@@ -125,8 +129,7 @@ def _plain(text: str) -> str:
 
 def _finding_line(finding: Mapping[str, Any]) -> str:
     """Return a finding in one line: what it is, where, what is wrong, what to do, and the command that says more."""
-    sequence = f" #{finding['sequence']}" if "sequence" in finding else ""
-    where = f"{finding.get('log', '')}{sequence}", finding.get("key", "")
+    where = _statement_of(finding), finding.get("key", "")
     return (
         f"{finding['severity']} {finding['finding']}: {' '.join(filter(None, where))}: {finding['message']}."
         f" To do: {finding['action']}. Read on: custody explain {finding['finding']}"
