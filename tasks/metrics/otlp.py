@@ -56,6 +56,9 @@ def send(endpoint: str, headers: Mapping[str, SecretStr], snapshot: Snapshot, se
         try:
             with client:
                 answer = client.post(url, content=body, headers={**sent, "Content-Type": "application/json"})
+        except httpx.TimeoutException:
+            # Its own limit may end before ours: the reason is the same.
+            pass
         # A header that HTTP does not allow is a ValueError. An error's text may have it.
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             problems[:] = [type(error).__name__]
