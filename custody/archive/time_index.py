@@ -47,6 +47,8 @@ SIZE_LIMIT = 64 * limits.MIB
 INFLATED_LIMIT = 512 * limits.MIB
 MERGED_LIMIT = 16 * limits.MIB
 """Objects are not merged beyond this size: some 100,000 spans, so that an audit never writes more at once."""
+MOST_SPANS = 50_000
+"""Spans that are added as one object: some 8 MiB."""
 SMALL = 16 * 1024
 """Objects below this size are merged with any newer one."""
 EVENT_SLACK = 1_000
@@ -109,33 +111,48 @@ def _overlaps(bounds: Bounds, since: datetime | None, until: datetime | None, sl
     return (since is None or high >= microseconds_of(since)) and (until is None or low < microseconds_of(until))
 
 
-def span_of(log: str, first: int, end: int, statements: Sequence[Statement]) -> Span:
-    """Return the span of a log's slots `[first, end)`, without tables.
+class SpanMaker:
+    """Makes the span of a log's slots `[first, end)` from their statements, taken in order.
 
     It has times only if the statements are those of all of these slots. A slot that one of them passes over has none.
     """
-    taken = [slot for each in statements for slot in range(each.sequence - len(each.passed_over), each.sequence + 1)]
-    if [slot for slot in taken if slot >= first] != list(range(first, end)):
-        return Span(log=log, first=first, end=end)
-    batches = [batch for statement in statements for batch in statement.batches]
-    sealed = [microseconds_of(parse_time(statement.sealed_at)) for statement in statements]
-    kafka = [batch.kafka_time for batch in batches if batch.kafka_time]
-    refs = [ref for statement in statements for ref in (statement.segment, statement.quarantine) if ref]
-    times = [microseconds_of(parse_time(text)) for batch in batches for text in (batch.min_time, batch.max_time)]
-    return Span(
-        log=log,
-        first=first,
-        end=end,
-        sealed=(min(sealed), max(sealed)),
-        event_times=(min(times), max(times)) if times else None,
-        kafka_times=(min(time.min for time in kafka), max(time.max for time in kafka)) if kafka else None,
-        first_offset=statements[0].first_offset,
-        next_offset=statements[-1].next_offset,
-        events=sum(batch.events for batch in batches),
-        quarantined=sum(each.quarantine.records for each in statements if each.quarantine),
-        stored=sum(ref.size for ref in refs),
-        inflated=sum(batch.inflated for batch in batches),
-    )
+
+    def __init__(self, log: str, first: int, end: int) -> None:
+        self._next = first
+        self._whole = True
+        self._made = Span(log=log, first=first, end=end)
+
+    def add(self, statement: Statement) -> None:
+        """Add the next statement."""
+        made, batches, quarantine = self._made, statement.batches, statement.quarantine
+        begin = max(statement.sequence - len(statement.passed_over), made.first)
+        self._whole = self._whole and begin == self._next
+        self._next = statement.sequence + 1
+        times = [microseconds_of(parse_time(text)) for batch in batches for text in (batch.min_time, batch.max_time)]
+        kafka = [each for batch in batches if (time := batch.kafka_time) for each in (time.min, time.max)]
+        self._made = msgspec.structs.replace(
+            made,
+            sealed=_widened(made.sealed, [microseconds_of(parse_time(statement.sealed_at))]),
+            event_times=_widened(made.event_times, times),
+            kafka_times=_widened(made.kafka_times, kafka),
+            first_offset=statement.first_offset if made.sealed is None else made.first_offset,
+            next_offset=statement.next_offset,
+            events=made.events + sum(batch.events for batch in batches),
+            quarantined=made.quarantined + (quarantine.records if quarantine else 0),
+            stored=made.stored + sum(ref.size for ref in (statement.segment, quarantine) if ref),
+            inflated=made.inflated + sum(batch.inflated for batch in batches),
+        )
+
+    def span(self) -> Span:
+        """Return the span, without tables."""
+        made = self._made
+        whole = self._whole and self._next == made.end
+        return made if whole else Span(log=made.log, first=made.first, end=made.end)
+
+
+def _widened(bounds: Bounds | None, values: Sequence[int]) -> Bounds | None:
+    values = [*(bounds or ()), *values]
+    return (min(values), max(values)) if values else None
 
 
 class _Head(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -288,8 +305,7 @@ def _known(audit: Audit, log: str) -> int:
 
 def encode(archive: str, spans: Iterable[Span]) -> bytes:
     """Return the bytes of an object: gzip of JSON lines, a head and then the spans in order."""
-    ordered = sorted(spans, key=lambda span: (span.log, span.first))
-    lines = (msgspec.json.encode(line) for line in (_Head(FORMAT, archive), *ordered))
+    lines = (msgspec.json.encode(line) for line in (_Head(FORMAT, archive), *sorted(spans, key=_order)))
     return gzip.compress(b"\n".join(lines) + b"\n", mtime=0)
 
 
@@ -333,29 +349,36 @@ def _check(span: Span) -> None:
         raise FormatError(f"the span {span.first} to {span.end} of {span.log[:300]!r} has no times, but their tables")
 
 
-def extend(archive: str, audit: int, known: TimeIndex, new: Sequence[Span]) -> tuple[tuple[Part, ...], bytes | None]:
+def extend(archive: str, audit: int, known: TimeIndex, new: Iterable[Span]) -> tuple[TimeIndex, dict[str, bytes]]:
     """Add spans. Pure.
 
     Args:
         archive: the archive's id.
         audit: sequence of the audit that adds them.
         known: what the audit before refers to.
-        new: the spans, which overlap none of its.
+        new: the spans. Of two that overlap, readers use the first one only.
 
     Returns:
-        The parts that the audit refers to. If there are new spans, also the bytes of the last part, which is to be put.
+        The index to which the audit refers, and the objects that are to be put, by key.
     """
-    if not new:
-        return known.parts, None
-    parts, spans = list(known.parts), list(new)
-    data = encode(archive, spans)
-    size = len(data)
-    while parts and parts[-1].ref.size <= max(2 * size, SMALL) and parts[-1].ref.size + size <= MERGED_LIMIT:
-        last = parts.pop()
-        spans += last.spans
-        size += last.ref.size
-    if len(spans) > len(new):
+    parts, made = list(known.parts), dict[str, bytes]()
+    ordered = sorted(new, key=_order)
+    for start in range(0, len(ordered), MOST_SPANS):
+        spans = ordered[start : start + MOST_SPANS]
         data = encode(archive, spans)
-    digest = sha256(data).hexdigest()
-    ref = ObjectRef(f"{FOLDER}{audit:012}-{digest[:16]}.jsonl.gz", len(data), digest)
-    return (*parts, Part(ref, tuple(spans))), data
+        size, several = len(data), False
+        while parts and parts[-1].ref.size <= max(2 * size, SMALL) and parts[-1].ref.size + size <= MERGED_LIMIT:
+            last = parts.pop()
+            made.pop(last.ref.key, None)
+            spans += last.spans
+            size, several = size + last.ref.size, True
+        data = encode(archive, spans) if several else data
+        digest = sha256(data).hexdigest()
+        ref = ObjectRef(f"{FOLDER}{audit:012}-{digest[:16]}.jsonl.gz", len(data), digest)
+        parts.append(Part(ref, tuple(sorted(spans, key=_order))))
+        made[ref.key] = data
+    return TimeIndex(tuple(parts), known.problems, audit), made
+
+
+def _order(span: Span) -> tuple[str, int]:
+    return span.log, span.first

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from custody.archive import time_index
 from custody.archive.reader import Tip
-from custody.archive.time_index import EMPTY, Bounds, Span, TimeIndex, extend
+from custody.archive.time_index import EMPTY, Bounds, Span, SpanMaker, TimeIndex, extend
 from custody.errors import FormatError
 from custody.format.audit import Audit, ObjectRef
-from custody.format.envelope import HeadRef
+from custody.format.envelope import HeadRef, Tree
 from custody.format.layout import Log
-from custody.format.times import EPOCH, MICROSECOND
+from custody.format.manifest import Batch, KafkaTime, LogId, SegmentRef, Statement
+from custody.format.times import EPOCH, MICROSECOND, format_us
 from tests.helpers.archives import ARCHIVE_ID
 from tests.helpers.memory import MemoryStore
 from tests.helpers.sample import audit_of
@@ -48,10 +49,8 @@ _nights = st.lists(
 def put(store: MemoryStore, nights: Sequence[Sequence[Span]], index: TimeIndex = EMPTY) -> TimeIndex:
     """Add the spans of some nights, each by an audit of its own."""
     for number, spans in enumerate(nights):
-        parts, data = extend(ARCHIVE_ID, number, index, spans)
-        if data is not None:
-            store.create(parts[-1].ref.key, data)
-        index = TimeIndex(parts)
+        index, made = extend(ARCHIVE_ID, number, index, spans)
+        store.objects |= made
     return index
 
 
@@ -59,6 +58,31 @@ def audit(index: TimeIndex, size: int = 10**6, **fields: object) -> Audit:
     heads = {str(log): HeadRef(size, "00" * 32) for log in LOGS}
     given = {"heads": heads, "objects": [part.ref for part in index.parts], "counts": {"findings": 0}} | fields
     return audit_of(ARCHIVE_ID, Tip(), NOW, **given)
+
+
+def statement(sequence: int, low: int, high: int, passed: int) -> Statement:
+    """Return a statement with one batch, sealed at the time of its last event."""
+    return Statement(
+        archive=ARCHIVE_ID,
+        log=LogId("cluster", "audit", None, 0, 1),
+        sequence=sequence,
+        tree=Tree(sequence, "00" * 32, []),
+        previous_epoch=None,
+        first_offset=2 * sequence,
+        next_offset=2 * sequence + 2,
+        last_record=None,
+        skipped=[],
+        lost=None,
+        unreadable=[],
+        passed_over=["00" * 32] * passed,
+        sealed_at=format_us(high),
+        writer="a test",
+        segment=SegmentRef("a", 5, "00" * 32),
+        batches=[Batch(0, 0, 2, 2, 0, 5, 9, "", format_us(low), format_us(high), KafkaTime("create", 1, 2), None)],
+        quarantine=None,
+        expired=None,
+        types={"a": 2},
+    )
 
 
 @given(_nights)
@@ -91,11 +115,10 @@ def test_the_number_of_objects_grows_with_the_logarithm(monkeypatch: pytest.Monk
         spans = []
         for _ in range((400 - number) // 20 + 1 if shrinking else 4):
             spans += night(ends, (1, 0, 0), ((number, number), None, None))
-        parts, data = extend(ARCHIVE_ID, number, index, spans)
-        assert data is not None
-        written += len(parts[-1].spans)
-        index = TimeIndex(parts)
-        sizes = [part.ref.size for part in parts]
+        index, made = extend(ARCHIVE_ID, number, index, spans)
+        assert list(made) == [index.parts[-1].ref.key]
+        written += len(index.parts[-1].spans)
+        sizes = [part.ref.size for part in index.parts]
         assert all(older > 2 * newer for older, newer in pairwise(sizes))
     total = sum(len(part.spans) for part in index.parts)
     assert total == ends[LOGS[0]]
@@ -113,7 +136,22 @@ def test_small_objects_are_one() -> None:
 def test_an_audit_with_nothing_new_refers_to_the_same_objects() -> None:
     """Nothing is written then."""
     index = put(MemoryStore(), [night({}, (1, 1, 1), (None, None, None))])
-    assert extend(ARCHIVE_ID, 7, index, []) == (index.parts, None)
+    after, made = extend(ARCHIVE_ID, 7, index, [])
+    assert (after.parts, made) == (index.parts, {})
+
+
+def test_very_many_spans_are_several_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit of a whole old archive never writes an object that is too large to be read."""
+    monkeypatch.setattr(time_index, "MOST_SPANS", 10)
+    monkeypatch.setattr(time_index, "MERGED_LIMIT", 600)
+    monkeypatch.setattr(time_index, "SMALL", 0)
+    spans = [Span(log=str(LOGS[0]), first=at, end=at + 1, sealed=(at, at)) for at in range(95)]
+    index, made = extend(ARCHIVE_ID, 0, EMPTY, spans)
+    assert len(index.parts) > 3
+    assert [part.ref.key for part in index.parts] == list(made)
+    assert all(len(data) <= 600 for data in made.values())
+    read = time_index.read(MemoryStore(made), audit(index))
+    assert read.of(LOGS[0]) == tuple(spans)
 
 
 def _large() -> tuple[MemoryStore, TimeIndex, dict[Log, int]]:
@@ -228,3 +266,27 @@ def test_an_object_that_inflates_without_end_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(time_index, "INFLATED_LIMIT", 1_000)
     with pytest.raises(FormatError, match="1000 bytes"):
         time_index.parse(ARCHIVE_ID, gzip.compress(b"\n" * 2_000))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), _bounds), min_size=1, max_size=20))
+def test_a_span_is_made_of_all_its_statements_or_has_no_times(shapes: list[tuple[int, Bounds]]) -> None:
+    """Slots that a later statement passes over belong to it. If one is missing, nothing is known of the span."""
+    statements, sequence = [], 0
+    for passed, (low, high) in shapes:
+        statements.append(statement(sequence + passed, low, high, passed))
+        sequence += passed + 1
+    maker = SpanMaker("audit/0", 0, sequence)
+    for each in statements:
+        maker.add(each)
+    made = maker.span()
+    lows, highs = [low for _, (low, _) in shapes], [high for _, (_, high) in shapes]
+    assert made.sealed == (min(highs), max(highs))
+    assert made.event_times == (min(lows), max(highs))
+    assert made.kafka_times == (1, 2)
+    assert (made.first_offset, made.next_offset) == (statements[0].first_offset, statements[-1].next_offset)
+    assert (made.events, made.stored, made.inflated) == (2 * len(shapes), 5 * len(shapes), 9 * len(shapes))
+    for missing in range(len(statements)):
+        maker = SpanMaker("audit/0", 0, sequence)
+        for each in statements[:missing] + statements[missing + 1 :]:
+            maker.add(each)
+        assert maker.span() == Span(log="audit/0", first=0, end=sequence)
