@@ -17,7 +17,7 @@ wrong is found by the audits that read the same statements again.
 import gzip
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -378,6 +378,24 @@ def extend(archive: str, audit: int, known: TimeIndex, new: Iterable[Span]) -> t
         parts.append(Part(ref, tuple(sorted(spans, key=_order))))
         made[ref.key] = data
     return TimeIndex(tuple(parts), known.problems, audit), made
+
+
+def without(known: TimeIndex, spans: Collection[tuple[str, int]]) -> tuple[TimeIndex, list[Span]]:
+    """Return the index without the parts that have one of these spans, and the other spans of these parts. Pure.
+
+    Args:
+        known: the index.
+        spans: the log and the first sequence of each.
+    """
+    kept: list[Part] = []
+    freed: list[Span] = []
+    for part in known.parts:
+        left = [span for span in part.spans if (span.log, span.first) not in spans]
+        if len(left) == len(part.spans):
+            kept.append(part)
+        else:
+            freed += left
+    return TimeIndex(tuple(kept), known.problems, known.audit), freed
 
 
 def _order(span: Span) -> tuple[str, int]:
