@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
-from custody.archive import sources
+from custody.archive import sources, time_index
 from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, read_archive
 from custody.archive.readings import newest_reading
 from custody.archive.search import sealed_between
+from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import read_trusted_archive, standing
 from custody.errors import CustodyError, FormatError
 from custody.findings import finding
@@ -144,7 +145,9 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         known = map(log_named, {*(before.heads if before else ()), *trust.heads} - {str(layout.AUDIT_LOG)})
         logs = choose_logs({*list_logs(store), *known}, request.logs)
         holds = standing(store, archive, trust)
-        reads = {log: _reads(store, log, before, request, settings, now, holds(log)) for log in logs}
+        newest = newest_reading(store, archive, trust, tip.head.size)
+        index = time_index.read(store, newest) if newest and (request.since or request.until) else time_index.EMPTY
+        reads = {log: _reads(store, log, before, request, settings, now, holds(log), index) for log in logs}
         surveyed = {log: [Span(read.surveyed, read.end) for read in spans] for log, spans in reads.items() if spans}
         expired = {log_named(name): marks.expired for name, marks in before.marks.items()} if before else {}
         scope = Scope(surveyed, contents=False, expired=expired)
@@ -164,7 +167,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
             others += compare_with_search(settings, lambda search: survey(search).check_cursors(indexed))
             if not request.logs:
                 others += compare_with_search(settings, lambda search: survey(search).find_strays())
-        counted = _counted(store, newest_reading(store, archive, trust, tip.head.size))
+        counted = _counted(store, newest)
         clock = _clock_error(store)
     turned = not request.since and not request.until
     if not turned and not surveyed:
@@ -284,13 +287,14 @@ def _reads(
     settings: Settings,
     now: datetime,
     holds: Holds[Manifest],
+    index: TimeIndex,
 ) -> list[_Read]:
     """Return the statements to read of a log, in order."""
     seen = before.heads.get(str(log)) if before else None
     old = seen.size if seen else 0
     if request.since or request.until:
         size = find_tip(store, log, holds, old).head.size
-        sequences = sealed_between(store, log, size, request.since, request.until, holds)
+        sequences = sealed_between(store, log, size, request.since, request.until, holds, index=index)
         position = count()
         # Consecutive sequences, less their position among the chosen ones, have the same number.
         spans = [list(span) for _, span in groupby(sequences, lambda sequence: sequence - next(position))]
