@@ -418,7 +418,7 @@ def _make_audits(folder: Path, spec: Spec, trees: Sequence[Nodes], signers: Sign
                 heads={name: HeadRef(head.size, head.root.hex()) for name, head in sorted(heads.items())},
                 covered={name: [Covered(size - DAY, size, "new")] for name in sorted(heads)},
                 marks={name: Marks(0, 0, at, 0) for name in sorted(heads)},
-                counts={"events": EACH * DAY * spec.logs},
+                counts={"events": EACH * DAY * spec.logs, "findings": 0},
                 findings=[],
                 objects=[],
                 verdict="verified",
@@ -716,3 +716,11 @@ def _level(family: Family, prefix: str) -> tuple[Iterable[str], Iterable[ObjectI
             objects.append(ObjectInfo(key, family.size(number), "STANDARD"))
             number += 1
     return folders, objects
+
+
+@pytest.fixture(scope="session")
+def aged(tmp_path_factory: pytest.TempPathFactory) -> tuple[AgedStore, AgedStore]:
+    """Archives of one log, of two days and of twenty, up to this minute. Nobody puts into them."""
+    folder, end = tmp_path_factory.mktemp("aged"), datetime.now(UTC).replace(second=0, microsecond=0)
+    young, old = (make_archive(folder / f"{days}", days * DAY + 10, end=end) for days in (2, 20))
+    return young, old
