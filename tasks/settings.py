@@ -231,7 +231,7 @@ class DrainSettings(BaseModel):
     flush_seconds: Seconds = Field(
         default=15, description="A segment ends at the latest this long after its first record was read"
     )
-    seconds: Seconds = Field(default=38, description="Longest time of a run, counted from the flow's start")
+    seconds: Seconds = Field(default=45, description="Longest time of a run, counted from the flow's start")
     hanging_seconds: Seconds = Field(default=900, description="A transaction that is open longer than this is reported")
     headroom_seconds: Seconds = Field(
         default=21_600, description="A run fails if Kafka's retention deletes unread records within this time"

@@ -8,8 +8,8 @@ within one statement.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from functools import partial
 from operator import itemgetter
@@ -44,6 +44,25 @@ _HOLES_LIMIT = 100_000
 _FOREVER = 1 << 64
 _DOUBTED = frozenset({"identity", "statement"})
 """Faults after which the head is not saved as a known head."""
+
+
+_GIVEN = frozenset(
+    {
+        "log",
+        "keys",
+        "now",
+        "findings",
+        "known",
+        "earlier",
+        "promises",
+        "begin",
+        "following",
+        "within",
+        "part",
+        "granted",
+    }
+)
+"""What a `LogAccount` works with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +178,19 @@ class LogAccount:
         if signed.pending is None:
             return Head(signed.size, signed.root)
         return Head(signed.covered, signed.covered_root) if signed.covered_root is not None else None
+
+    def results(self) -> dict[str, Any]:
+        """Return what was found up to the end, for `adopt` in another process."""
+        results = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _GIVEN}
+        return {**results, "signed": self.signed.results()}
+
+    def adopt(self, results: Mapping[str, Any]) -> None:
+        """Take over what another process found up to the end of the same log."""
+        for name, value in results.items():
+            if name == "signed":
+                self.signed.adopt(value)
+            else:
+                setattr(self, name, value)
 
     def may_be_gone(self, sequence: int) -> bool:
         """Return whether a statement's objects may have been deleted."""
