@@ -173,6 +173,8 @@ _SCHEME = "[a-z]{2,12}://"
 _FALSE = {"false", "f", "0", "n", "no"}
 """How librdkafka lets one write it."""
 
+Compression = Literal["auto", "fast", "dense"]
+"""When the drain takes more time for fewer bytes."""
 TaskRunner = Literal["threads", "processes", "dask", "ray"]
 """What a flow runs its tasks on."""
 Size = Annotated[int, BeforeValidator(_size)]
@@ -231,12 +233,21 @@ class DrainSettings(BaseModel):
     flush_seconds: Seconds = Field(
         default=15, description="A segment ends at the latest this long after its first record was read"
     )
+    linger_seconds: float = Field(
+        default=0,
+        ge=0,
+        le=86_400,
+        description="A segment that is not full waits in Kafka until the log's last statement is this old",
+    )
     seconds: Seconds = Field(default=45, description="Longest time of a run, counted from the flow's start")
     hanging_seconds: Seconds = Field(default=900, description="A transaction that is open longer than this is reported")
     headroom_seconds: Seconds = Field(
         default=21_600, description="A run fails if Kafka's retention deletes unread records within this time"
     )
-    level: int = Field(default=1, ge=0, le=3, description="gzip level of isal")
+    compression: Compression = Field(
+        default="auto", description="gzip of a batch: dense once its log has caught up, and fast before; or always one"
+    )
+    level: int = Field(default=1, ge=0, le=3, description="gzip level of isal, for fast batches")
     event_leaves: bool = Field(
         default=False,
         description="Commit to each event of a batch, so that evidence of one shows no other; costs a quarter more CPU",
@@ -348,7 +359,8 @@ class HealthSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     lag_seconds: Seconds = Field(
-        default=900, description="A log whose records wait longer than this for the archive has failed"
+        default=900,
+        description="A log whose records wait longer than this, and drain.linger_seconds, for the archive has failed",
     )
     audit_seconds: Seconds = Field(default=93_600, description="Audits that are further apart than this are reported")
 
