@@ -51,7 +51,7 @@ def _ineffective(settings: Settings) -> Iterator[tuple[str, str, str]]:
         for name in ("endpoint_url", "retention_mode", "sse_kms_key", "legal_hold", "expected_bucket_owner"):
             if getattr(settings.s3, name):
                 yield f"s3.{name}", "the archive is a folder", "set archive to s3://BUCKET/PREFIX, or remove it"
-    for section in ("drain", "audit"):
+    for section in ("drain", "audit", "backfill", "search"):
         given = getattr(settings, section)
         alone = given.workers == 1 or (given.workers == "auto" and given.task_runner != "processes")
         if alone and "task_runner" in given.model_fields_set:

@@ -299,6 +299,18 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
     return list(results.values())
 
 
+def logs_to_index(settings: Settings, wanted: Sequence[str] = ()) -> list[str]:
+    """Return the names of the logs that `index_logs` would index.
+
+    Raises:
+        ConfigurationError: there is no archive, or no such log.
+        StoreError: the archive does not answer.
+    """
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        read_archive(store)
+        return [str(log) for log in choose_logs(list_logs(store), wanted)]
+
+
 class Follower:
     """Indexes while a drain runs, in a thread of its own."""
 
