@@ -63,6 +63,16 @@ def _size(value: object) -> object:
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
+def _workers(value: object) -> object:
+    """Check a number of workers, or `auto`."""
+    if value == "auto":
+        return value
+    number = str(value).strip()
+    if not number.isdecimal() or not 1 <= int(number) <= _MOST_WORKERS:
+        raise ValueError(f"want auto, or a number from 1 to {_MOST_WORKERS:,}")
+    return int(number)
+
+
 def _servers(value: str) -> str:
     wanted = "want host:port, or several with commas between them"
     for server in value.split(","):
@@ -166,6 +176,7 @@ _FALSE = {"false", "f", "0", "n", "no"}
 TaskRunner = Literal["threads", "processes", "dask", "ray"]
 """What a flow runs its tasks on."""
 Size = Annotated[int, BeforeValidator(_size)]
+_MOST_WORKERS = 1024
 DAYS = limits.RETENTION_DAYS
 """The largest number of days in a setting. Times minus so many days are still dates."""
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -230,8 +241,18 @@ class DrainSettings(BaseModel):
         default=False,
         description="Commit to each event of a batch, so that evidence of one shows no other; costs a quarter more CPU",
     )
-    workers: int = Field(default=1, ge=1, le=1024, description="Shares of the logs that are drained in parallel")
-    task_runner: TaskRunner = Field(default="threads", description="Where the flow runs these shares")
+    workers: Annotated[Literal["auto"] | int, BeforeValidator(_workers)] = Field(
+        default="auto",
+        description="Shares of the logs that are drained in parallel, if the backlog is worth it; auto: one a core",
+    )
+    task_runner: TaskRunner = Field(
+        default="processes", description="What drains these shares; of another one than processes, only the flow knows"
+    )
+
+    @property
+    def shares(self) -> int:
+        """How many shares the flow gives to its task runner. Processes are the drain's own matter."""
+        return 1 if self.task_runner == "processes" or self.workers == "auto" else self.workers
 
 
 class AuditSettings(BaseModel):

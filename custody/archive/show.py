@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from custody.archive.forms import AUDITS, statements_of
+from custody.archive.guesses import audited_sizes
 from custody.archive.reader import Holds, find_audit_tip, find_tip, list_logs, read_batch, read_manifest, unknown_log
 from custody.archive.search import find_statement, no_event, unknown_offset
 from custody.archive.trusted import Judge
@@ -111,7 +112,7 @@ def _at(store: Store, log: Log, offset: str | None, sequence: str | None, holds:
         return _record(store, log, int(offset), holds)
     if sequence:
         return _statement(store, log, int(sequence), holds)
-    size = find_tip(store, log, holds).head.size
+    size = find_tip(store, log, holds, audited_sizes(store).get(str(log), 0)).head.size
     if not size:
         raise ObjectMissing(f"no statement of {log} can be read; run `custody verify`")
     return _statement(store, log, size - 1, holds)

@@ -48,5 +48,7 @@ def _ineffective(settings: Settings) -> Iterator[tuple[str, str, str]]:
                 yield f"s3.{name}", "the archive is a folder", "set archive to s3://BUCKET/PREFIX, or remove it"
     for section in ("drain", "audit"):
         given = getattr(settings, section)
-        if given.workers == 1 and "task_runner" in given.model_fields_set:
-            yield f"{section}.task_runner", f"{section}.workers is 1", f"raise {section}.workers, or remove it"
+        alone = given.workers == 1 or (given.workers == "auto" and given.task_runner != "processes")
+        if alone and "task_runner" in given.model_fields_set:
+            why, remedy = f"{section}.workers is {given.workers}", f"set {section}.workers to how many, or remove it"
+            yield f"{section}.task_runner", why, remedy

@@ -11,7 +11,8 @@ from custody.archive.writer import Entry
 from custody.errors import CustodyError, SourceRefused, TransientSourceError, counted
 from custody.format.times import kafka_moment, parse_time
 from custody.store.protocol import CLOCK_SLACK, Store, host_ahead
-from tasks.drain.appends import HELD_BYTES, Appends
+from tasks.drain.appends import Appends, held_bytes
+from tasks.drain.clients import queue_limit
 from tasks.drain.context import Context
 from tasks.drain.intake import STALL_SECONDS, Intake, stalled
 from tasks.drain.kafka import (
@@ -55,7 +56,9 @@ class Loop:
         self._refused: dict[TopicPartition, int | None] = {}
         """Logs that wait to be read apart, in this order, with the first offset of the batch that was refused."""
         self._has_read_apart = False
-        self._kafka = (context.settings.kafka.librdkafka(), context.settings.kafka.group)
+        self._limit = held_bytes(context.processes)
+        kafka = context.settings.kafka
+        self._kafka = ({**queue_limit(context.processes), **kafka.librdkafka()}, kafka.group)
         # With one topic the partition alone is the key, which saves a call for each record.
         one_topic = len({topic for topic, _ in self._runs}) == 1
         self._key: Callable[[Received], object] = partition_of if one_topic else _topic_partition_of
@@ -202,7 +205,7 @@ class Loop:
                 self._guard(run, feed, self._appends.cut)
             elif run.append is not None and run.append.done():
                 self._guard(run, feed, self._appends.collect)
-        while sum(run.assembler.held_bytes for run in self._active()) > HELD_BYTES:
+        while sum(run.assembler.held_bytes for run in self._active()) > self._limit:
             largest = max(self._active(), key=lambda run: run.assembler.held_bytes)
             self._guard(largest, feed, self._appends.cut)
 

@@ -158,7 +158,7 @@ def test_settings_say_where_they_are_from(growing: Growing, monkeypatch: pytest.
 def test_dangerous_settings_and_those_without_effect_are_warned_of(growing: Growing) -> None:
     """A warning for each, with a remedy."""
     search = SearchSettings(api_key=SecretStr(TOKEN))
-    drain = DrainSettings(task_runner="processes")
+    drain = DrainSettings(task_runner="threads")
     settings = given(growing, search=search, drain=drain, s3={"endpoint_url": "http://s3.example"})
     lines = [line for line in settings_check.check(settings) if line.level != "ok"]
     assert [line.subject for line in lines] == [
