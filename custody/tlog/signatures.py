@@ -19,7 +19,7 @@ Code that does something irreversible requires more: `Verdict.clean`.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from custody.errors import KeyUnavailable, SignatureInvalid
 from custody.format.envelope import Algorithm, Signatures
@@ -92,8 +92,7 @@ def newer_than(key: Key, keys: Keys) -> set[str]:
     return {id_ for id_, other in keys.items() if other.algorithm == key.algorithm and other.began > key.began}
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """The log of a signed file, and its number there. A file outside of all logs has the log ''."""
 
     log: str

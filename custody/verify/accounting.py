@@ -222,7 +222,8 @@ class LogAccount:
         self.archive = self.archive or statement.archive
         self.identity = self.identity or statement.log
         sealed_at = parse_time(statement.sealed_at)
-        self._take(_epoch_faults(statement, self.log, self.earlier), sequence)
+        if not sequence or statement.previous_epoch is not None:
+            self._take(_epoch_faults(statement, self.log, self.earlier), sequence)
         self._take(self.clock.step(statement, sealed_at), sequence)
         self._join(statement, sealed_at, lost=lost)
         bounds = record_bounds(statement)
@@ -298,7 +299,8 @@ class LogAccount:
             self.holes.add(expected, first)
             message = f"no statement has the offsets {expected} to {first - 1}"
             self._unjoined("offset-gap", message, sequence, expected, expected, first)
-        self._take(_admissions(statement), sequence)
+        if statement.lost or statement.unreadable:
+            self._take(_admissions(statement), sequence)
         problem = problem_of(statement)
         number = self._first_number(statement, lost=lost)
         disordered = None if problem else disorder(statement, number)

@@ -242,6 +242,7 @@ class Names:
     def __init__(self, key: bytes | None = None) -> None:
         """Begin. A worker process gets the `key` of the digests, so that they can be compared."""
         self.key = key or os.urandom(16)
+        self._keyed = blake2b(digest_size=_DIGEST_BYTES, key=self.key)
         # One thread lists objects while another reads the statements that name them.
         self._lock = threading.Lock()
         self._listed = [_Bucket() for _ in range(_BUCKETS)]
@@ -279,7 +280,10 @@ class Names:
 
     def digest(self, key: str) -> bytes:
         """Return an object's digest."""
-        return blake2b(key.encode(), digest_size=_DIGEST_BYTES, key=self.key).digest()
+        # A copy of what has the key already takes half the time.
+        digest = self._keyed.copy()
+        digest.update(key.encode())
+        return digest.digest()
 
     def _put(self, buckets: Sequence["_Bucket"], digest: bytes) -> None:
         with self._lock:
