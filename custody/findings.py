@@ -90,6 +90,11 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
         Severity.POLICY,
         "delete the tables of these statements, and make them again with `custody backfill --to tables`",
     ),
+    "time-index": (
+        Severity.TAMPERED,
+        "treat everyone who can use the audit's key as a suspect, unless custody was updated; the audit has made the"
+        " index again, and `custody audit --full` makes all of it again",
+    ),
     "index-missing": (
         Severity.INCOMPLETE,
         "if Elasticsearch lost an index, nothing: the events were re-indexed. Otherwise find out who deleted them",

@@ -97,6 +97,8 @@ class LogAccount:
     """Returns whether the tree of this size and root is proved to be a prefix of a head."""
     part: Part = WHOLE
     """Decides which statements' objects are read."""
+    each: Callable[[Statement], None] = lambda _: None
+    """Gets each statement that is taken."""
 
     name: str = field(init=False, default="")
     """The log's name and partition."""
@@ -197,6 +199,7 @@ class LogAccount:
         self._check_last_record(statement, bounds, lost=lost)
         self.totals.count(statement)
         self.totals.outside += not self.part.reads(statement.sealed_at)
+        self.each(statement)
         return self._work(statement, sealed_at, bounds)
 
     def end(self, *, whole: bool = True) -> None:

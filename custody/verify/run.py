@@ -21,6 +21,7 @@ from custody.archive.known_heads import State
 from custody.findings import Finding, Findings, finding
 from custody.format import layout, limits
 from custody.format.audit import Audit
+from custody.format.manifest import Statement
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
@@ -57,6 +58,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     progress: Callable[[Progress], None] | None = None,
     scope: Scope = EVERYTHING,
     sink: Sink | None = None,
+    each: Callable[[Statement], None] | None = None,
     protection: Protection = UNPROTECTED,
     others: Iterable[Finding] = (),
     notes: Sequence[bytes] = (),
@@ -75,6 +77,8 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
         progress: called now and then with the progress.
         scope: what is verified; by default everything.
         sink: gets the inflated batches; segments are then read in this process.
+        each: gets each statement that is taken, in the order of its log: for whoever needs them, so that they are not
+            read again. The findings say whether its signature counts.
         protection: how the bucket should protect the evidence.
         others: findings of checks outside this package. They can be accepted, and are sorted with the rest.
         notes: cosigned checkpoints of this archive's logs, from witnesses.
@@ -89,7 +93,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     beneath = look_beneath(store, protection, findings, scope.versions()) if scope.listing else Beneath(store)
     store = beneath.store
     identity = check_archive_file(store, trust, state_file.pin(store.url) if state_file else None, findings)
-    run = _Run(trust, now, scope, findings, beneath, identity, live=live, progress=progress)
+    run = _Run(trust, now, scope, findings, beneath, identity, live=live, progress=progress, each=each)
     with Names() as names, Lister(store, run.listing, names, scope) as lister:
         records = lister.others()
         if scope.contents:
@@ -136,6 +140,10 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     return run.report(audits, Made.now(now, time.monotonic() - began, [*trust.keys.values()]))
 
 
+def _ignore(_: Statement) -> None:
+    return
+
+
 @dataclass(slots=True)
 class _Run:
     """The state of one verification."""
@@ -148,6 +156,7 @@ class _Run:
     identity: Identity
     live: bool
     progress: Callable[[Progress], None] | None
+    each: Callable[[Statement], None] | None
     archive: str | None = field(init=False)
     """The archive's id: from `archive.json`, or else from the first statement that names one."""
     logs: Logs = field(init=False)
@@ -270,6 +279,7 @@ class _Run:
                 following,
                 self.logs.judge(log).proofs.leads_to,
                 self.scope.part,
+                self.each or _ignore,
             )
             account.granted += [(0, end) for end in [self.scope.expired.get(log, 0)] if end]
             self.accounts.add(account)
