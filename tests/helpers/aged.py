@@ -638,7 +638,9 @@ class AgedStore:
             self.requests.count("LIST", prefix)
         return sorted(names), plain
 
-    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", *, after: str = "", through: str = "", without: Collection[str] = ()
+    ) -> Iterator[ObjectInfo]:
         """Yield objects in order of keys. What is left out by `without` is on pages nevertheless, as in S3."""
         infos = merge(
             *(family.infos(prefix, after) for family in self._families if _overlap(family.prefix, prefix)),
@@ -648,8 +650,9 @@ class AgedStore:
         while True:
             self.requests.count("LIST", prefix)
             page = list(islice(infos, PAGE))
-            yield from (info for info in page if info.key[: info.key.find("/") + 1] not in without)
-            if len(page) < PAGE:
+            within = [info for info in page if not through or info.key <= through]
+            yield from (info for info in within if info.key[: info.key.find("/") + 1] not in without)
+            if len(within) < PAGE:
                 return
 
     def remove(self, key: str) -> None:
@@ -663,12 +666,13 @@ class AgedStore:
     def close(self) -> None:
         """Do nothing: there are no connections."""
 
-    def history(self, prefix: str = "") -> Iterator[Version]:
+    def history(self, prefix: str = "", *, after: str = "", through: str = "") -> Iterator[Version]:
         """Yield nothing, since each key has one version; that takes a page for each 1,000 keys."""
-        count = sum(1 for _ in self._put.list(prefix))
+        count = sum(1 for _ in self._put.list(prefix, after=after, through=through))
+        first, last = max(prefix, after), min(prefix + "\x7f", through or "\x7f")
         for family in self._families:
             if prefix.startswith(family.prefix) or family.prefix.startswith(prefix):
-                count += family.after(prefix + "\x7f") - family.after(prefix)
+                count += max(0, family.after(last) - family.after(first))
         for _ in range(max(1, -(-count // PAGE))):
             self.requests.count("VERSIONS", prefix)
         return iter(())
