@@ -9,9 +9,9 @@ result. Its phases, and what is lost if the process dies in each:
    signed and put under `reports/`, so an audit that was killed resumes after the last piece. A result counts only with
    that signature, for two hours, and if the store says that no object was put since. The audit's `started_at` is
    the start of the earliest piece that it uses. The same read makes Parquet tables of new events.
-3. **Conclusion.** Adds what was read of sources to what is known of them (`sources`). Writes long lists of findings
-   first, then the audit, which is the commit, then checkpoints of all logs. If two audits run at once, one is written
-   and the other ends without an error.
+3. **Conclusion.** Adds what was read to what is known of sources (`sources`), and to the index by time (`time_index`).
+   Writes long lists of findings first, then the audit, which is the commit, then checkpoints of all logs. If two audits
+   run at once, one is written and the other ends without an error.
 
 The archive is the state: the newest audit says where to continue, and how far the rolling re-read has come. If a
 trusted key signed that audit outside its span, it is not used, and everything is verified as new. If it does not count
@@ -45,6 +45,7 @@ from tasks.audit.pieces import PieceResult
 from tasks.audit.plan import Piece, Plan
 from tasks.audit.signed import find_audits
 from tasks.audit.sources import account
+from tasks.audit.time_index import hand_on
 from tasks.settings import Settings
 
 TAKEN_OVER = "pieces_taken_over"
@@ -103,7 +104,10 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
     with closing(open_store(settings.archive, settings.s3)) as store:
         trust, signers = settings.own_trust(), settings.signers(now)
         of_sources = account(store, settings, trust, plan, results, now)
-        findings = _merged(plan, results, of_sources.findings)
+        spans = [span for result in results for span in result.spans]
+        replaced = {(result.piece.log, first) for result in results for first in result.replaced}
+        indexed, lost = hand_on(store, trust, plan, spans, replaced)
+        findings = _merged(plan, results, [*of_sources.findings, *(each.to_dict() for each in lost)])
         exit_code = max((_SEVERITIES[finding["severity"]] for finding in findings), default=0)
         verdict = _VERDICTS[exit_code]
         counts.update(of_sources.counts, findings=len(findings))
@@ -130,7 +134,7 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
                 marks=dict(sorted(plan.marks.items())),
                 counts=dict(sorted(counts.items())),
                 findings=held,
-                objects=refer_to(store, [*objects, of_sources.ref]),
+                objects=refer_to(store, [*objects, of_sources.ref, *indexed]),
                 verdict=verdict,
             )
 

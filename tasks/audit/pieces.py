@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from custody.archive import signed_notes
+from custody.archive import signed_notes, time_index
 from custody.archive.reader import manifests_from
+from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid
 from custody.format import layout
@@ -20,12 +21,14 @@ from custody.format.times import EPOCH, check_time, format_time, shift
 from custody.keys.trust import Trust
 from custody.store.open import open_store
 from custody.store.protocol import Store
+from custody.verify.report import Report
 from custody.verify.run import verify
 from custody.verify.scope import Scope, Span
 from tasks.audit.emitters import Collector, Seen, Sinks
 from tasks.audit.objects import audit_folder, log_named
 from tasks.audit.plan import Piece, Plan
 from tasks.audit.tables import TableWriter
+from tasks.audit.time_index import Indexer, known_index
 from tasks.search.reconcile import compare_with_search, reconcile
 from tasks.settings import Settings
 
@@ -68,6 +71,8 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         expired_sealed: when the first and the last statement were sealed whose events expired and are gone.
         sources: the numbers of sources, if the piece is read for the first time, or all is read again.
         sources_left_out: how many events have a number of a source that there was no room for.
+        spans: what it adds to the time index.
+        replaced: where spans of that index begin that are made again.
     """
 
     format: Literal["custody/audit-piece/1"]
@@ -84,6 +89,8 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     expired_sealed: tuple[str, str] | None
     sources: list[Seen]
     sources_left_out: int
+    spans: list[time_index.Span]
+    replaced: list[int]
 
 
 def verify_pieces(
@@ -103,10 +110,11 @@ def verify_pieces(
     with closing(open_store(settings.archive, settings.s3)) as store:
         trust = settings.own_trust()
         signers = settings.signers(clock()).both()
+        known = known_index(store, trust, plan) if pieces else time_index.EMPTY
         for piece in pieces:
             done = _read_result(store, trust, plan, piece, clock())
             if done is None:
-                done = _verify_piece(settings, store, trust, signers, plan, piece, clock)
+                done = _verify_piece(settings, store, trust, signers, plan, piece, known, clock)
                 # A result that is too large for a note is read again by the next run.
                 with suppress(FormatError):
                     sealed = signed_notes.seal(done, PIECE_FORMAT, signers)
@@ -123,6 +131,7 @@ def _verify_piece(
     signers: tuple[Signer, Signer],
     plan: Plan,
     piece: Piece,
+    known: TimeIndex,
     clock: Callable[[], datetime],
 ) -> PieceResult:
     started_at = clock()
@@ -131,18 +140,23 @@ def _verify_piece(
     expired = {log: marks.expired} if marks else {}
     scope = Scope({log: [Span(piece.first, piece.end)]}, listing=False, expired=expired)
     objects: list[ObjectRef] = []
+    indexer = Indexer(store, trust, plan, piece, log, known)
     collector = Collector(0 if plan.full else plan.counted.get(piece.log, 0), len(plan.pieces))
     if settings.audit.tables and piece.read == "new":
         with TableWriter(store, log, piece.first, piece.end, archive=plan.archive, signers=signers) as writer:
-            report = verify(store, trust, now=started_at, workers=0, scope=scope, sink=Sinks(writer, collector))
+            report = verify(
+                store, trust, now=started_at, workers=0, scope=scope, sink=Sinks(writer, collector), each=indexer.take
+            )
             # No table shows a statement that does not count. Queries read such a range from the statements.
-            if not any(found.finding in _SIGNATURES for found in report.findings):
+            if _is_usable(report):
                 writer.finish()
             objects += [writer.listed] if writer.listed else []
     else:
         sink = collector if piece.read == "new" or plan.full else None
-        report = verify(store, trust, now=started_at, workers=0, scope=scope, sink=sink)
-    findings = [finding.to_dict() for finding in report.findings]
+        report = verify(store, trust, now=started_at, workers=0, scope=scope, sink=sink, each=indexer.take)
+    listed = objects[0] if objects else None
+    indexed = indexer.finish(usable=_is_usable(report), files=settings.audit.tables, listed=listed)
+    findings = [finding.to_dict() for finding in (*report.findings, *indexed.findings)]
     counts = Counter({name: sum(getattr(summary, name) for summary in report.logs) for name in _COUNTED})
     if settings.search.url:
         counts["rejected"] = 0
@@ -174,7 +188,14 @@ def _verify_piece(
         expired_sealed=next((summary.expired_sealed for summary in report.logs), None),
         sources=collector.take(),
         sources_left_out=collector.left_out,
+        spans=indexed.spans,
+        replaced=indexed.replaced,
     )
+
+
+def _is_usable(report: Report) -> bool:
+    """Return whether all statements of a piece count that were taken."""
+    return not any(found.finding in _SIGNATURES for found in report.findings)
 
 
 def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece, now: datetime) -> PieceResult | None:

@@ -15,6 +15,7 @@ import msgspec
 
 from custody.archive import sources
 from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, read_archive
+from custody.archive.readings import newest_reading
 from custody.archive.search import sealed_between
 from custody.archive.trusted import read_trusted_archive, standing
 from custody.errors import CustodyError, FormatError
@@ -31,7 +32,7 @@ from custody.verify.report import Report
 from custody.verify.run import verify
 from custody.verify.scope import Scope, Span
 from tasks.audit.objects import log_named
-from tasks.audit.signed import clean_audit, find_audits, newest_reading
+from tasks.audit.signed import clean_audit, find_audits
 from tasks.audit.tables import check_tables
 from tasks.search.reconcile import compare_with_search
 from tasks.search.survey import Survey
