@@ -17,7 +17,7 @@ import zlib
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache
 from hashlib import sha256
@@ -78,6 +78,18 @@ _GZIP = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """The topic that an archive's logs are of: its name, its cluster and its id there."""
+
+    topic: str = "audit"
+    cluster: str = "cluster"
+    topic_id: str = "topic-1"
+
+
+_AUDIT = Source()
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """Which archive it is.
 
@@ -87,6 +99,8 @@ class Spec:
         statements: of each log.
         topic: its logs' topic.
         logs: how many partitions.
+        cluster: where the topic is.
+        topic_id: its id there.
     """
 
     archive: str
@@ -94,6 +108,8 @@ class Spec:
     statements: int
     topic: str
     logs: int
+    cluster: str
+    topic_id: str
 
     @property
     def names(self) -> list[Log]:
@@ -102,6 +118,7 @@ class Spec:
 
 
 _opened: dict[Path, "AgedStore"] = {}
+_journal: list[Path | None] = [None]
 
 
 def open_aged(url: str, options: S3Options | None = None) -> Store:
@@ -110,8 +127,13 @@ def open_aged(url: str, options: S3Options | None = None) -> Store:
         return S3Store(url, options or S3Options())
     folder = Path(url.removeprefix(BUCKET))
     if folder not in _opened:
-        _opened[folder] = AgedStore(folder)
+        _opened[folder] = AgedStore(folder, _journal[-1])
     return _opened[folder]
+
+
+def journal_to(path: Path) -> None:
+    """Let archives that are opened by their URL from now on write their requests to a file, for all processes."""
+    _journal.append(path)
 
 
 def use_aged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +288,7 @@ class Maker:
 
     def __init__(self, spec: Spec, log: Log) -> None:
         self.spec, self.log = spec, log
-        self._id = manifest.LogId("cluster", log.topic, f"id-of-{log.topic}", log.partition, 1)
+        self._id = manifest.LogId(spec.cluster, log.topic, spec.topic_id, log.partition, 1)
         self._minute = int(spec.begin.timestamp()) // 60
 
     def first_offset(self, sequence: int) -> int:
@@ -364,15 +386,18 @@ def _member(lines: bytes) -> bytes:
     return _GZIP + b"\x01" + size + lines + struct.pack("<II", zlib.crc32(lines), len(lines))
 
 
-def make_archive(folder: Path, statements: int, *, logs: int = 1, topic: str = "audit", end: datetime) -> "AgedStore":
+def make_archive(
+    folder: Path, statements: int, *, logs: int = 1, source: Source = _AUDIT, end: datetime, unaudited: int = 0
+) -> "AgedStore":
     """Make an archive whose newest statement was sealed at `end`, and return its store.
 
     Args:
         folder: for its keyring, its trees, and what is put into it later.
         statements: of each log.
         logs: partitions of its topic.
-        topic: its name.
+        source: its topic.
         end: a whole minute.
+        unaudited: whole days at the end without an audit.
     """
     begin = end - timedelta(minutes=statements)
     folder.mkdir(parents=True, exist_ok=True)
@@ -381,7 +406,7 @@ def make_archive(folder: Path, statements: int, *, logs: int = 1, topic: str = "
     signers = open_signers(uri, datetime.now(UTC))
     put = FolderStore(str(folder / "put"))
     archive = create_archive(put, signers.both, retention_days=RETENTION_DAYS).id
-    spec = Spec(archive, begin, statements, topic, logs)
+    spec = Spec(archive, begin, statements, source.topic, logs, source.cluster, source.topic_id)
     trees = []
     for log in spec.names:
         nodes, maker = GrowingNodes(), Maker(spec, log)
@@ -389,20 +414,19 @@ def make_archive(folder: Path, statements: int, *, logs: int = 1, topic: str = "
             nodes.append(envelope.message(maker.line(sequence, nodes.tree(sequence)), manifest.FORMAT))
         nodes.save(folder / f"nodes-{log.partition}")
         trees.append(nodes)
-    _make_audits(folder, spec, trees, signers)
-    stored = {"archive": archive, "begin": begin.isoformat(), "statements": statements, "topic": topic, "logs": logs}
+    _make_audits(folder, spec, trees, signers, statements // DAY - unaudited)
     # Last: an archive without it is not whole.
-    (folder / "spec.json").write_text(json.dumps(stored))
+    (folder / "spec.json").write_text(json.dumps(asdict(spec) | {"begin": begin.isoformat()}))
     _opened[folder] = AgedStore(folder)
     return _opened[folder]
 
 
-def _make_audits(folder: Path, spec: Spec, trees: Sequence[Nodes], signers: Signers) -> None:
+def _make_audits(folder: Path, spec: Spec, trees: Sequence[Nodes], signers: Signers, count: int) -> None:
     """Write the audits: one a day, of the statements of that day."""
     nodes = GrowingNodes()
     sizes = []
     with (folder / "audits").open("wb") as file:
-        for number in range(spec.statements // DAY):
+        for number in range(count):
             size = (number + 1) * DAY
             at = format_time(spec.begin + timedelta(minutes=size))
             heads = dict(zip(map(str, spec.names), (tree.head(size) for tree in trees), strict=True))
@@ -495,6 +519,10 @@ class AgedStore:
         """The URI of its keyring."""
         return f"file:{self.folder / 'keyring.json'}"
 
+    def nodes(self, log: Log) -> Nodes:
+        """Return the tree of a log."""
+        return Nodes.open(self.folder / f"nodes-{log.partition}", self.spec.statements)
+
     @cached_property
     def _signers(self) -> Signers:
         return open_signers(self.keys, datetime.now(UTC))
@@ -504,7 +532,7 @@ class AgedStore:
         """All objects that are made here, in order of keys."""
         spec, size = self.spec, self.spec.statements
         makers = [Maker(spec, log) for log in spec.names]
-        trees = [Nodes.open(self.folder / f"nodes-{log.partition}", size) for log in spec.names]
+        trees = [self.nodes(log) for log in spec.names]
         statements = [self._statements(maker, tree) for maker, tree in zip(makers, trees, strict=True)]
         checkpoints = [self._checkpoints(log, tree, size, HOUR) for log, tree in zip(spec.names, trees, strict=True)]
         audits = self._audits()
