@@ -19,6 +19,7 @@ has that store's capabilities.
 
 import contextlib
 import ipaddress
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -44,6 +45,8 @@ __all__ = [
 STAGING = ".staging"
 """Where a folder keeps unfinished objects. No reader looks there."""
 _KEY_BYTES = 1024
+# Names of ASCII that do not begin with a dot.
+_USUAL_KEY = re.compile(rf"(?=.{{1,{_KEY_BYTES}}}\Z)[\w@=-][\w@=.-]*+(?:/[\w@=-][\w@=.-]*+)*+", re.ASCII)
 CLOCK_SLACK = timedelta(minutes=5)
 """A difference between clocks that is reported. Time synchronization keeps hosts within a second."""
 READABLE = "others on the network can read or change what is sent"
@@ -320,6 +323,9 @@ class Capabilities:
 
 def check_key(key: str) -> None:
     """Raise an error for a key that leads out of the root, or that two stores would understand differently."""
+    if _USUAL_KEY.fullmatch(key):
+        # A third of the time, for nearly all keys.
+        return
     parts = key.split("/")
     if (
         any(part in {"", ".", ".."} for part in parts)

@@ -8,8 +8,8 @@ within one statement.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from functools import partial
 from operator import itemgetter
@@ -44,6 +44,25 @@ _HOLES_LIMIT = 100_000
 _FOREVER = 1 << 64
 _DOUBTED = frozenset({"identity", "statement"})
 """Faults after which the head is not saved as a known head."""
+
+
+_GIVEN = frozenset(
+    {
+        "log",
+        "keys",
+        "now",
+        "findings",
+        "known",
+        "earlier",
+        "promises",
+        "begin",
+        "following",
+        "within",
+        "part",
+        "granted",
+    }
+)
+"""What a `LogAccount` works with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +180,19 @@ class LogAccount:
             return Head(signed.size, signed.root)
         return Head(signed.covered, signed.covered_root) if signed.covered_root is not None else None
 
+    def results(self) -> dict[str, Any]:
+        """Return what was found up to the end, for `adopt` in another process."""
+        results = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _GIVEN}
+        return {**results, "signed": self.signed.results()}
+
+    def adopt(self, results: Mapping[str, Any]) -> None:
+        """Take over what another process found up to the end of the same log."""
+        for name, value in results.items():
+            if name == "signed":
+                self.signed.adopt(value)
+            else:
+                setattr(self, name, value)
+
     def may_be_gone(self, sequence: int) -> bool:
         """Return whether a statement's objects may have been deleted."""
         return any(first <= sequence < end for first, end in self.granted)
@@ -191,7 +223,7 @@ class LogAccount:
         self.archive = self.archive or statement.archive
         self.identity = self.identity or statement.log
         sealed_at = parse_time(statement.sealed_at)
-        if self.earlier is not None:
+        if self.earlier is not None and (not sequence or statement.previous_epoch is not None):
             self._take(_epoch_faults(statement, self.log, self.earlier), sequence)
         self._take(self.clock.step(statement, sealed_at), sequence)
         self._join(statement, sealed_at, lost=lost)
@@ -268,7 +300,8 @@ class LogAccount:
             self.holes.add(expected, first)
             message = f"no statement has the offsets {expected} to {first - 1}"
             self._unjoined("offset-gap", message, sequence, expected, expected, first)
-        self._take(_admissions(statement), sequence)
+        if statement.lost or statement.unreadable:
+            self._take(_admissions(statement), sequence)
         problem = problem_of(statement)
         number = self._first_number(statement, lost=lost)
         disordered = None if problem else disorder(statement, number)

@@ -28,8 +28,9 @@ from custody.tlog.head import KnownHead
 from custody.tlog.signatures import NOWHERE
 from custody.verify.accounting import RETENTION_GRACE, LogAccount
 from custody.verify.accounts import Accounts, Logs
-from custody.verify.archive_file import Identity, check_archive_file, promises_of, report_missing
+from custody.verify.archive_file import Identity, Promises, check_archive_file, promises_of, report_missing
 from custody.verify.audits import AuditLog, check_referred, referred
+from custody.verify.chains import LEAST_MANIFESTS, Chain, Chains, alone, can_follow
 from custody.verify.checkpoints import Checkpoints, audited_heads, known_heads
 from custody.verify.expiry import Missing, grant_expiries, report_history
 from custody.verify.listing import Listed, Lister, Listing, Names, Sequences
@@ -114,9 +115,24 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
             for log, head in audited_heads(audits.newest.statement) if audits.newest else ():
                 known.setdefault(log, []).append(head)
             logs = {*run.listing.manifests, *known, *run.listing.with_checkpoints()} - {layout.AUDIT_LOG}
-            for log in run.choose(logs, complete=statements.complete):
-                heads = [*known.get(log, ()), *run.signed_heads(log, checkpoints, hands)]
-                run.read_log(log, heads, hands, complete=scope.listing and statements.complete)
+            chosen = run.choose(logs, complete=statements.complete)
+
+            def heads_of(log: layout.Log) -> list[KnownHead]:
+                return [*known.get(log, ()), *run.signed_heads(log, checkpoints, hands)]
+
+            followed, heads_read = run.follow_apart(
+                chosen,
+                heads_of,
+                hands,
+                workers if sink is None and each is None else 0,
+                complete=scope.whole and statements.complete,
+            )
+            for log in chosen:
+                if log in followed:
+                    run.accounts.add(followed.pop(log))
+                    continue
+                seen = heads_read.pop(log) if log in heads_read else heads_of(log)
+                run.read_log(log, seen, hands, complete=scope.listing and statements.complete)
         complete = scope.whole and statements.complete and records.result().complete
         run.take_listed(statements, records.result(), complete=complete)
         named = complete or (scope.within is not None and scope.audits and statements.complete)
@@ -247,6 +263,76 @@ class _Run:
             if changed := check_referred(self.logs.store, audit, ref, contents=self.scope.contents):
                 self.findings.add(changed)
 
+    def follow_apart(
+        self,
+        chosen: Sequence[layout.Log],
+        heads_of: Callable[[layout.Log], Sequence[KnownHead]],
+        hands: Hands,
+        workers: int | None,
+        *,
+        complete: bool,
+    ) -> tuple[dict[layout.Log, LogAccount], dict[layout.Log, Sequence[KnownHead]]]:
+        """Verify the logs' chains in worker processes, if no object is read, and if there is enough for two of them.
+
+        Args:
+            chosen: the logs.
+            heads_of: returns a log's known heads, once.
+            hands: gets what the statements name.
+            workers: how many processes; None for one per processor.
+            complete: whether everything was listed.
+
+        Returns:
+            The accounts of logs that are verified now, and the known heads that were read of logs that are not.
+        """
+        accounts: dict[layout.Log, LogAccount] = {}
+        read: dict[layout.Log, Sequence[KnownHead]] = {}
+        most = workers if workers is not None else os.cpu_count() or 1
+        logs = [log for log in alone(chosen) if log in self.listing.manifests]
+        archive, small = self.archive, sum(self.listing.manifests[log].count for log in logs) < LEAST_MANIFESTS
+        apart = complete and archive is not None and not self.scope.contents and not hands.locks.active
+        if not apart or archive is None or small or min(most, len(logs)) < 2 or not can_follow(self.trust):
+            return accounts, read
+        chains = (Chain(log, heads_of(log), self.listing.manifests[log], self._promises, self.live) for log in logs)
+        with Chains(hands.reader.store, self.trust, archive, self.now, self.scope.part, hands.names) as processes:
+            for chain, followed in processes.follow(chains, min(most, len(logs))):
+                if followed is None:
+                    read[chain.log] = chain.heads
+                    continue
+                self.findings.take(followed.findings)
+                account = accounts[chain.log] = self._account(chain.log, Span(), chain.heads, None)
+                account.adopt(followed.results)
+        return accounts, read
+
+    @property
+    def _promises(self) -> Promises:
+        return promises_of(self.identity.file, self.trust, live=self.live)
+
+    def _account(
+        self,
+        log: layout.Log,
+        span: Span,
+        heads: Sequence[KnownHead],
+        following: Callable[[int], Iterator[tuple[int, bytes]]] | None,
+    ) -> LogAccount:
+        """Return the account of a log's next span. `following` returns its manifests from a sequence on."""
+        account = LogAccount(
+            log,
+            self.archive,
+            self.trust.keys,
+            self.now,
+            self.findings,
+            heads,
+            self.accounts.earlier(log) if self._sees_epochs(log) else None,
+            self._promises,
+            span.first,
+            following or (lambda _: iter(())),
+            self.logs.judge(log).proofs.leads_to,
+            self.scope.part,
+            self.each or _ignore,
+        )
+        account.granted += [(0, end) for end in [self.scope.expired.get(log, 0)] if end]
+        return account
+
     def read_log(self, log: layout.Log, heads: Sequence[KnownHead], hands: Hands, *, complete: bool) -> None:
         """Read a log's statements, span by span.
 
@@ -264,24 +350,8 @@ class _Run:
         if listed is not None and not complete:
             # If the listing is incomplete, there may be more.
             listed = listed.filled(max((head.size for head in heads), default=0))
-        promises = promises_of(self.identity.file, self.trust, live=self.live)
         for span in self.scope.spans_of(log):
-            account = LogAccount(
-                log,
-                self.archive,
-                self.trust.keys,
-                self.now,
-                self.findings,
-                heads,
-                self.accounts.earlier(log) if self._sees_epochs(log) else None,
-                promises,
-                span.first,
-                following,
-                self.logs.judge(log).proofs.leads_to,
-                self.scope.part,
-                self.each or _ignore,
-            )
-            account.granted += [(0, end) for end in [self.scope.expired.get(log, 0)] if end]
+            account = self._account(log, span, heads, following)
             self.accounts.add(account)
             follow(account, span, listed, hands, onward=span.end is None and (self.live or not complete))
             self.archive = self.archive or account.archive
