@@ -90,6 +90,11 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
         Severity.POLICY,
         "delete the tables of these statements, and make them again with `custody backfill --to tables`",
     ),
+    "time-index": (
+        Severity.TAMPERED,
+        "treat everyone who can use the audit's key as a suspect, unless custody was updated; the audit has made the"
+        " index again, and `custody audit --full` makes all of it again",
+    ),
     "index-missing": (
         Severity.INCOMPLETE,
         "if Elasticsearch lost an index, nothing: the events were re-indexed. Otherwise find out who deleted them",
@@ -440,6 +445,16 @@ class Findings:
         if acceptance is not None:
             accepted = f"by {acceptance.by} at {acceptance.at}: {acceptance.reason}"
             finding = replace(finding, severity=Severity.NOTICE, accepted=accepted)
+        self._keep(finding, group)
+        return bool(finding.accepted)
+
+    def take(self, other: "Findings") -> None:
+        """Add what another collection with the same acceptances has, as if it had been added here."""
+        for subject, index in other._index.items():  # noqa: SLF001 - its own class
+            self._keep(other.kept[index], subject[2] if isinstance(subject, tuple) else None)
+        self.dropped.update(other.dropped)
+
+    def _keep(self, finding: Finding, group: str | None) -> None:
         # An accepted finding is in no group. It is kept once: a store may list a key twice.
         subject = finding if group is None or finding.accepted else (finding.finding, finding.log, group)
         index = self._index.get(subject)
@@ -452,7 +467,6 @@ class Findings:
             first = self.kept[index]
             through, count = finding.through or finding.sequence, first.count + finding.count
             self.kept[index] = replace(first, through=through, count=count)
-        return bool(finding.accepted)
 
     def sorted(self) -> list[Finding]:
         """Return the findings by severity, the worst first, then by log and sequence."""

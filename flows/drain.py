@@ -59,14 +59,14 @@ def drain(once: bool = False, seconds: Seconds = None) -> State[Any]:
 
 def _run(run: Run, once: bool, seconds: float | None) -> RunReport:
     settings = Settings()
-    begin, workers = time.monotonic(), settings.drain.workers
+    begin, number = time.monotonic(), settings.drain.shares
     with run.step("find"):
         partitions = find_partitions(settings)
-    shares = [partitions[start::workers] for start in range(min(workers, len(partitions)))]
+    shares = [partitions[start::number] for start in range(min(number, len(partitions)))]
     arguments = [(share, once, seconds) for share in shares]
     with stop_on_signals(grace=GRACE_SECONDS), run.step("drain"):
         if len(shares) > 1:
-            done = run_parallel(drain_share, arguments, settings.drain.task_runner, workers)
+            done = run_parallel(drain_share, arguments, settings.drain.task_runner, number)
         else:
             done = [drain_share(*each) for each in arguments]
     results = [result for drained, _ in done for result in drained]

@@ -10,7 +10,7 @@ Rules, beside those of `custody.settings`:
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
@@ -62,6 +62,16 @@ def _size(value: object) -> object:
     if not match or match[2].lower() not in _UNITS:
         raise ValueError("want a size such as 16MiB, 500kB or 1048576")
     return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _workers(value: object) -> object:
+    """Check a number of workers, or `auto`."""
+    if value == "auto":
+        return value
+    number = str(value).strip()
+    if not number.isdecimal() or not 1 <= int(number) <= _MOST_WORKERS:
+        raise ValueError(f"want auto, or a number from 1 to {_MOST_WORKERS:,}")
+    return int(number)
 
 
 def _servers(value: str) -> str:
@@ -164,7 +174,10 @@ _SCHEME = "[a-z]{2,12}://"
 _FALSE = {"false", "f", "0", "n", "no"}
 """How librdkafka lets one write it."""
 
+Compression = Literal["auto", "fast", "dense"]
+"""When the drain takes more time for fewer bytes."""
 Size = Annotated[int, BeforeValidator(_size)]
+_MOST_WORKERS = 1024
 DAYS = limits.RETENTION_DAYS
 """The largest number of days in a setting. Times minus so many days are still dates."""
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -219,18 +232,37 @@ class DrainSettings(BaseModel):
     flush_seconds: Seconds = Field(
         default=15, description="A segment ends at the latest this long after its first record was read"
     )
-    seconds: Seconds = Field(default=38, description="Longest time of a run, counted from the flow's start")
+    linger_seconds: float = Field(
+        default=0,
+        ge=0,
+        le=86_400,
+        description="A segment that is not full waits in Kafka until the log's last statement is this old",
+    )
+    seconds: Seconds = Field(default=45, description="Longest time of a run, counted from the flow's start")
     hanging_seconds: Seconds = Field(default=900, description="A transaction that is open longer than this is reported")
     headroom_seconds: Seconds = Field(
         default=21_600, description="A run fails if Kafka's retention deletes unread records within this time"
     )
-    level: int = Field(default=1, ge=0, le=3, description="gzip level of isal")
+    compression: Compression = Field(
+        default="auto", description="gzip of a batch: dense once its log has caught up, and fast before; or always one"
+    )
+    level: int = Field(default=1, ge=0, le=3, description="gzip level of isal, for fast batches")
     event_leaves: bool = Field(
         default=False,
         description="Commit to each event of a batch, so that evidence of one shows no other; costs a quarter more CPU",
     )
-    workers: int = Field(default=1, ge=1, le=1024, description="Shares of the logs that are drained in parallel")
-    task_runner: TaskRunner = Field(default="threads", description="Where the flow runs these shares")
+    workers: Annotated[Literal["auto"] | int, BeforeValidator(_workers)] = Field(
+        default="auto",
+        description="Shares of the logs that are drained in parallel, if the backlog is worth it; auto: one a core",
+    )
+    task_runner: TaskRunner = Field(
+        default="processes", description="What drains these shares; of another one than processes, only the flow knows"
+    )
+
+    @property
+    def shares(self) -> int:
+        """How many shares the flow gives to its task runner. Processes are the drain's own matter."""
+        return 1 if self.task_runner == "processes" or self.workers == "auto" else self.workers
 
 
 class AuditSettings(BaseModel):
@@ -328,7 +360,8 @@ class HealthSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     lag_seconds: Seconds = Field(
-        default=900, description="A log whose records wait longer than this for the archive has failed"
+        default=900,
+        description="A log whose records wait longer than this, and drain.linger_seconds, for the archive has failed",
     )
     audit_seconds: Seconds = Field(default=93_600, description="Audits that are further apart than this are reported")
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.helpers.aged import aged
 from tests.servers.elasticsearch import elastic
 from tests.servers.kafka import SHARED, end_shared, kafka
 from tests.servers.kms import fake_kms
 from tests.servers.s3 import moto, seaweed
 
-__all__ = ["elastic", "fake_kms", "kafka", "moto", "seaweed"]
+__all__ = ["aged", "elastic", "fake_kms", "kafka", "moto", "seaweed"]
 
 # No deadline: it would measure how busy the machine is.
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)

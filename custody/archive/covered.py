@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import islice
 
-from custody.archive import reader
+from custody.archive import guesses, reader
 from custody.archive.trusted import Judge
 from custody.errors import FormatError, ObjectMissing
 from custody.format.envelope import passed_over_message
@@ -121,16 +122,15 @@ class Coverage:
         """Yield the head of the newest checkpoint that counts, and whose last statement is there."""
         if not signatures.note_keys(self._trust.keys):
             return
-        sizes = reader.checkpoint_sizes(self._store, self._log)
-        for index in range(len(sizes) - 1, max(len(sizes) - 1 - _TRIED, -1), -1):
-            size = sizes[index]
+        near = guesses.audited_sizes(self._store).get(str(self._log), 0)
+        for size in islice(guesses.checkpoints_back(self._store, self._log, near), _TRIED):
             with suppress(FormatError, ObjectMissing):
                 note, parsed = reader.read_checkpoint(self._store, self._log, size)
-                if size and self._store.exists(self._form.key(size - 1)) and self._counts(note, parsed, sizes[:index]):
+                if size and self._store.exists(self._form.key(size - 1)) and self._counts(note, parsed):
                     yield parsed.head
                     return
 
-    def _counts(self, note: Note, parsed: Checkpoint, before: list[int]) -> bool:
+    def _counts(self, note: Note, parsed: Checkpoint) -> bool:
         """Return whether a checkpoint counts. Of those before it, the last 1, 2, 4 … are read, for the order of keys.
 
         They are read only if a newer key than the signer's is known.
@@ -142,6 +142,7 @@ class Coverage:
         newer = {id_ for signer in verdict.signers for id_ in signatures.newer_than(keys[signer], keys)}
         if not newer:
             return True
+        before = [size for size in reader.checkpoint_sizes(self._store, self._log) if size < parsed.size]
         earlier = [before[-(1 << step)] for step in range(len(before).bit_length())]
         checked = (self._judge.note_verdict(*read) for read in reader.read_checkpoints(self._store, self._log, earlier))
         return not any(verdict and newer.intersection(verdict.signers) for verdict in checked)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from typing import Generic, TypeVar
@@ -23,7 +24,7 @@ from custody.format.envelope import Tree, passed_over_message
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest
 from custody.format.members import inflate_batch
-from custody.store.protocol import Store
+from custody.store.protocol import Store, is_local
 from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head
@@ -45,6 +46,8 @@ E = TypeVar("E", bound=Entry)
 
 _PIECE = 4 * 1_048_576
 _MOST_HASHED = 256 * 1_048_576
+_LISTED = 1000
+"""Keys that S3 returns in one listing."""
 _NAMES = 5
 """Names of logs in an error."""
 MOST_BEYOND = limits.PASSED_OVER
@@ -272,7 +275,7 @@ class Tip(Generic[E]):
 
 
 def find_tip(store: Store, log: Log, holds: Holds[Manifest], hint: int = 0) -> Tip[Manifest]:
-    """Find where a log ends, with O(log n) requests.
+    """Find where a log ends, with O(log n) requests; with a good hint, in five.
 
     Args:
         store: the archive.
@@ -294,11 +297,8 @@ def find_audit_tip(store: Store, holds: Holds[SignedAudit]) -> Tip[SignedAudit]:
 
 def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip[E]:
     """Find where a log of any form ends; as `find_tip`."""
-    last = _last(lambda sequence: store.exists(form.key(sequence)), hint)
-    while (further := _behind_a_hole(store, form, last, holds)) is not None:
-        last = _last(lambda sequence: store.exists(form.key(sequence)), further + 1)
     behind: list[str] = []
-    sequence = last
+    sequence = last_taken(store, form, holds, hint)
     while sequence >= 0:
         digest, entry = read_entry(store, form, sequence, holds)
         if entry is not None:
@@ -316,6 +316,21 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
     for digest in reversed(behind):
         tip = tip.pass_over(digest)
     return tip
+
+
+def last_taken(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> int:
+    """Return the last slot that is taken before an empty one; -1 if none is. An entry may have passed over empty ones.
+
+    A listing returns as many slots at once as ten requests would find. In a folder it goes through all entries, and
+    other requests are cheap.
+    """
+    find = partial(_last, lambda sequence: store.exists(form.key(sequence)))
+    low = find(hint, near=1 if is_local(store) else None)
+    while True:
+        last, further = _listed_after(store, form, low, holds)
+        if further is None and last - low < _LISTED:
+            return last
+        low = find((last if further is None else further) + 1, near=1 if is_local(store) else _LISTED)
 
 
 def before_garbage(store: Store, form: Form[E], holds: Holds[E]) -> tuple[int, E] | None:
@@ -388,23 +403,32 @@ def _entry(form: Form[E], data: bytes, sequence: int, holds: Holds[E]) -> E | No
     return entry if holds(entry, sequence) else None
 
 
-def _behind_a_hole(store: Store, form: Form[E], last: int, holds: Holds[E]) -> int | None:
-    """Return the first entry that passes over empty slots after `last`, which were not empty before."""
-    start = form.key(last) if last >= 0 else form.prefix
-    for info in store.list(form.prefix, after=start):
-        number = sequence_of(info.key)
-        if number is None or number <= last + 1:
+def _listed_after(store: Store, form: Form[E], low: int, holds: Holds[E]) -> tuple[int, int | None]:
+    """Return the last slot that is taken after `low`, and the first entry that passes over empty ones after that.
+
+    `low` is a slot that is taken, or -1. At most `_LISTED` slots after it are looked at.
+    """
+    last = low
+    listed = store.list(form.prefix, after=form.key(low) if low >= 0 else form.prefix)
+    numbers: Iterator[int] = (
+        number for info in listed if (number := sequence_of(info.key)) is not None and number > low
+    )
+    # S3 lists in order of keys, which is that of sequences. A folder lists in any order.
+    if is_local(store):
+        numbers = iter(sorted(number for number in numbers if number <= low + 1 + limits.PASSED_OVER))
+    for number in numbers:
+        if number > last + 1 + limits.PASSED_OVER or last - low == _LISTED:
+            break
+        if number == last + 1:
+            last = number
             continue
-        # A listing is in order of keys, which is the order of sequences.
-        if number > last + 1 + limits.PASSED_OVER:
-            return None
         try:
-            entry = _entry(form, store.read(info.key, limit=limits.FILE_BYTES), number, holds)
+            entry = _entry(form, store.read(form.key(number), limit=limits.FILE_BYTES), number, holds)
         except (ObjectMissing, FormatError):
             continue
         if entry is not None and number - len(entry.statement.passed_over) <= last + 1:
-            return number
-    return None
+            return last, number
+    return last, None
 
 
 def sequence_of(key: str) -> int | None:
@@ -413,15 +437,20 @@ def sequence_of(key: str) -> int | None:
     return parsed[1] if parsed else layout.parse_audit_key(key)
 
 
-def _last(exists: Callable[[int], bool], hint: int = 0) -> int:
-    """Return the last number before the first hole, by asking `exists`; -1 if there is none."""
+def _last(exists: Callable[[int], bool], hint: int = 0, near: int | None = 1) -> int:
+    """Return a number at most `near` before the first hole, by asking `exists`; -1 if there may be none.
+
+    With `near` 1 it is the last number before the hole; with None, any before it. `hint` may be the one after the last.
+    """
     low = hint - 1 if hint > 0 and exists(hint - 1) else -1
-    step = 1
+    if near is None:
+        return low
+    step = near
     while exists(low + step):
         low += step
         step *= 2
     high = low + step
-    while high - low > 1:
+    while high - low > near:
         middle = (low + high) // 2
         low, high = (middle, high) if exists(middle) else (low, middle)
     return low

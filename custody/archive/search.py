@@ -19,6 +19,8 @@ from custody.format.times import parse_time
 from custody.store.protocol import Store
 
 _PARALLEL = 32
+_SLOW = 2
+"""Guesses in a row, each of which left more than half, after which the next one is in the middle."""
 
 
 def first_sequence(
@@ -163,7 +165,9 @@ def no_event(log: Log, sequence: int, statement: Statement, offset: int) -> Conf
     )
 
 
-def find_statement(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> tuple[int, Manifest] | None:
+def find_statement(
+    store: Store, log: Log, offset: int, holds: Holds[Manifest], near: int = 0
+) -> tuple[int, Manifest] | None:
     """Return the sequence and manifest that account for an offset, None if none does. Raises as `first_sequence`.
 
     Args:
@@ -171,10 +175,53 @@ def find_statement(store: Store, log: Log, offset: int, holds: Holds[Manifest]) 
         log: the log.
         offset: of the record in Kafka.
         holds: whether an entry is valid where it stands.
+        near: a size that the log may have; a wrong one only costs requests.
     """
-    size = find_tip(store, log, holds).head.size
-    sequence = first_sequence(store, log, size, lambda statement: statement.next_offset > offset, holds)
-    if sequence == size:
+    end = _entry_before(store, log, near, holds)
+    if end is None or end[1].statement.next_offset <= offset:
+        tip = find_tip(store, log, holds, near)
+        if tip.newest is None:
+            return None
+        end = tip.head.size - 1, tip.newest
+    return _accounting(store, log, offset, end, holds)
+
+
+def _entry_before(store: Store, log: Log, size: int, holds: Holds[Manifest]) -> tuple[int, Manifest] | None:
+    """Return the last entry of a tree of this size, None if it is none or there is no such tree."""
+    if not size:
         return None
-    sequence, entry = at_or_behind(store, log, sequence, size, holds)
-    return (sequence, entry) if entry.statement.first_offset <= offset else None
+    try:
+        return size - 1, read_manifest(store, log, size - 1, holds)
+    except (ObjectMissing, FormatError):
+        return None
+
+
+def _accounting(
+    store: Store, log: Log, offset: int, end: tuple[int, Manifest], holds: Holds[Manifest]
+) -> tuple[int, Manifest] | None:
+    """Return the statement that accounts for an offset: the one at the end, or one before it.
+
+    It looks where the offset would be if all statements had as many. At a steady rate that takes a few reads however
+    long the log is. Where this does not get on, it halves what is left, so that it takes O(log n) in any case.
+    """
+    last, entry = end
+    if entry.statement.first_offset <= offset:
+        return end if offset < entry.statement.next_offset else None
+    # The statement is one of `[low, high)`, which have the offsets `[begin, stop)`.
+    low, high = 0, last - len(entry.statement.passed_over)
+    begin, stop = 0, entry.statement.first_offset
+    guess, slow = 0, 0
+    while low < high and begin <= offset < stop:
+        width = high - low
+        number, entry = at_or_behind(store, log, guess, last + 1, holds)
+        statement = entry.statement
+        if statement.next_offset <= offset:
+            low, begin = number + 1, statement.next_offset
+        elif statement.first_offset > offset:
+            high, stop = min(guess, number - len(statement.passed_over)), statement.first_offset
+        else:
+            return number, entry
+        slow = 0 if 2 * (high - low) <= width else slow + 1
+        share = (1, 2) if slow > _SLOW else (offset - begin, max(stop - begin, 1))
+        guess = low + (high - low) * share[0] // share[1]
+    return None

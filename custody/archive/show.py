@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from custody.archive.forms import AUDITS, statements_of
+from custody.archive.guesses import audited_sizes
 from custody.archive.reader import Holds, find_audit_tip, find_tip, list_logs, read_batch, read_manifest, unknown_log
 from custody.archive.search import find_statement, no_event, unknown_offset
 from custody.archive.trusted import Judge
@@ -111,7 +112,7 @@ def _at(store: Store, log: Log, offset: str | None, sequence: str | None, holds:
         return _record(store, log, int(offset), holds)
     if sequence:
         return _statement(store, log, int(sequence), holds)
-    size = find_tip(store, log, holds).head.size
+    size = find_tip(store, log, holds, audited_sizes(store).get(str(log), 0)).head.size
     if not size:
         raise ObjectMissing(f"no statement of {log} can be read; run `custody verify`")
     return _statement(store, log, size - 1, holds)
@@ -176,7 +177,8 @@ def _chain_position(log: Log, sequence: int, entry: Manifest) -> dict[str, Any]:
 
 def _object(store: Store, key: str, records: layout.RecordsKey, holds: Holds[Manifest]) -> Shown:
     """Return a segment or quarantine object, even if no manifest names it."""
-    accounting = find_statement(store, records.log, records.first, holds)
+    near = audited_sizes(store).get(str(records.log), 0)
+    accounting = find_statement(store, records.log, records.first, holds, near)
     named = None
     if accounting:
         statement = accounting[1].statement
@@ -191,7 +193,7 @@ def _object(store: Store, key: str, records: layout.RecordsKey, holds: Holds[Man
 
 
 def _record(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> Shown:
-    accounting = find_statement(store, log, offset, holds)
+    accounting = find_statement(store, log, offset, holds, audited_sizes(store).get(str(log), 0))
     if not accounting:
         raise unknown_offset(log, offset)
     sequence, entry = accounting

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from custody.archive import reader
 from custody.archive.forms import AUDITS, form_of, statements_of
+from custody.archive.guesses import checkpoints_back
 from custody.errors import ConfigurationError, FormatError, HeadRollback, KeyUnavailable, ObjectMissing, counted
 from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
@@ -466,7 +467,7 @@ def find_trusted_audits(store: Store, archive: str, trust: Trust) -> reader.Tip[
     return find_signed_end(store, AUDITS, Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust))
 
 
-def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None = None) -> Note | None:
+def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None = None, near: int = 0) -> Note | None:
     """Return a log's largest checkpoint, None if it has none.
 
     Args:
@@ -474,11 +475,12 @@ def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None 
         log: the log.
         archive: the archive's id.
         trust: only checkpoints that these keys signed are returned; without it, any well-formed one.
+        near: a size that the log may have; a wrong one only costs requests.
 
     Raises:
         StoreError: the store does not give it.
     """
-    sizes = reversed(reader.checkpoint_sizes(store, log))
+    sizes = checkpoints_back(store, log, near)
     if trust is None:
         notes = reader.read_checkpoints(store, log, sizes)
     else:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from custody.keys.secret import Secret
     from custody.keys.trust import Trust
     from custody.settings import Settings
+    from custody.store.protocol import Store
     from custody.tlog.checkpoint import Note
 
 app = App()
@@ -65,6 +66,24 @@ def chosen_trust(
             " --keys file:KEYRING"
         )
     return settings.own_trust()
+
+
+def _log_of(store: "Store", name: str) -> "Log":
+    """Return the log of a name. If it is there, no other one is listed.
+
+    Raises:
+        ConfigurationError: no log has this name, or several have.
+    """
+    from custody.archive.reader import choose_logs, list_logs
+    from custody.format.layout import AUDIT_LOG, log_prefix, parse_log_text
+
+    log = parse_log_text(name)
+    if log is not None and next(iter(store.list(log_prefix(log))), None) is not None:
+        return log
+    chosen, *others = choose_logs(list_logs(store), [name], [AUDIT_LOG])
+    if others:
+        raise ConfigurationError(f"{name!r} names {len(others) + 1} logs: name one of them, as LOG/PARTITION")
+    return chosen
 
 
 def _with_leaf_secrets(trust: "Trust", settings: "Settings", archive: str) -> "Trust":
@@ -128,6 +147,7 @@ def checkpoint(
 
     Where there are trusted keys (--keys, --trust, or the settings), print the newest that a trusted key signed.
     """
+    from custody.archive.guesses import audited_sizes
     from custody.archive.reader import checkpoint_sizes, choose_logs, list_logs, read_archive
     from custody.archive.trusted import check_keys, newest_checkpoint, require_trusted
     from custody.archive.writer import write_checkpoint
@@ -153,7 +173,8 @@ def checkpoint(
         if keys or known or settings.trust:
             own = chosen_trust(settings, keys, given=not known, archive=store.url)
             check_keys(store, file, own)
-        made = [newest_checkpoint(store, log, file.id, own) for log in chosen]
+        near = audited_sizes(store)
+        made = [newest_checkpoint(store, log, file.id, own, near.get(str(log), 0)) for log in chosen]
     _print_checkpoints(chosen, made, as_json=as_json)
     if not chosen:
         common.note(escape(f"{store.url} has no log yet, and so no checkpoint."))
@@ -213,9 +234,8 @@ def evidence(
     keyring in the setting `keys` or `checkpoint_keys`, or from --keys.
     """
     from custody.archive.prove import make_evidence
-    from custody.archive.reader import choose_logs, list_logs, read_archive
+    from custody.archive.reader import read_archive
     from custody.archive.trusted import check_keys
-    from custody.format.layout import AUDIT_LOG
     from custody.keys.trust import open_trust
     from custody.store.open import open_store
 
@@ -227,9 +247,7 @@ def evidence(
     check_keys(store, file, trusted)
     if trust is not None or keys:
         trusted = _with_leaf_secrets(trusted, settings, store.url)
-    chosen, *others = choose_logs(list_logs(store), [log], [AUDIT_LOG])
-    if others:
-        raise ConfigurationError(f"{log!r} names {len(others) + 1} logs: name one of them, as LOG/PARTITION")
+    chosen = _log_of(store, log)
     made = make_evidence(
         store,
         chosen,

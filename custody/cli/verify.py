@@ -79,7 +79,11 @@ def verify(  # noqa: PLR0913 - each is an option of the command
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that read segments; 0: only this process.", show_default="one per core"),
+        typer.Option(
+            min=0,
+            help="Processes that read segments, or with --chain-only follow logs; 0: only this process.",
+            show_default="one per core",
+        ),
     ] = None,
 ) -> None:
     """Verify that an archive is complete and unchanged.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from custody.emit.address import Proxies as Proxies
     from custody.emit.archive import ArchiveWriter as ArchiveWriter
     from custody.emit.asgi import AuditMiddleware as AuditMiddleware
+    from custody.emit.async_writer import AsyncWriter as AsyncWriter
     from custody.emit.builders import AuditEvent as AuditEvent
     from custody.emit.builders import api_key_operation as api_key_operation
     from custody.emit.builders import auth_attempt as auth_attempt
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from custody.emit.queue import Limits as Limits
     from custody.emit.receive import receiver as receiver
     from custody.emit.redact import Redaction as Redaction
-    from custody.emit.writer import AsyncWriter as AsyncWriter
     from custody.emit.writer import AuditWriter as AuditWriter
     from custody.emit.writer import Options as Options
 
@@ -37,6 +37,7 @@ __all__ = [
     "archive",
     "ariadne",
     "asgi",
+    "async_writer",
     "builders",
     "callers",
     "elasticsearch",
@@ -53,7 +54,7 @@ __all__ = [
 
 _MODULES = {
     "ArchiveWriter": "archive",
-    "AsyncWriter": "writer",
+    "AsyncWriter": "async_writer",
     "AuditError": "errors",
     "AuditEvent": "builders",
     "AuditMiddleware": "asgi",

@@ -130,6 +130,11 @@ class Proxies:
         self._hops = hops or 0
         self._header = header
 
+    @property
+    def any(self) -> bool:
+        """Whether any proxy is trusted."""
+        return self._hops > 0 or bool(self._networks)
+
     def require_peer(self, peer: str | None) -> None:
         """Check that clients can be told apart, at the first request: over a unix socket, `hops` is needed.
 

@@ -11,10 +11,11 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Final
 
 from custody.emit.address import Peer, Proxies
-from custody.emit.callers import CONNECTION_INIT, Caller, Identify, without_keys
+from custody.emit.callers import CONNECTION_INIT, Caller, Identify, Identity, without_keys
 from custody.emit.describe import Describer, Rules, Signatures
 from custody.emit.exchange import REQUEST_ID, Exchange, Message, Receive, Scope, Send
 from custody.emit.identity import uuid7
@@ -33,10 +34,6 @@ ANSWER_BYTES: Final = 262_144
 IDENTIFY_SECONDS: Final = 5.0
 """How long an asynchronous `identify` may take. The client has its answer by then."""
 
-_REPLACED = (
-    "the server has put an address from X-Forwarded-For in place of the peer's: events have it as `client_ip`, with"
-    " the source `server`; run uvicorn with --no-proxy-headers, and give `proxies`"
-)
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _REFUSAL = json.dumps(
     {"errors": [{"message": "the audit log is unavailable: try again later", "extensions": {"code": "AUDIT_FAILURE"}}]}
@@ -97,6 +94,8 @@ class AuditMiddleware:
         self._describer = Describer(Rules(self._proxies, signatures, auth_successes, runs_first))
         self._counts = Counts()
         self._quiet = QuietLog()
+        # It keeps no places, so that all requests may have the same one.
+        self._serving = Outlet(writer, self._counts, self._quiet, refuse=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a connection, as ASGI asks."""
@@ -115,13 +114,12 @@ class AuditMiddleware:
         return {"refused_requests": self._counts.refused, "unaudited_requests": self._counts.unaudited}
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        peer = self._peer(scope)
-        request_id = self._request_id(scope, peer)
-        outlet = Outlet(self._writer, self._counts, self._quiet, refuse=self._refuse)
+        request_id = self._request_id(scope)
+        outlet = self._outlet()
         if not outlet.may_begin():
             await _refuse(send, request_id)
             return
-        exchange = Exchange(scope, peer, request_id, receive, send, ANSWER_BYTES)
+        exchange = Exchange(scope, request_id, receive, send, ANSWER_BYTES)
         scope[SCOPE_KEY] = exchange.notes
         error: BaseException | None = None
         try:
@@ -133,21 +131,16 @@ class AuditMiddleware:
             exchange.end(error)
             # Otherwise this frame and the exception would hold each other.
             error = None
-            await self._finish(scope, exchange, outlet)
-
-    async def _finish(self, scope: Scope, exchange: Exchange, outlet: Outlet) -> None:
-        caller: Caller = None
-        identified = False
-        try:
-            caller, identified = await self._ask(scope)
-        finally:
-            describer = self._describer
-            outlet.put_last(lambda: describer.exchange(exchange, caller, identified=identified), exchange.size)
+            try:
+                if self._identify is not None:
+                    exchange.identified = False
+                    exchange.asked, exchange.identified = await self._ask(scope)
+            finally:
+                outlet.put_last(partial(self._describer.exchange, exchange), exchange.size)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        peer = self._peer(scope)
-        request_id = self._request_id(scope, peer)
-        outlet = Outlet(self._writer, self._counts, self._quiet, refuse=self._refuse)
+        request_id = self._request_id(scope)
+        outlet = self._outlet()
         if not outlet.may_begin():
             await receive()
             await send({"type": "websocket.close", "code": REFUSED})
@@ -156,10 +149,10 @@ class AuditMiddleware:
             scope,
             receive,
             send,
-            peer=peer,
+            peer=Peer.of(scope.get("client"), scope["headers"]),
             request_id=request_id,
             describer=self._describer,
-            ask=self._ask,
+            ask=self._caller,
             outlet=outlet,
             limit=ANSWER_BYTES,
         )
@@ -183,40 +176,48 @@ class AuditMiddleware:
         inner = path.removeprefix(scope.get("root_path", ""))
         return inner in self._paths or inner.startswith(self._below)
 
-    def _peer(self, scope: Scope) -> Peer:
-        """Return whom a request came from.
+    def _outlet(self) -> Outlet:
+        return Outlet(self._writer, self._counts, self._quiet, refuse=True) if self._refuse else self._serving
+
+    def _request_id(self, scope: Scope) -> str:
+        """Return the id of a request: ours, or the one that a trusted proxy gave it.
 
         Raises:
             ConfigurationError: it came over a unix socket, and nothing says how many proxies there are.
         """
-        peer = Peer.of(scope.get("client"), scope["headers"])
-        if peer.address is None:
+        client = scope.get("client")
+        if not client:
             self._proxies.require_peer(None)
-        if peer.replaced:
-            self._quiet.warn("peer", _REPLACED)
-        return peer
-
-    def _request_id(self, scope: Scope, peer: Peer) -> str:
-        """Return the id of a request: ours, or the one that a trusted proxy gave it."""
-        if not self._proxies.trusts(peer):
+        if not self._proxies.any:
             return uuid7()
-        return request_ids(scope["headers"], uuid7, proxy_trusted=True).request_id
+        headers = scope["headers"]
+        trusted = self._proxies.trusts(Peer.of(client, headers))
+        return request_ids(headers, uuid7, proxy_trusted=True).request_id if trusted else uuid7()
 
     async def _ask(self, scope: Scope) -> tuple[Caller, bool]:
-        """Return who calls, and whether the hook could say it. It never fails: an event without a key is better."""
+        """Return what the hook says, and whether it could. It never fails: an event without a key is better."""
         if self._identify is None:
             return None, True
         try:
             answer = self._identify(scope)
-            if isinstance(answer, Awaitable):
+            # `isinstance` of an abstract class takes as long as all else here.
+            if type(answer) is not Identity and isinstance(answer, Awaitable):
                 async with asyncio.timeout(IDENTIFY_SECONDS):
                     answer = await answer
+        except Exception as error:  # noqa: BLE001
+            self._describer.identify_failed(error)
+            return None, False
+        return answer, True
+
+    async def _caller(self, scope: Scope) -> tuple[Caller, bool]:
+        """Return who opened a WebSocket, without the keys of its request; as `_ask`."""
+        answer, known = await self._ask(scope)
+        try:
             return without_keys(
                 answer, scope["headers"], scope.get("query_string", b""), scope.get(CONNECTION_INIT)
-            ), True
-        except Exception as error:  # noqa: BLE001
-            # Its text may have the key.
-            self._quiet.warn("identify", f"`identify` raised {type(error).__name__}: events lack who called")
+            ), known
+        except Exception as error:  # noqa: BLE001 - the hook returned anything at all
+            self._describer.identify_failed(error)
             return None, False
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:

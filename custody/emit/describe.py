@@ -10,11 +10,12 @@ from typing import Any, Final, Literal
 
 from custody.emit.address import Peer, Proxies
 from custody.emit.builders import AuditEvent, auth_attempt, query_executed
-from custody.emit.callers import Caller, Failure, Identity
+from custody.emit.callers import Caller, Failure, Identity, without_keys
 from custody.emit.exchange import REQUEST_ID, Exchange
 from custody.emit.graphql import Analyzer, clean_name
 from custody.emit.notes import Note
 from custody.emit.operations import MALFORMED, NAME_CHARACTERS, TOO_LARGE, Operation, operations
+from custody.emit.quiet import QuietLog
 from custody.emit.request import Headers, given_id, request_ids
 from custody.emit.responses import UNREAD, Answer, read_answers
 from custody.emit.signatures import SignatureTexts
@@ -29,6 +30,10 @@ PARSED: Final = 100
 otherwise a request that costs its server nothing could keep this thread busy for seconds."""
 UNREAD_BODY: Final = "## UnreadRequest"
 """Hashed instead of a signature where the application did not read the request's body."""
+_REPLACED = (
+    "the server has put an address from X-Forwarded-For in place of the peer's: events have it as `client_ip`, with"
+    " the source `server`; run uvicorn with --no-proxy-headers, and give `proxies`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +85,12 @@ class Describer:
         self._pid = os.getpid()
         self._analyzer = Analyzer(runs_first=rules.runs_first)
         self._texts = SignatureTexts()
+        self._quiet = QuietLog()
 
     def caller_fields(self, request_id: str, peer: Peer, headers: Headers) -> dict[str, Any]:
         """Return the fields that say where a request is from."""
+        if peer.replaced:
+            self._quiet.warn("peer", _REPLACED)
         client = self._rules.proxies.client(peer, headers)
         trusted = self._rules.proxies.trusts(peer)
         ids = request_ids(headers, lambda: request_id, proxy_trusted=trusted)
@@ -96,10 +104,11 @@ class Describer:
         }
         return {name: value for name, value in fields.items() if value is not None}
 
-    def exchange(self, exchange: Exchange, caller: Caller, *, identified: bool) -> Iterator[AuditEvent]:
+    def exchange(self, exchange: Exchange) -> Iterator[AuditEvent]:
         """Yield the events of a request over HTTP."""
         fields = self.caller_fields(exchange.request_id, exchange.peer, exchange.headers) | {"transport": "http"}
-        if not identified:
+        caller, known = self._caller(exchange)
+        if not known:
             fields["identify_failed"] = True
         if isinstance(caller, Failure) or (self._rules.successes and caller is not None):
             yield self.attempt(caller, fields, exchange.started_at)
@@ -121,6 +130,18 @@ class Describer:
                 note=note,
             )
             yield self.executed(run, caller, fields)
+
+    def _caller(self, exchange: Exchange) -> tuple[Caller, bool]:
+        """Return who called, without the keys of the request, and whether the hook could say it."""
+        try:
+            return without_keys(exchange.asked, exchange.headers, exchange.query_string), exchange.identified
+        except Exception as error:  # noqa: BLE001 - the hook returned anything at all
+            self.identify_failed(error)
+            return None, False
+
+    def identify_failed(self, error: Exception) -> None:
+        """Warn that the hook failed, or returned what it may not. The error's text may have the key."""
+        self._quiet.warn("identify", f"`identify` raised {type(error).__name__}: events lack who called")
 
     def attempt(self, caller: Identity | Failure, fields: Mapping[str, Any], at: int) -> AuditEvent:
         """Return the event that a caller was authenticated, or was not."""

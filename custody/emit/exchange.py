@@ -1,13 +1,15 @@
 """What is kept of a request while a server answers it: times, and references to bytes. Nothing is read here.
 
-This is a request's own path: each method does as little as can be done. `custody.emit.describe` reads it later.
+This is a request's own path: each method does as little as can be done. `custody.emit.describe` reads it later, on the
+writer's thread. Until then the queue has all headers, also those with keys, as it has bodies with passwords.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import Any, Final, Literal
 
 from custody.emit.address import Peer
+from custody.emit.callers import Caller
 from custody.emit.notes import Note
 from custody.emit.operations import BODY_BYTES
 
@@ -19,13 +21,16 @@ Ending = Literal["failed", "disconnected", "cancelled"]
 """How a request ended that got no whole answer."""
 
 REQUEST_ID: Final = b"x-request-id"
-KEPT_HEADERS: Final = frozenset((b"content-type", b"forwarded", b"x-forwarded-for", b"traceparent", REQUEST_ID))
-"""Headers that the worker needs. No other one is kept: some have keys."""
-_ANSWER_HEADERS = frozenset((b"content-type", b"content-encoding", REQUEST_ID))
+_REQUEST_ID_LENGTH: Final = len(REQUEST_ID)
 
 
 class Exchange:
-    """A request and its answer."""
+    """A request and its answer.
+
+    Attributes:
+        asked: what the hook `identify` returned, as it is.
+        identified: whether the hook could say who calls.
+    """
 
     __slots__ = (
         "_answer_limit",
@@ -35,8 +40,10 @@ class Exchange:
         "answer",
         "answer_bytes",
         "answer_headers",
+        "asked",
         "body",
         "body_whole",
+        "client",
         "complete",
         "disconnected",
         "ended",
@@ -45,9 +52,9 @@ class Exchange:
         "first_byte",
         "headers",
         "http_status",
+        "identified",
         "method",
         "notes",
-        "peer",
         "query_string",
         "ready",
         "request_id",
@@ -55,16 +62,17 @@ class Exchange:
         "started_at",
     )
 
-    def __init__(
-        self, scope: Scope, peer: Peer, request_id: str, receive: Receive, send: Send, answer_limit: int
-    ) -> None:
+    def __init__(self, scope: Scope, request_id: str, receive: Receive, send: Send, answer_limit: int) -> None:
         self.started_at = time.time_ns()
         self.started = self.ready = time.perf_counter()
         self.method: str = scope["method"]
         self.query_string: bytes = scope.get("query_string", b"")
-        self.headers = [pair for pair in scope["headers"] if pair[0] in KEPT_HEADERS]
-        self.peer = peer
+        # A copy: an application may change the list in place.
+        self.headers: list[tuple[bytes, bytes]] = list(scope["headers"])
+        self.client: Sequence[Any] | None = scope.get("client")
         self.request_id = request_id
+        self.asked: Caller = None
+        self.identified = True
         self.notes: list[Note] = []
         self.body: list[bytes] = []
         self.body_whole = False
@@ -72,7 +80,7 @@ class Exchange:
         self._answer_limit = answer_limit
         self.answer: list[bytes] = []
         self.answer_bytes = 0
-        self.answer_headers: list[tuple[bytes, bytes]] = []
+        self.answer_headers: Iterable[tuple[bytes, bytes]] = ()
         self.http_status = 0
         self.first_byte = self.ended = 0.0
         self.complete = self.disconnected = False
@@ -110,8 +118,8 @@ class Exchange:
                 self.ended = time.perf_counter()
         elif message["type"] == "http.response.start":
             self.http_status = message["status"]
-            headers = list(message.get("headers", ()))
-            self.answer_headers = [pair for pair in headers if pair[0].lower() in _ANSWER_HEADERS]
+            # An iterable of them may be read once only.
+            self.answer_headers = headers = list(message.get("headers", ()))
             message = {**message, "headers": with_request_id(headers, self.request_id)}
         await self._send(message)
 
@@ -129,15 +137,28 @@ class Exchange:
             self.ending = "cancelled"
 
     @property
+    def peer(self) -> Peer:
+        """Whom the request came from."""
+        return Peer.of(self.client, self.headers)
+
+    @property
     def size(self) -> int:
         """About how many bytes are kept."""
-        headers = sum(len(value) for _, value in self.headers)
-        answer = min(self.answer_bytes, self._answer_limit)
-        return 1_000 + BODY_BYTES + 1 - max(self._body_left, 0) + answer + headers + len(self.query_string)
+        size = 2_000 + len(self.query_string)
+        for _, value in self.headers:
+            size += len(value)
+        for _, value in self.answer_headers:
+            size += len(value)
+        for part in self.body:
+            size += len(part)
+        for part in self.answer:
+            size += len(part)
+        return size
 
 
 def with_request_id(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
     """Return the headers of an answer with our request id, and without another."""
-    kept = [pair for pair in headers if pair[0].lower() != REQUEST_ID]
+    # Lengths first: most names have another one, and need no copy in lower case.
+    kept = [pair for pair in headers if len(pair[0]) != _REQUEST_ID_LENGTH or pair[0].lower() != REQUEST_ID]
     kept.append((REQUEST_ID, request_id.encode()))
     return kept

@@ -8,6 +8,7 @@
 import os
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ SOURCE_BYTES: Final = 255
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}", re.ASCII)
 _COUNTER_BITS = 12
 _HALF_COUNTER = 1 << (_COUNTER_BITS - 1)
-_DRAWN_BYTES = 10
+_DRAWN = struct.Struct(">HQ")
+"""Of an id: where the counter begins, and its random bits."""
 _DRAWN_IDS = 256
 
 
@@ -36,14 +38,14 @@ class _Ids:
         # A signal's handler or a destructor that runs inside of `next` may make an id too: it must not wait for itself.
         self._lock = threading.RLock()
         self._last = 0
-        self._random: Iterator[int] = iter(())
+        self._drawn: Iterator[tuple[int, int]] = iter(())
         os.register_at_fork(after_in_child=self._begin_child)
 
     def _begin_child(self) -> None:
         # Another thread of the parent may have held the lock at the fork, and would never release it in the child. And
         # the parent uses the bytes that it has drawn.
         self._lock = threading.RLock()
-        self._random = iter(())
+        self._drawn = iter(())
 
     def next(self) -> tuple[int, int]:
         """Return the next number, and 62 random bits.
@@ -52,21 +54,20 @@ class _Ids:
         """
         milliseconds = time.time_ns() // 1_000_000
         with self._lock:
-            drawn = next(self._random, None) or self._draw()
+            start, random = next(self._drawn, None) or self._draw()
             # The counter begins in its lower half: 2,048 ids at least fit into a millisecond before the next is used.
-            now = milliseconds << _COUNTER_BITS | (drawn >> 64) % _HALF_COUNTER
+            now = milliseconds << _COUNTER_BITS | start % _HALF_COUNTER
             self._last = now if milliseconds > self._last >> _COUNTER_BITS else self._last + 1
-            return self._last, drawn & (1 << 62) - 1
+            return self._last, random & (1 << 62) - 1
 
-    def _draw(self) -> int:
+    def _draw(self) -> tuple[int, int]:
         """Draw random numbers for many ids, and return the next one's.
 
-        While the system is asked, other threads run: for each id, a request would wait for the writer's thread.
+        While the system is asked, other threads run: for each id, a request would wait for the writer's thread. The
+        bytes become numbers one by one, so that no id waits for all of them.
         """
-        drawn = os.urandom(_DRAWN_BYTES * _DRAWN_IDS)
-        starts = range(0, len(drawn), _DRAWN_BYTES)
-        self._random = iter([int.from_bytes(drawn[at : at + _DRAWN_BYTES]) for at in starts])
-        return next(self._random)
+        self._drawn = _DRAWN.iter_unpack(os.urandom(_DRAWN.size * _DRAWN_IDS))
+        return next(self._drawn)
 
 
 _ids = _Ids()
@@ -79,9 +80,9 @@ def uuid7() -> str:
     processes make the same id.
     """
     moment, random = _ids.next()
-    value = (moment >> _COUNTER_BITS) << 80 | 7 << 76 | (moment & 0xFFF) << 64 | 1 << 63 | random
-    text = value.to_bytes(16).hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    # 48 bits of time, the version, 12 bits of counter; the variant, 62 random bits.
+    first, second = f"{moment:015x}", f"{1 << 63 | random:016x}"
+    return f"{first[:8]}-{first[8:12]}-7{first[12:]}-{second[:4]}-{second[4:]}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

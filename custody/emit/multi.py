@@ -103,6 +103,17 @@ class MultiWriter(AuditWriter):
             with _naming(name, accepted):
                 raise failure
 
+    def offer(self, build: Build, size: int) -> bool:
+        """Give what makes events to each writer, or to none if one has no room; as `AuditWriter.offer`.
+
+        Raises:
+            AuditError: as `submit` with reserved places.
+        """
+        if not self.reserve():
+            return False
+        self.submit(build, size, reserved=True)
+        return True
+
     def size(self, event: AuditEvent) -> int:
         """Return how many bytes an event takes at most; as `AuditWriter.size`."""
         return max(writer.size(event) for writer in self.writers.values())

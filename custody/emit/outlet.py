@@ -47,14 +47,13 @@ class Outlet:
 
         The first place that was kept is left for `put_last`: it is the end's, whatever comes before.
         """
-        if self._places > 1:
-            self._places -= 1
-        elif not self._writer.reserve():
-            return False
-        return self._submit(build, size)
+        return self._put(build, size, reserved=self._places > 1)
 
-    def _submit(self, build: Build, size: int) -> bool:
+    def _put(self, build: Build, size: int, *, reserved: bool) -> bool:
         try:
+            if not reserved:
+                return self._writer.offer(build, size)
+            self._places -= 1
             self._writer.submit(build, size, reserved=True)
         except AuditError as error:
             # The writer was closed meanwhile, or one of several: the others have it.
@@ -63,12 +62,7 @@ class Outlet:
 
     def put_last(self, build: Build, size: int) -> None:
         """Put the last of a request into the queue; where there is no room, count it as lost. Give places back."""
-        if self._places:
-            self._places -= 1
-        elif not self._writer.reserve():
-            self.lose()
-            return
-        if not self._submit(build, size):
+        if not self._put(build, size, reserved=self._places > 0):
             self.lose()
         while self._places:
             self._places -= 1

@@ -94,7 +94,7 @@ class Queue:
         """
         with self._lock:
             if reserved:
-                self.release()
+                self._reserved = max(self._reserved - 1, 0)
             if self.closed or not (reserved or self.has_room(size)):
                 return False
             # A signal's handler may raise after a call, and nowhere between these: so the only call comes last.

@@ -25,7 +25,7 @@ from custody.emit.address import Peer
 from custody.emit.builders import AuditEvent
 from custody.emit.callers import CONNECTION_INIT, Caller, Failure, Identity
 from custody.emit.describe import Describer, Run, Status, short
-from custody.emit.exchange import KEPT_HEADERS, Message, Receive, Scope, Send, with_request_id
+from custody.emit.exchange import REQUEST_ID, Message, Receive, Scope, Send, with_request_id
 from custody.emit.operations import BODY_BYTES, TOO_LARGE, Operation, operation
 from custody.emit.outlet import Outlet
 from custody.emit.responses import Tally, decode
@@ -44,6 +44,8 @@ INIT_BYTES: Final = 65_536
 REFUSED: Final = 1013
 """Code with which a connection is closed that cannot be audited: try again later."""
 
+_KEPT_HEADERS = frozenset((b"forwarded", b"x-forwarded-for", b"traceparent", REQUEST_ID))
+"""Headers that are read later. A connection may last for days, and other ones have keys."""
 _ID_CHARACTERS = 128
 _MESSAGE_BYTES = 200
 """About what a message takes beside its text."""
@@ -292,7 +294,7 @@ class Connection:
             outlet: where messages go.
             limit: bytes of a server's message that are kept.
         """
-        headers = [pair for pair in scope["headers"] if pair[0] in KEPT_HEADERS]
+        headers = [pair for pair in scope["headers"] if pair[0] in _KEPT_HEADERS]
         self._session = Session(describer, request_id, peer, headers)
         self._scope, self._receive, self._send = scope, receive, send
         self._request_id, self._ask, self._outlet, self._limit = request_id, ask, outlet, limit

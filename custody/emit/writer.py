@@ -41,7 +41,7 @@ from custody.errors import ConfigurationError, counted, escape
 from custody.format.limits import EVENT_BYTES
 from custody.format.lines import oversize
 
-__all__ = ["AsyncWriter", "AuditWriter", "Options"]
+__all__ = ["AuditWriter", "Options"]
 
 COUNTERS: Final = (*WORKER_COUNTERS, "turned_away")
 """Names of all counters of a writer."""
@@ -143,6 +143,14 @@ class AuditWriter(ABC):
 
         Raises:
             AuditError: there is no room for it, or the writer is closed.
+        """
+
+    @abstractmethod
+    def offer(self, build: Build, size: int) -> bool:
+        """Take what makes events as `submit`, if there is room now, and return whether there was. Counts nothing else.
+
+        Raises:
+            AuditError: the writer is closed.
         """
 
     @abstractmethod
@@ -362,14 +370,12 @@ class QueuedWriter(AuditWriter):
         open_spool = None if spool is None else lambda: Spool(spool, limit)
         return Delivery(sink, open_spool, quiet, gather=self.gather)
 
-    def offer(self, item: Item, size: int, *, reserved: bool = False) -> bool:
-        """Append to the queue if there is room, and return whether there was. Never waits.
-
-        Raises:
-            AuditError: the writer is closed.
-        """
-        queue = self._in_this_process().queue
-        if queue.offer(item, size, reserved=reserved):
+    def offer(self, build: Item, size: int, *, reserved: bool = False) -> bool:
+        """Append to the queue if there is room, and return whether there was; as `AuditWriter.offer`."""
+        worker = self._worker
+        # A request's path: a call less.
+        queue = (worker if worker is not None and worker.runs else self._in_this_process()).queue
+        if queue.offer(build, size, reserved=reserved):
             return True
         if queue.closed:
             raise AuditError(self.kind, "the writer is closed; write before `close`, or make a new one")
@@ -412,36 +418,6 @@ def _in_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-class AsyncWriter:
-    """A writer for coroutines: where the writer would wait, the event loop goes on."""
-
-    def __init__(self, writer: AuditWriter) -> None:
-        """Use a writer; closing this closes it."""
-        self.writer = writer
-
-    async def write(self, event: AuditEvent | CheckedLine) -> None:
-        """Take an event; as `AuditWriter.write`."""
-        await self.writer.write_async(event)
-
-    async def flush(self, seconds: float) -> int:
-        """Wait until all events are delivered; as `AuditWriter.flush`."""
-        return await asyncio.to_thread(self.writer.flush, seconds)
-
-    async def close(self, seconds: float | None = None) -> Left:
-        """Close the writer; as `AuditWriter.close`."""
-        return await asyncio.to_thread(self.writer.close, seconds)
-
-    async def __aenter__(self) -> Self:
-        """Return the writer."""
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the writer."""
-        await self.close()
 
 
 _lock = threading.RLock()

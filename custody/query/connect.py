@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from operator import attrgetter, index
+from operator import index
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -47,6 +47,7 @@ from custody.format.times import as_utc, kafka_moment, parse_time
 from custody.keys.trust import Trust
 from custody.query import sources, tables, views
 from custody.query.files import Files, check_signed
+from custody.query.statements import batch_rows, manifest_row
 from custody.query.unread import Unread
 from custody.settings import Settings
 from custody.store.open import open_store
@@ -54,7 +55,6 @@ from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.tlog.log import Entry, Form
 from custody.verify.contents import check
-from custody.verify.statement import Totals
 from custody.verify.work import work_of
 
 __all__ = ["connect"]
@@ -68,7 +68,6 @@ _HIDDEN = 5
 _KINDS = ("damaged", "unverified", "archived", "ignored")
 """Of warnings, the worst first."""
 _NOT_COVERED = ", and no trusted checkpoint covers these statements"
-_BATCH = attrgetter("number", "first_offset", "next_offset", "events", "size", "inflated")
 
 
 def connect(
@@ -367,39 +366,13 @@ class _Loader:
             self._files.append(str(path))
 
     def _note(self, log: str, statement: Statement) -> None:
-        segment, quarantine = statement.segment, statement.quarantine
-        stated = Totals()
-        stated.count(statement)
-        times = [batch.kafka_time.min for batch in statement.batches if batch.kafka_time]
-        self._manifests.add(
-            log,
-            statement.sequence,
-            parse_time(statement.sealed_at),
-            statement.first_offset,
-            statement.next_offset,
-            sum(statement.types.values()),
-            stated.quarantined,
-            stated.skipped,
-            stated.lost,
-            stated.unreadable,
-            len(statement.passed_over),
-            *(statement.expired or (None, None)),
-            (segment.size if segment else 0) + (quarantine.size if quarantine else 0),
-            sum(batch.inflated for batch in statement.batches),
-            kafka_moment(min(times, default=None)),
-            segment.key if segment else None,
-            quarantine.key if quarantine else None,
-            statement.tree.root,
-            statement.writer,
-        )
-        for batch in statement.batches:
-            self._batches.add(
-                log, statement.sequence, *_BATCH(batch), parse_time(batch.min_time), parse_time(batch.max_time)
-            )
+        self._manifests.add(*manifest_row(log, statement))
+        for row in batch_rows(log, statement):
+            self._batches.add(*row)
         if statement.expired:
             self._unread.expired = statement.expired[1]
-        if quarantine:
-            self._note_quarantined(log, statement, quarantine)
+        if statement.quarantine:
+            self._note_quarantined(log, statement, statement.quarantine)
 
     def _note_quarantined(self, log: str, statement: Statement, ref: QuarantineRef) -> None:
         try:

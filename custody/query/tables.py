@@ -193,7 +193,12 @@ def parse_table_key(key: str) -> TableFile | None:
 
 def list_key(log: layout.Log, first: int, end: int, data: bytes) -> str:
     """Return the key of the signed list of a range's files. It contains a digest of the bytes."""
-    return f"{SIGNED}{log.name}-{log.partition}-{first:012}-{end:012}-{sha256(data).hexdigest()[:16]}.json"
+    return f"{list_prefix(log, first)}{end:012}-{sha256(data).hexdigest()[:16]}.json"
+
+
+def list_prefix(log: layout.Log, first: int) -> str:
+    """Return how the keys of the lists begin whose range begins with a statement of a log."""
+    return f"{SIGNED}{log.name}-{log.partition}-{first:012}-"
 
 
 def parse_list_key(key: str) -> tuple[layout.Log, int, int] | None:

@@ -154,6 +154,11 @@ class FolderStore:
             try:
                 if size is None and status.st_size - start > limit:
                     raise too_large(path, limit)
+                if size is None and not start and 0 < status.st_size <= _CHUNK:
+                    # A small object at once. One byte more shows that it has not grown.
+                    data = os.pread(descriptor, status.st_size + 1, 0)
+                    if len(data) == status.st_size:
+                        return data
                 most = limit + 1 if size is None else min(size, limit + 1)
                 data = _read_descriptor(descriptor, start, most, status.st_size - start)
             finally:
@@ -223,7 +228,9 @@ class FolderStore:
                     objects.append(ObjectInfo(prefix + _text(entry.name), size))
         return sorted(folders), objects
 
-    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", *, after: str = "", through: str = "", without: Collection[str] = ()
+    ) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
         top, slash, _ = prefix.rpartition("/")
         folders = [top + slash]
@@ -236,13 +243,14 @@ class FolderStore:
                     continue
                 try:
                     if entry.is_file(follow_symlinks=False):
-                        if key > after:
+                        if key > after and (not through or key <= through):
                             yield ObjectInfo(key, entry.stat(follow_symlinks=False).st_size)
                     elif entry.is_dir(follow_symlinks=False):
                         # A folder's keys all begin with its name and a slash. If that sorts before `after` and is not
                         # the beginning of `after`, all of them sort before it.
                         inside = key + "/"
-                        if (inside > after or after.startswith(inside)) and inside not in without:
+                        starts = inside > after or after.startswith(inside)
+                        if starts and (not through or inside <= through) and inside not in without:
                             folders.append(folder + entry.name + "/")
                 except FileNotFoundError:
                     continue

@@ -9,11 +9,14 @@ PIECE = 8 * 1_048_576
 
 
 def read_pieces(store: Store, key: str, limit: int) -> Iterator[bytes]:
-    """Yield an object's bytes in pieces, up to a limit."""
+    """Yield an object's bytes in pieces, up to a limit. An object smaller than a piece takes one request."""
     position = 0
     while position < limit:
-        data = store.read(key, limit=PIECE, start=position, size=min(PIECE, limit - position))
-        if not data:
+        size = min(PIECE, limit - position)
+        data = store.read(key, limit=PIECE, start=position, size=size)
+        if data:
+            yield data
+        if len(data) < size:
+            # A read that returns less than was asked for has reached the end.
             return
-        yield data
-        position += len(data)
+        position += size

@@ -28,6 +28,12 @@ def count(backend: Backend, error_type: str) -> None:
         _counts[backend, error_type] += 1
 
 
+def add(counts: Retries) -> None:
+    """Add what another process counted for this one."""
+    with _lock:
+        _counts.update(counts)
+
+
 def take() -> Retries:
     """Return the counts since the last call, and begin again at 0."""
     with _lock:

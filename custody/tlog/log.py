@@ -21,7 +21,7 @@ It is one module because all of these rules are about one entry in hand, and dec
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -116,6 +116,12 @@ class Report(Protocol):
         ...
 
 
+_GIVEN = frozenset({"name", "form", "keys", "report", "belongs", "known", "begin", "following", "within"})
+"""What a `SignedLog` works with."""
+_IN_HAND = frozenset({"peek", "_data", "_parsed", "_order", "_by_size"})
+"""What it needs only until the end."""
+
+
 @dataclass(slots=True)
 class SignedLog(Generic[E]):
     """The state of verifying one signed log, or a part of it.
@@ -197,6 +203,15 @@ class SignedLog(Generic[E]):
     def digest(self) -> str:
         """The SHA-256 of the object in hand. Only findings show it, and good entries make none."""
         return sha256(self._data).hexdigest()
+
+    def results(self) -> dict[str, Any]:
+        """Return what was found up to the end, for `adopt` in another process."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _GIVEN | _IN_HAND}
+
+    def adopt(self, results: Mapping[str, Any]) -> None:
+        """Take over what another process found up to the end of the same log."""
+        for name, value in results.items():
+            setattr(self, name, value)
 
     def covers(self, sequence: int) -> bool:
         """Return whether a head that somebody trusted signed covers an entry."""

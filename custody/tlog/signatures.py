@@ -16,10 +16,10 @@ least one could be checked. A key's span `[from, to)` is policy: a signature out
 Code that does something irreversible requires more: `Verdict.clean`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from custody.errors import KeyUnavailable, SignatureInvalid
 from custody.format.envelope import Algorithm, Signatures
@@ -92,8 +92,7 @@ def newer_than(key: Key, keys: Keys) -> set[str]:
     return {id_ for id_, other in keys.items() if other.algorithm == key.algorithm and other.began > key.began}
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """The log of a signed file, and its number there. A file outside of all logs has the log ''."""
 
     log: str
@@ -263,6 +262,14 @@ def check_file(
                 )
             )
     return Verdict(tuple(held), tuple(problems))
+
+
+def are_good(signatures: Iterable[tuple[str, bytes, bytes]], keys: Keys) -> bool:
+    """Return whether each signature, given by its key's id, what is signed, and its value, is over these bytes.
+
+    It is for signatures that `check_file` took as good in a process that lacks the secret.
+    """
+    return all(_verify(keys[id_], message, value, "") is None for id_, message, value in signatures)
 
 
 def _miscounted(given: Sequence[Algorithm], wanted: Sequence[Algorithm], subject: str) -> Iterator[Problem]:

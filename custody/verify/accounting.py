@@ -8,8 +8,8 @@ within one statement.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from functools import partial
 from operator import itemgetter
@@ -44,6 +44,25 @@ _HOLES_LIMIT = 100_000
 _FOREVER = 1 << 64
 _DOUBTED = frozenset({"identity", "statement"})
 """Faults after which the head is not saved as a known head."""
+
+
+_GIVEN = frozenset(
+    {
+        "log",
+        "keys",
+        "now",
+        "findings",
+        "known",
+        "earlier",
+        "promises",
+        "begin",
+        "following",
+        "within",
+        "part",
+        "granted",
+    }
+)
+"""What a `LogAccount` works with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +104,9 @@ class LogAccount:
     now: datetime
     findings: Findings
     known: Sequence[KnownHead] = ()
-    earlier: Sequence["LogAccount"] = ()
-    """The accounts of the partition's earlier epochs that have statements, the newest first."""
+    earlier: Sequence["LogAccount"] | None = ()
+    """The accounts of the partition's earlier epochs that have statements, the newest first; None if they are not
+    verified."""
     promises: Promises = field(default_factory=Promises)
     begin: int = 0
     """The first sequence to check. Earlier ones were verified at another time."""
@@ -96,6 +116,8 @@ class LogAccount:
     """Returns whether the tree of this size and root is proved to be a prefix of a head."""
     part: Part = WHOLE
     """Decides which statements' objects are read."""
+    each: Callable[[Statement], None] = lambda _: None
+    """Gets each statement that is taken."""
 
     name: str = field(init=False, default="")
     """The log's name and partition."""
@@ -158,6 +180,19 @@ class LogAccount:
             return Head(signed.size, signed.root)
         return Head(signed.covered, signed.covered_root) if signed.covered_root is not None else None
 
+    def results(self) -> dict[str, Any]:
+        """Return what was found up to the end, for `adopt` in another process."""
+        results = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _GIVEN}
+        return {**results, "signed": self.signed.results()}
+
+    def adopt(self, results: Mapping[str, Any]) -> None:
+        """Take over what another process found up to the end of the same log."""
+        for name, value in results.items():
+            if name == "signed":
+                self.signed.adopt(value)
+            else:
+                setattr(self, name, value)
+
     def may_be_gone(self, sequence: int) -> bool:
         """Return whether a statement's objects may have been deleted."""
         return any(first <= sequence < end for first, end in self.granted)
@@ -188,13 +223,15 @@ class LogAccount:
         self.archive = self.archive or statement.archive
         self.identity = self.identity or statement.log
         sealed_at = parse_time(statement.sealed_at)
-        self._take(_epoch_faults(statement, self.log, self.earlier), sequence)
+        if self.earlier is not None and (not sequence or statement.previous_epoch is not None):
+            self._take(_epoch_faults(statement, self.log, self.earlier), sequence)
         self._take(self.clock.step(statement, sealed_at), sequence)
         self._join(statement, sealed_at, lost=lost)
         bounds = record_bounds(statement)
         self._check_last_record(statement, bounds, lost=lost)
         self.totals.count(statement)
         self.totals.outside += not self.part.reads(statement.sealed_at)
+        self.each(statement)
         return self._work(statement, sealed_at, bounds)
 
     def end(self, *, whole: bool = True) -> None:
@@ -263,7 +300,8 @@ class LogAccount:
             self.holes.add(expected, first)
             message = f"no statement has the offsets {expected} to {first - 1}"
             self._unjoined("offset-gap", message, sequence, expected, expected, first)
-        self._take(_admissions(statement), sequence)
+        if statement.lost or statement.unreadable:
+            self._take(_admissions(statement), sequence)
         problem = problem_of(statement)
         number = self._first_number(statement, lost=lost)
         disordered = None if problem else disorder(statement, number)

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 from custody.format.manifest import Statement
-from custody.format.times import duration_text, parse_time
+from custody.format.times import duration_text, parse_time, shift
 from custody.tlog.log import Fault
 
 _SLACK = timedelta(minutes=5)
@@ -28,6 +28,7 @@ class Clock:
         self.sealed_at: datetime | None = None
         self.known_until: int | None = None
         self._now = now
+        self._latest_possible = shift(now, _SLACK)
         self._heartbeat = heartbeat
         self._latest: datetime | None = None
         self._newest_past: datetime | None = None
@@ -41,14 +42,14 @@ class Clock:
         if before is not None and sealed_at < before:
             message, bound = "the writer's clock stepped back", f"not before {before:%Y-%m-%dT%H:%M:%S.%fZ}"
             faults.append(_at_fault("clock", message, "back", expected=bound, found=statement.sealed_at))
-        if sealed_at > self._now + _SLACK:
+        if sealed_at > self._latest_possible:
             message, bound = "the statement was sealed in the future", f"not after {self._now:%Y-%m-%dT%H:%M:%S.%fZ}"
             faults.append(_at_fault("clock", message, "future", expected=bound, found=statement.sealed_at))
         if before is not None and self._heartbeat and sealed_at - before > 2 * self._heartbeat:
             silent = duration_text((sealed_at - before).total_seconds())
             faults.append(_at_fault("stale", f"nothing was written for {silent} before this statement", "silent"))
         self.sealed_at = sealed_at
-        if sealed_at <= self._now + _SLACK:
+        if sealed_at <= self._latest_possible:
             self._newest_past = sealed_at
         if self._latest is None or sealed_at >= self._latest:
             self._latest = sealed_at

@@ -5,6 +5,7 @@ Every size in a statement is only a claim: objects are read in pieces, and never
 format's limits.
 """
 
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -90,7 +91,10 @@ def _check_quarantine(store: Store, work: Work, ref: QuarantineRef, outcome: Out
     """
     digest = sha256()
     size = 0
+    # Kept for the second pass if it is the whole object.
+    first = b""
     for data in read_pieces(store, ref.key, limits.QUARANTINE_BYTES + 1):
+        first = first or data
         digest.update(data)
         size += len(data)
     outcome.stored += size
@@ -110,17 +114,20 @@ def _check_quarantine(store: Store, work: Work, ref: QuarantineRef, outcome: Out
                     expected=f"SHA-256 {ref.sha256}", found=digest.hexdigest(), **where)
         )  # fmt: skip
         return
-    fault = _check_records(store, ref, outcome, where)
+    pieces = iter([first]) if len(first) == size else read_pieces(store, ref.key, ref.size)
+    fault = _check_records(pieces, ref, outcome, where)
     if fault is not None:
         outcome.findings.append(fault)
 
 
-def _check_records(store: Store, ref: QuarantineRef, outcome: Outcome, where: dict[str, Any]) -> Finding | None:
-    """Return the first finding about the records, None if there is none."""
+def _check_records(
+    pieces: Iterator[bytes], ref: QuarantineRef, outcome: Outcome, where: dict[str, Any]
+) -> Finding | None:
+    """Return the first finding about the records of a quarantine object's bytes, None if there is none."""
     offsets = (offset for start, end in ref.offsets for offset in range(start, end))
     records = 0
     try:
-        for line in quarantine_lines(read_pieces(store, ref.key, ref.size), ref.size, ref.inflated):
+        for line in quarantine_lines(pieces, ref.size, ref.inflated):
             records += 1
             outcome.inflated += len(line) + 1
             offset = next(offsets, None)

@@ -21,14 +21,16 @@ from custody.archive.known_heads import State
 from custody.findings import Finding, Findings, finding
 from custody.format import layout, limits
 from custody.format.audit import Audit
+from custody.format.manifest import Statement
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import NOWHERE
 from custody.verify.accounting import RETENTION_GRACE, LogAccount
 from custody.verify.accounts import Accounts, Logs
-from custody.verify.archive_file import Identity, check_archive_file, promises_of, report_missing
+from custody.verify.archive_file import Identity, Promises, check_archive_file, promises_of, report_missing
 from custody.verify.audits import AuditLog, check_referred, referred
+from custody.verify.chains import LEAST_MANIFESTS, Chain, Chains, alone, can_follow
 from custody.verify.checkpoints import Checkpoints, audited_heads, known_heads
 from custody.verify.expiry import Missing, grant_expiries, report_history
 from custody.verify.listing import Listed, Lister, Listing, Names, Sequences
@@ -57,6 +59,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     progress: Callable[[Progress], None] | None = None,
     scope: Scope = EVERYTHING,
     sink: Sink | None = None,
+    each: Callable[[Statement], None] | None = None,
     protection: Protection = UNPROTECTED,
     others: Iterable[Finding] = (),
     notes: Sequence[bytes] = (),
@@ -75,6 +78,8 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
         progress: called now and then with the progress.
         scope: what is verified; by default everything.
         sink: gets the inflated batches; segments are then read in this process.
+        each: gets each statement that is taken, in the order of its log: for whoever needs them, so that they are not
+            read again. The findings say whether its signature counts.
         protection: how the bucket should protect the evidence.
         others: findings of checks outside this package. They can be accepted, and are sorted with the rest.
         notes: cosigned checkpoints of this archive's logs, from witnesses.
@@ -86,11 +91,11 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     began = time.monotonic()
     state_file = State(state) if state else None
     findings = Findings(trust.accepted)
-    beneath = look_beneath(store, protection, findings) if scope.listing else Beneath(store)
+    beneath = look_beneath(store, protection, findings, scope.versions()) if scope.listing else Beneath(store)
     store = beneath.store
     identity = check_archive_file(store, trust, state_file.pin(store.url) if state_file else None, findings)
-    run = _Run(trust, now, scope, findings, beneath, identity, live=live, progress=progress)
-    with Names() as names, Lister(store, run.listing, names, active=scope.listing) as lister:
+    run = _Run(trust, now, scope, findings, beneath, identity, live=live, progress=progress, each=each)
+    with Names() as names, Lister(store, run.listing, names, scope) as lister:
         records = lister.others()
         if scope.contents:
             # Objects are listed before the statements that name them. Their size decides how many workers read them.
@@ -110,12 +115,28 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
             for log, head in audited_heads(audits.newest.statement) if audits.newest else ():
                 known.setdefault(log, []).append(head)
             logs = {*run.listing.manifests, *known, *run.listing.with_checkpoints()} - {layout.AUDIT_LOG}
-            for log in run.choose(logs, complete=statements.complete):
-                heads = [*known.get(log, ()), *run.signed_heads(log, checkpoints, hands)]
-                run.read_log(log, heads, hands, complete=scope.listing and statements.complete)
-        complete = scope.listing and statements.complete and records.result().complete
+            chosen = run.choose(logs, complete=statements.complete)
+
+            def heads_of(log: layout.Log) -> list[KnownHead]:
+                return [*known.get(log, ()), *run.signed_heads(log, checkpoints, hands)]
+
+            followed, heads_read = run.follow_apart(
+                chosen,
+                heads_of,
+                hands,
+                workers if sink is None and each is None else 0,
+                complete=scope.whole and statements.complete,
+            )
+            for log in chosen:
+                if log in followed:
+                    run.accounts.add(followed.pop(log))
+                    continue
+                seen = heads_read.pop(log) if log in heads_read else heads_of(log)
+                run.read_log(log, seen, hands, complete=scope.listing and statements.complete)
+        complete = scope.whole and statements.complete and records.result().complete
         run.take_listed(statements, records.result(), complete=complete)
-        run.conclude(names if complete else None, audits)
+        named = complete or (scope.within is not None and scope.audits and statements.complete)
+        run.conclude(names if named else None, audits)
     for other in others:
         run.take_other(other)
     nothing = scope.spans is None or not run.listing.manifests
@@ -135,6 +156,10 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     return run.report(audits, Made.now(now, time.monotonic() - began, [*trust.keys.values()]))
 
 
+def _ignore(_: Statement) -> None:
+    return
+
+
 @dataclass(slots=True)
 class _Run:
     """The state of one verification."""
@@ -147,6 +172,7 @@ class _Run:
     identity: Identity
     live: bool
     progress: Callable[[Progress], None] | None
+    each: Callable[[Statement], None] | None
     archive: str | None = field(init=False)
     """The archive's id: from `archive.json`, or else from the first statement that names one."""
     logs: Logs = field(init=False)
@@ -178,10 +204,7 @@ class _Run:
             # Nothing here is foreign to an archive: there is none. Nobody should be told to move it away.
             return
         for listed in listings:
-            for kept in listed.findings.kept:
-                # Folders that cannot be listed are one finding.
-                self.findings.add(kept, group="listing" if kept.finding == "unreadable" else None)
-            self.findings.dropped.update(listed.findings.dropped)
+            listed.report(self.findings)
 
     def choose(self, logs: Collection[layout.Log], *, complete: bool) -> Sequence[layout.Log]:
         """Return the logs that are verified, in order.
@@ -229,7 +252,7 @@ class _Run:
         following = partial(hands.reader.following, layout.audit_key, listed)
         within = self.logs.judge(layout.AUDIT_LOG).proofs.leads_to
         audits = AuditLog(self.archive, self.trust.keys, self.findings, known, following, within)
-        if self.scope.listing:
+        if self.scope.audits:
             follow_audits(audits, listed, hands.reader, hands.locks, partial(self._check_audit, hands))
         return audits
 
@@ -239,6 +262,76 @@ class _Run:
             hands.locks.put(ref.key)
             if changed := check_referred(self.logs.store, audit, ref, contents=self.scope.contents):
                 self.findings.add(changed)
+
+    def follow_apart(
+        self,
+        chosen: Sequence[layout.Log],
+        heads_of: Callable[[layout.Log], Sequence[KnownHead]],
+        hands: Hands,
+        workers: int | None,
+        *,
+        complete: bool,
+    ) -> tuple[dict[layout.Log, LogAccount], dict[layout.Log, Sequence[KnownHead]]]:
+        """Verify the logs' chains in worker processes, if no object is read, and if there is enough for two of them.
+
+        Args:
+            chosen: the logs.
+            heads_of: returns a log's known heads, once.
+            hands: gets what the statements name.
+            workers: how many processes; None for one per processor.
+            complete: whether everything was listed.
+
+        Returns:
+            The accounts of logs that are verified now, and the known heads that were read of logs that are not.
+        """
+        accounts: dict[layout.Log, LogAccount] = {}
+        read: dict[layout.Log, Sequence[KnownHead]] = {}
+        most = workers if workers is not None else os.cpu_count() or 1
+        logs = [log for log in alone(chosen) if log in self.listing.manifests]
+        archive, small = self.archive, sum(self.listing.manifests[log].count for log in logs) < LEAST_MANIFESTS
+        apart = complete and archive is not None and not self.scope.contents and not hands.locks.active
+        if not apart or archive is None or small or min(most, len(logs)) < 2 or not can_follow(self.trust):
+            return accounts, read
+        chains = (Chain(log, heads_of(log), self.listing.manifests[log], self._promises, self.live) for log in logs)
+        with Chains(hands.reader.store, self.trust, archive, self.now, self.scope.part, hands.names) as processes:
+            for chain, followed in processes.follow(chains, min(most, len(logs))):
+                if followed is None:
+                    read[chain.log] = chain.heads
+                    continue
+                self.findings.take(followed.findings)
+                account = accounts[chain.log] = self._account(chain.log, Span(), chain.heads, None)
+                account.adopt(followed.results)
+        return accounts, read
+
+    @property
+    def _promises(self) -> Promises:
+        return promises_of(self.identity.file, self.trust, live=self.live)
+
+    def _account(
+        self,
+        log: layout.Log,
+        span: Span,
+        heads: Sequence[KnownHead],
+        following: Callable[[int], Iterator[tuple[int, bytes]]] | None,
+    ) -> LogAccount:
+        """Return the account of a log's next span. `following` returns its manifests from a sequence on."""
+        account = LogAccount(
+            log,
+            self.archive,
+            self.trust.keys,
+            self.now,
+            self.findings,
+            heads,
+            self.accounts.earlier(log) if self._sees_epochs(log) else None,
+            self._promises,
+            span.first,
+            following or (lambda _: iter(())),
+            self.logs.judge(log).proofs.leads_to,
+            self.scope.part,
+            self.each or _ignore,
+        )
+        account.granted += [(0, end) for end in [self.scope.expired.get(log, 0)] if end]
+        return account
 
     def read_log(self, log: layout.Log, heads: Sequence[KnownHead], hands: Hands, *, complete: bool) -> None:
         """Read a log's statements, span by span.
@@ -250,28 +343,15 @@ class _Run:
             complete: whether all of its statements were listed.
         """
         listed = self.listing.manifests.get(log)
-        following = partial(hands.reader.following, partial(layout.manifest_key, log), listed)
+        # A part that is listed ends with its span. What passes over the slots at its end is behind it.
+        ahead = listed if self.scope.within is None else None
+        following = partial(hands.reader.following, partial(layout.manifest_key, log), ahead)
         listed = listed or Sequences() if self.scope.listing else None
         if listed is not None and not complete:
             # If the listing is incomplete, there may be more.
             listed = listed.filled(max((head.size for head in heads), default=0))
-        promises = promises_of(self.identity.file, self.trust, live=self.live)
         for span in self.scope.spans_of(log):
-            account = LogAccount(
-                log,
-                self.archive,
-                self.trust.keys,
-                self.now,
-                self.findings,
-                heads,
-                self.accounts.earlier(log),
-                promises,
-                span.first,
-                following,
-                self.logs.judge(log).proofs.leads_to,
-                self.scope.part,
-            )
-            account.granted += [(0, end) for end in [self.scope.expired.get(log, 0)] if end]
+            account = self._account(log, span, heads, following)
             self.accounts.add(account)
             follow(account, span, listed, hands, onward=span.end is None and (self.live or not complete))
             self.archive = self.archive or account.archive
@@ -309,11 +389,12 @@ class _Run:
         for account in self.accounts:
             grant_expiries(account, self.logs, self.now, self.findings)
         self.missing.report(self.accounts, self.findings)
-        report_history(self.beneath.history, self.accounts, self.logs, self.findings, self._is_left_out)
+        report_history(self.beneath.history, self.accounts.granted, self.logs, self.findings, self._is_left_out)
         if names is not None:
             unnamed = Unnamed(self.logs, self.accounts, self.findings, self._is_unread, self.live)
             # If an audit cannot be read, the objects that it refers to are not known.
-            unnamed.report(names, audits=audits.signed.sound)
+            prefixes = (layout.AUDIT_OBJECTS,) if audits.signed.sound else ()
+            unnamed.report(names, (*(layout.RECORDS if self.scope.whole else ()), *prefixes))
 
     def take_other(self, other: Finding) -> None:
         """Report a finding of a check outside this package, unless it is about a log that was left out."""
@@ -324,6 +405,16 @@ class _Run:
     def _is_left_out(self, log: layout.Log) -> bool:
         """Return whether a user chose other logs than this one. The audits are part of any choice."""
         return bool(self.scope.part.logs) and log != layout.AUDIT_LOG and not self.accounts.of(log)
+
+    def _sees_epochs(self, log: layout.Log) -> bool:
+        """Return whether the earlier epochs of a log's partition are verified too, if there are any."""
+
+        def is_earlier(other: layout.Log) -> bool:
+            return (other.topic, other.partition) == (log.topic, log.partition) and other.epoch < log.epoch
+
+        if self.scope.spans is not None:
+            return log.epoch == 1 or any(map(is_earlier, self.scope.spans))
+        return not any(map(is_earlier, self.left_out))
 
     def _is_unread(self, log: layout.Log) -> bool:
         """Return whether a log may have statements, but was not verified because it is out of scope."""

@@ -50,9 +50,8 @@ def check_segment(
             sink.add(work, batch, payload)
         # Free a large payload before the next one is read.
         del payload
-    outcome.stored += read
-    whole = read == ref.size and not store.read(ref.key, limit=1, start=ref.size, size=1)
-    if whole and digest.hexdigest() == ref.sha256:
+    outcome.stored += min(read, ref.size)
+    if read == ref.size and digest.hexdigest() == ref.sha256:
         outcome.findings.extend(faults)
         if not outcome.findings and types != work.types:
             stated, actual = _brief(work.types), _brief(types)
@@ -68,29 +67,31 @@ def _brief(types: dict[str, int] | Counter[str]) -> str:
 
 
 def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterator[tuple[Batch | None, bytes]]:
-    """Yield the segment's bytes, up to the stated size, member by member, each with its batch.
+    """Yield the segment's bytes, member by member, each with its batch. Members are read together, up to `PIECE` bytes.
 
     If the stated members do not cover the segment exactly, or one exceeds the limits, bytes come without a batch: they
-    are hashed but not inflated. Stops early if the object is too short.
+    are hashed but not inflated. Stops early if the object is too short. If it is longer than stated, one byte more
+    comes: the last read asks for it, so that a small segment takes one request.
     """
-    position = size = 0
+    segment = _Segment(store, ref)
+    size = 0
     tiles = True
     run: list[Batch] = []
     for batch in [*batches, None]:
-        tiles = tiles and batch is not None and batch.start == position + size
+        tiles = tiles and batch is not None and batch.start == segment.position + size
         fits = batch is not None and batch.size <= limits.MEMBER_BYTES and batch.inflated <= limits.BATCH_BYTES
         if tiles and fits and batch is not None and size + batch.size <= PIECE:
             run.append(batch)
             size += batch.size
             continue
         if run:
-            data = store.read(ref.key, limit=size, start=position, size=size)
+            data = segment.read(size)
             at = 0
             for member in run:
                 yield member, data[at : at + member.size]
                 at += member.size
-            position += size
-            if len(data) < size:
+            if len(data) != size:
+                yield None, data[size:]
                 return
             run, size = [], 0
         if batch is None or not tiles:
@@ -99,19 +100,32 @@ def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterato
             run, size = [batch], batch.size
             continue
         yield batch, b""
-        end = position + batch.size
-        while position < end:
-            data = store.read(ref.key, limit=PIECE, start=position, size=min(PIECE, end - position))
+        end = segment.position + batch.size
+        while segment.position < end and (data := segment.read(min(PIECE, end - segment.position))):
             yield None, data
-            position += len(data)
-            if not data:
-                return
-    while position < min(ref.size, limits.SEGMENT_BYTES):
-        data = store.read(ref.key, limit=PIECE, start=position, size=min(PIECE, ref.size - position))
+    while data := segment.read(min(PIECE, limits.SEGMENT_BYTES - segment.position)):
         yield None, data
-        position += len(data)
-        if not data:
-            return
+
+
+class _Segment:
+    """Reads a segment from its beginning to its stated end, and one byte beyond, which no whole segment has."""
+
+    def __init__(self, store: Store, ref: SegmentRef) -> None:
+        self._store, self._ref = store, ref
+        self.position = 0
+        """How many bytes were read."""
+        self._over = False
+
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes, fewer if the object ends before. The last read returns the byte beyond too."""
+        left = self._ref.size - self.position
+        if self._over or size <= 0 or left < 0:
+            return b""
+        wanted = left + 1 if size >= left else size
+        data = self._store.read(self._ref.key, limit=wanted, start=self.position, size=wanted)
+        self.position += len(data)
+        self._over = len(data) < wanted or wanted > left
+        return data
 
 
 def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) -> Iterator[Finding]:

@@ -33,9 +33,11 @@ class Totals:
         """Add a statement's counts. Events and bytes are counted when they are read."""
         self.statements += 1
         self.quarantined += statement.quarantine.records if statement.quarantine else 0
-        self.skipped += sum(end - start for start, end in statement.skipped)
         self.lost += statement.lost[1] - statement.lost[0] if statement.lost else 0
-        self.unreadable += sum(span.to - span.from_ for span in statement.unreadable)
+        if statement.skipped:
+            self.skipped += sum(end - start for start, end in statement.skipped)
+        if statement.unreadable:
+            self.unreadable += sum(span.to - span.from_ for span in statement.unreadable)
 
 
 def belongs_to_another(
@@ -73,6 +75,8 @@ def _of_another(name: str, expected: str, stated: str) -> Fault:
 
 def record_bounds(statement: Statement) -> tuple[int, int] | None:
     """Return the offsets of the first and last record of the range: events and quarantined records."""
+    if statement.quarantine is None and len(statement.batches) == 1:
+        return statement.batches[0].first_offset, statement.batches[0].next_offset - 1
     spans: list[tuple[int, int]] = [(batch.first_offset, batch.next_offset) for batch in statement.batches]
     if statement.quarantine:
         spans += statement.quarantine.offsets
@@ -138,6 +142,8 @@ def disorder(statement: Statement, number: int) -> Fault | None:
 def miscount(statement: Statement) -> Fault | None:
     """Return a fault unless each offset is exactly one of: event, quarantined, skipped, unreadable, lost."""
     unlined = unlined_ranges(statement)
+    if not unlined and _is_contiguous(statement):
+        return None
     for (_, end), (start, stop) in pairwise(unlined):
         if start < end:
             return _miscounted("offset-overlap", start, min(end, stop) - start)
@@ -160,6 +166,16 @@ def miscount(statement: Statement) -> Fault | None:
             return _miscounted(name, start, abs(lines - batch.events), batch)
         cursor = batch.next_offset
     return None
+
+
+def _is_contiguous(statement: Statement) -> bool:
+    """Return whether the batches' events are all the offsets of the range, one after another."""
+    cursor = statement.first_offset
+    for batch in statement.batches:
+        if batch.first_offset != cursor or batch.events < 1 or batch.next_offset != cursor + batch.events:
+            return False
+        cursor = batch.next_offset
+    return cursor == statement.next_offset
 
 
 def _miscounted(name: str, offset: int, count: int, batch: Batch | None = None) -> Fault:

@@ -111,7 +111,10 @@ def drain(
     ] = None,
     as_json: _JsonLines = False,
 ) -> None:
-    """Drain Kafka into the archive now, without Prefect. A scheduled run at the same time does no harm."""
+    """Drain Kafka into the archive now, without Prefect. A scheduled run at the same time does no harm.
+
+    A large backlog is drained by a process a core, unless the setting `drain.workers` says otherwise.
+    """
     settings = _settings()
     signals, run = _import("tasks.drain.signals"), _import("tasks.metrics.run").Run("drain")
     stopping = signals.stop_on_signals(signal.SIGTERM, signal.SIGINT, grace=signals.GRACE_SECONDS)

@@ -16,19 +16,12 @@ from custody.tlog.head import KnownHead
 
 GOOD = frozenset({"verified", "notices"})
 """Verdicts of an audit that found nothing wrong."""
-_ROLLS = 1_000
-"""The most records of the roll between two audits."""
 
 
 def find_audits(store: Store, archive: str, trust: Trust, known: Sequence[KnownHead] = ()) -> Tip[SignedAudit]:
     """Return the tip of the audits, after which the next one is signed. Raises as `find_checked_tip`."""
     judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
     return find_checked_tip(store, layout.AUDIT_LOG, AUDITS, judge, trust, known)
-
-
-def is_of_roll(audit: Audit) -> bool:
-    """Return whether an audit only records what the roll did. Each other one counts its findings, also if none."""
-    return "findings" not in audit.counts
 
 
 def clean_audit(store: Store, archive: str, trust: Trust, tip: Tip[SignedAudit]) -> Audit | None:
@@ -44,19 +37,6 @@ def clean_audit(store: Store, archive: str, trust: Trust, tip: Tip[SignedAudit])
         return None
     judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
     return tip.newest.statement if judge.verdict(tip.newest, tip.head.size - 1).clean else None
-
-
-def newest_reading(store: Store, archive: str, trust: Trust, size: int) -> Audit | None:
-    """Return the newest of the first `size` audits that counts and is no record of a roll; None if there is none."""
-    judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
-    for sequence in range(size - 1, max(size - 1 - _ROLLS, -1), -1):
-        try:
-            signed = read_audit(store, sequence, judge.is_of_place)
-        except (ObjectMissing, FormatError):
-            continue
-        if judge.verdict(signed, sequence).clean and not is_of_roll(signed.statement):
-            return signed.statement
-    return None
 
 
 class Coverage:

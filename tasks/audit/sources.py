@@ -23,6 +23,7 @@ from typing import Any
 
 from custody.archive import sources as stored
 from custody.archive.reader import read_batch, read_manifest
+from custody.archive.readings import newest_reading
 from custody.archive.sources import Hole, Source, Sources, Where
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, counted
@@ -39,7 +40,6 @@ from tasks.audit.emitters import moment_of, numbered
 from tasks.audit.objects import log_named
 from tasks.audit.pieces import PieceResult
 from tasks.audit.plan import Plan
-from tasks.audit.signed import newest_reading
 from tasks.settings import Settings
 
 _STATEMENTS = 2_000

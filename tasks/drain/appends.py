@@ -22,9 +22,17 @@ from tasks.drain.log_run import LogRun
 UPLOADERS = 8
 """Appends, or checkpoints, that run at the same time, each of another log."""
 HELD_BYTES = 64 * 1024 * 1024
-"""Assembled bytes of all logs. Above this limit the largest log is cut. The same amount may be in uploads."""
+"""Assembled bytes of all logs of all processes. Above this limit the largest log is cut. The same amount may be in
+uploads."""
+LEAST_HELD_BYTES = 4 * 1024 * 1024
+"""What each process may hold at least: a segment of the default size."""
 
 logger = logging.getLogger(__name__)
+
+
+def held_bytes(processes: int) -> int:
+    """Return how much of `HELD_BYTES` each of so many processes may hold."""
+    return max(LEAST_HELD_BYTES, HELD_BYTES // processes)
 
 
 class Appends:
@@ -32,6 +40,7 @@ class Appends:
 
     def __init__(self, context: Context, runs: Sequence[LogRun], sealed: Callable[[Log], None] | None) -> None:
         self._context, self._runs, self._sealed = context, runs, sealed
+        self._limit = held_bytes(context.processes)
         self._pool = ThreadPoolExecutor(min(UPLOADERS, len(runs)), "append")
 
     def __enter__(self) -> Self:
@@ -48,7 +57,7 @@ class Appends:
         """Append in the background, after this log's previous append, and within the memory limit for all logs."""
         self.collect(run)
         for other in self._runs:
-            if sum(each.appending_bytes for each in self._runs) <= HELD_BYTES:
+            if sum(each.appending_bytes for each in self._runs) <= self._limit:
                 break
             if other.append is not None and other is not run:
                 other.append.exception()

@@ -39,6 +39,8 @@ class Context:
     writer: str
     audited: Mapping[str, KnownHead]
     """Heads of logs in the newest audit that counts."""
+    processes: int = 1
+    """How many processes share the run's logs, and its memory."""
 
 
 def open_context(settings: Settings, stack: ExitStack) -> Context:

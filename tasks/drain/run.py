@@ -4,7 +4,8 @@ The steps of a record in a run, and what is left if the process dies after each.
 from the archive.
 
 1. fetched         nothing was written; the record is fetched again
-2. assembled       the same: batches are checked and compressed in memory
+2. assembled       the same: batches are checked and compressed in memory. When a run ends, what lingers
+                   (`drain.linger_seconds`) is left like this
 3. segment put     an orphan that no manifest names; the record is fetched and put again
 4. quarantine put  the same
 5. manifest put    the commit: the record is accounted for, and the next run starts after it
@@ -14,13 +15,17 @@ While one segment is uploaded, the next is assembled. Each log has at most one a
 append, and after its records were fetched, the topic's id is read again. Topic ids are never reused, so records that
 were fetched before the same id was read belong to the same topic. A log that fails stops alone; the others continue.
 
+Where the backlog is worth it, the logs are divided among processes (`shares`, `processes`). Each runs the steps above
+for its own logs. They share nothing but the memory limit, so the archive is the same as from one process.
+
 Modules: `resume` finds where a log starts. `loop` drives the run, and takes the fetched records. `assemble` makes
 entries of them. `appends` writes the entries, and signs checkpoints at the end.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from custody.archive.forms import statements_of
@@ -32,15 +37,16 @@ from custody.format.manifest import DIRECT
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.drain.appends import Appends, put_checkpoints
-from tasks.drain.context import open_context
+from tasks.drain.context import Context, open_context
 from tasks.drain.kafka import Broker, is_wanted
-from tasks.drain.log_run import LogResult, TopicPartition
+from tasks.drain.log_run import LogResult, LogRun, TopicPartition
 from tasks.drain.loop import Loop
 from tasks.drain.resume import open_logs
+from tasks.drain.shares import divide, most_processes
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
-    from tasks.search.index import IndexResult
+    from tasks.search.index import Follower, IndexResult
 
 READING_SECONDS = 10.0
 """How long a run reads at least, however long it took to open its logs: otherwise each run on a busy machine would end
@@ -86,7 +92,7 @@ def drain_logs(
     *,
     once: bool = False,
     seconds: float | None = None,
-    sealed: Callable[[Log], None] | None = None,
+    share_of: int | None = None,
 ) -> list[LogResult]:
     """Drain partitions into the archive.
 
@@ -96,7 +102,7 @@ def drain_logs(
         once: end when each log has reached the last stable offset that it had at the start.
         seconds: end after this time, but read for `READING_SECONDS`, or for this time if it is less. If None, the
             setting `drain.seconds`, or no limit with `once`.
-        sealed: called with a log after it got a new statement.
+        share_of: the number of processes that share the logs, if this is one of them. It starts no others.
 
     Returns:
         One result a log. A log that failed has the problem in its result; the others were drained.
@@ -106,24 +112,7 @@ def drain_logs(
         SourceError: Kafka does not answer at all.
         StoreError: the archive's storage does not answer at all.
     """
-    if seconds is None and not once:
-        seconds = settings.drain.seconds
-    seconds = float("inf") if seconds is None else seconds
-    deadline = time.monotonic() + seconds
-    with ExitStack() as stack:
-        context = open_context(settings, stack)
-        runs, results = open_logs(context, find_partitions(settings) if partitions is None else partitions)
-        if runs:
-            deadline = max(deadline, time.monotonic() + min(seconds, READING_SECONDS))
-            appends = Appends(context, runs, sealed)
-            Loop(context, runs, appends, once=once, deadline=deadline).run()
-            put_checkpoints(context, runs, once=once)
-        refusal = context.broker.group_refusal
-        for run in runs:
-            if refusal is not None and run.result.outcome == "drained":
-                run.result.stop(refusal)
-        results.extend(run.result for run in runs)
-    return sorted(results, key=lambda result: result.log)
+    return _drain(settings, partitions, once=once, seconds=seconds, share_of=share_of)[0]
 
 
 def drain_and_index(
@@ -132,6 +121,7 @@ def drain_and_index(
     *,
     once: bool = False,
     seconds: float | None = None,
+    share_of: int | None = None,
 ) -> "tuple[list[LogResult], list[IndexResult]]":
     """Drain partitions, and index their new events at the same time.
 
@@ -140,18 +130,89 @@ def drain_and_index(
         partitions: the partitions; all that the settings name if None.
         once: as in `drain_logs`.
         seconds: as in `drain_logs`.
+        share_of: as in `drain_logs`.
 
     Raises:
         CustodyError: as `drain_logs`. Problems with Elasticsearch do not fail a drain; they are in the results.
     """
     if settings.search.url is None:
-        return drain_logs(settings, partitions, once=once, seconds=seconds), []
+        return drain_logs(settings, partitions, once=once, seconds=seconds, share_of=share_of), []
     # Imported here: it loads Elasticsearch's client, which is slow.
-    from tasks.search.index import Follower
+    from tasks.search.index import Follower, joined
 
     follower = Follower(settings, partitions)
     try:
-        drained = drain_logs(settings, partitions, once=once, seconds=seconds, sealed=follower.sealed)
+        drained, indexed = _drain(
+            settings, partitions, once=once, seconds=seconds, share_of=share_of, follower=follower
+        )
     finally:
-        indexed = follower.end()
-    return drained, indexed
+        own = follower.end()
+    return drained, joined(own, indexed)
+
+
+def _drain(
+    settings: Settings,
+    partitions: Sequence[TopicPartition] | None,
+    *,
+    once: bool,
+    seconds: float | None,
+    share_of: int | None,
+    follower: "Follower | None" = None,
+) -> "tuple[list[LogResult], list[IndexResult]]":
+    """Drain partitions, and return the results; also those of indexing in other processes."""
+    if seconds is None and not once:
+        seconds = settings.drain.seconds
+    seconds = float("inf") if seconds is None else seconds
+    deadline = time.monotonic() + seconds
+    indexed: Sequence[IndexResult] = ()
+    with ExitStack() as stack:
+        context = open_context(settings, stack)
+        runs, results = open_logs(context, find_partitions(settings) if partitions is None else partitions)
+        if runs:
+            deadline = max(deadline, time.monotonic() + min(seconds, READING_SECONDS))
+            shares = [runs] if share_of else divide(runs, most_processes(settings.drain))
+            context = replace(context, processes=share_of or len(shares))
+            if len(shares) == 1:
+                _drain_here(context, runs, once=once, deadline=deadline, follower=follower)
+            else:
+                runs, drained, indexed = _drain_shares(context, shares, once=once, deadline=deadline, follower=follower)
+                results.extend(drained)
+        refusal = context.broker.group_refusal
+        for run in runs:
+            if refusal is not None and run.result.outcome == "drained":
+                run.result.stop(refusal)
+        results.extend(run.result for run in runs)
+    return sorted(results, key=lambda result: result.log), list(indexed)
+
+
+def _drain_here(
+    context: Context, runs: Sequence[LogRun], *, once: bool, deadline: float, follower: "Follower | None"
+) -> None:
+    """Drain logs in this process."""
+    appends = Appends(context, runs, follower.sealed if follower else None)
+    Loop(context, runs, appends, once=once, deadline=deadline).run()
+    put_checkpoints(context, runs, once=once)
+
+
+def _drain_shares(
+    context: Context, shares: Sequence[list[LogRun]], *, once: bool, deadline: float, follower: "Follower | None"
+) -> "tuple[list[LogRun], list[LogResult], list[IndexResult]]":
+    """Drain the first share here, and each other one in a process of its own.
+
+    Returns:
+        The logs that were drained here, and the results of the others: of draining, and of indexing.
+    """
+    # Imported here: most runs have too little to do for it.
+    from tasks.drain.processes import Processes, task_for
+
+    here = list(shares[0])
+    with Processes() as processes:
+        for share in shares[1:]:
+            task = task_for(context, share, once=once, deadline=deadline, index=follower is not None)
+            if not processes.start(task, share):
+                here += share
+            elif follower is not None:
+                follower.leave([run.topic_partition for run in share])
+        _drain_here(context, here, once=once, deadline=deadline, follower=follower)
+        drained, indexed = processes.collect()
+    return here, drained, indexed

@@ -8,13 +8,14 @@ from operator import attrgetter
 from custody.archive.audit_findings import read_findings
 from custody.archive.forms import AUDITS
 from custody.archive.reader import Tip, find_audit_tip, read_audit
+from custody.archive.readings import is_of_roll
 from custody.archive.trusted import Judge
 from custody.errors import CustodyError, FormatError, ObjectMissing, StoreError, counted
 from custody.findings import Severity
 from custody.format import layout
 from custody.format.audit import Audit, SignedAudit
 from custody.format.times import duration_text
-from tasks.audit.signed import GOOD, find_audits, is_of_roll
+from tasks.audit.signed import GOOD, find_audits
 from tasks.health.archive import Opened
 from tasks.health.model import AuditHealth, Problem, age_seconds, of_future
 from tasks.settings import Settings

@@ -27,6 +27,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
 from custody.archive.forms import statements_of
+from custody.archive.guesses import audited_sizes
 from custody.archive.reader import Tip, list_logs, read_manifest
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, read_trusted_archive
 from custody.archive.writer import Entry, LogWriter, put_checkpoint, writer_name
@@ -95,7 +96,8 @@ def expire(
         works: dict[Log, _Log] = {}
         for log in list_logs(store):
             try:
-                tip = find_trusted_tip(store, log, file.id, trust)
+                head = audit.heads.get(str(log)) if audit else None
+                tip = find_trusted_tip(store, log, file.id, trust, head.size if head else 0)
                 work = _Log(store, log, tip, Judge(store, log, statements_of(log), file.id, trust), audit)
                 work.find_offset()
             except CustodyError as error:
@@ -164,10 +166,11 @@ def read_clocks(settings: Settings) -> list[datetime]:
     with closing(open_store(settings.archive, settings.s3)) as store:
         archive = read_trusted_archive(store, trust)
         tips: dict[Log, Tip[Manifest]] = {}
+        sizes = audited_sizes(store)
         for log in list_logs(store):
             # The end of life reports a log that cannot be read.
             with suppress(CustodyError):
-                tips[log] = find_trusted_tip(store, log, archive.id, trust)
+                tips[log] = find_trusted_tip(store, log, archive.id, trust, sizes.get(str(log), 0))
         return _other_clocks(store, archive, trust, tips)
 
 

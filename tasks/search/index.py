@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import chain
 
 from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest
 from custody.archive.search import sealed_between
@@ -320,6 +322,7 @@ class Follower:
             partitions: the topic partitions; all if None.
         """
         self._settings, self._partitions = settings, None if partitions is None else set(partitions)
+        self._left: set[tuple[str, int]] = set()
         self._sealed: set[Log] = set()
         self._changed = threading.Condition()
         self._deadline: float | None = None
@@ -333,6 +336,11 @@ class Follower:
         with self._changed:
             self._sealed.add(log)
             self._changed.notify()
+
+    def leave(self, partitions: Sequence[tuple[str, int]]) -> None:
+        """Leave the logs of partitions to another process that indexes them."""
+        with self._changed:
+            self._left.update(partitions)
 
     def end(self) -> list[IndexResult]:
         """Index the last statements, for at most `GRACE_SECONDS`, and return the results."""
@@ -357,6 +365,9 @@ class Follower:
 
     def _go_on(self) -> bool:
         return self._deadline is None or time.monotonic() < self._deadline
+
+    def _is_ours(self, log: Log) -> bool:
+        return (log.topic, log.partition) not in self._left and self._go_on()
 
     def _run(self) -> None:
         while self._go_on():
@@ -384,16 +395,33 @@ class Follower:
                 self._sealed = set()
                 ending = self._deadline is not None
             failed = set()
-            for log in sorted(due):
+            for log in filter(self._is_ours, sorted(due)):
                 with self._changed:
                     result = self._results.setdefault(log, IndexResult(str(log)))
-                if not indexer.index(log, result, self._go_on):
+                if not indexer.index(log, result, partial(self._is_ours, log)):
                     failed.add(log)
             if ending or not self._go_on():
                 return
             with self._changed:
                 self._changed.wait_for(lambda: self._sealed or self._deadline is not None, _LOOK_SECONDS)
             due = failed
+
+
+def joined(*parts: Sequence[IndexResult]) -> list[IndexResult]:
+    """Return one result a log. Of a log that two processes indexed, the later one knows how far it is."""
+    results: dict[str, IndexResult] = {}
+    for result in chain.from_iterable(parts):
+        earlier = results.get(result.log)
+        if earlier is not None and result.log != ALL_LOGS:
+            result = replace(
+                result,
+                created=earlier.created + result.created,
+                there=earlier.there + result.there,
+                rejected=earlier.rejected + result.rejected,
+                reasons=earlier.reasons + result.reasons,
+            )
+        results[result.log] = result
+    return sorted(results.values(), key=lambda result: result.log)
 
 
 def _unforeseen(error: Exception) -> str:

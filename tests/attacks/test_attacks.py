@@ -1,12 +1,15 @@
 """Every attack gives its finding first, no other than its row names, and its exit code; in a folder and in S3."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from custody.verify.scope import EVERYTHING
 from tests.attacks.catalogue import ATTACKS
 from tests.attacks.registry import Attack
-from tests.attacks.targets import Target, judge, names
+from tests.attacks.targets import Folder, Target, judge, names
+from tests.helpers.chains import in_threads, what_it_says
 from tests.helpers.scene import Scene
 
 
@@ -43,3 +46,10 @@ def test_attack(scene: Scene, target: Target, attack: Attack, tmp_path: Path) ->
     assert names(report) == list(attack.findings), found
     assert report.exit_code == attack.exit_code
     assert not attack.findings or attack.says in found[0]
+    if isinstance(target, Folder):
+        # The chains alone, where worker processes follow them: the verdict is that of one process.
+        scene.options["scope"] = replace(scene.options.get("scope", EVERYTHING), contents=False)
+        alone = judge(scene, target, attack.store)
+        scene.options["workers"] = 2
+        with in_threads():
+            assert what_it_says(judge(scene, target, attack.store)) == what_it_says(alone)

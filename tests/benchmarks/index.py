@@ -3,10 +3,11 @@
 On a real Elasticsearch, and for the last part a real Kafka, beside it on the same machine:
 
 1. an archive in a folder is indexed, in turns with `elasticsearch.helpers.parallel_bulk` on the same events;
-2. 1000 documents are sent at a time, and each request is timed;
-3. archived events are copied to Elasticsearch and to a folder (`custody backfill`);
-4. the drain's speed with an Elasticsearch that is down, next to none;
-5. 1000 events a second are produced for some minutes, drained each minute as the schedule does, and looked for.
+2. the same archive is indexed in a node with memory for little more than one request, which refuses many;
+3. 1000 documents are sent at a time, and each request is timed;
+4. archived events are copied to Elasticsearch and to a folder (`custody backfill`);
+5. the drain's speed with an Elasticsearch that is down, next to none;
+6. 1000 events a second are produced for some minutes, drained each minute as the schedule does, and looked for.
 
 Reports; judges nothing. Needs Java (21 for Elasticsearch 9) and Maven, as the tests do.
 """
@@ -20,11 +21,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+from unittest.mock import patch
 
 from elasticsearch import Elasticsearch
 from elasticsearch.helpers import parallel_bulk
@@ -36,6 +38,7 @@ from custody.format.layout import Log
 from custody.format.limits import SEGMENT_BYTES
 from custody.format.members import inflate
 from custody.keys.keyring import new_keyring
+from custody.store import retries
 from custody.store.open import open_store
 from flows.operate.sample import sample_events
 from tasks.search.bulk import Bulk, Sent
@@ -109,6 +112,35 @@ def run_helper(archive: Path, server: ElasticsearchServer, prefix: str) -> float
             if not done:
                 raise SystemExit(str(answer))
         return time.perf_counter() - begin
+
+
+def run_refused(archive: Path, keyring: Path, events: int, memory: str, console: Console) -> None:
+    """Index in a node that has memory for few requests at a time, and print what it refused and how requests shrank."""
+    sizes: list[int] = []
+    ask = Bulk._ask
+
+    def watched(bulk: Bulk, lines: Sequence[bytes]) -> Any:
+        sizes.append(sum(map(len, lines)))
+        return ask(bulk, lines)
+
+    with (
+        ElasticsearchServer(measured=True, settings={"indexing_pressure.memory.limit": memory}) as server,
+        contextlib.closing(Elasticsearch(server.url)) as client,
+    ):
+        retries.take()
+        with patch.object(Bulk, "_ask", watched):
+            seconds = run_custody(archive, keyring, server, "refused")
+        refused = retries.take()["elasticsearch", "429"]
+        client.indices.refresh(index="refused-2*")
+        count = client.count(index="refused-2*")["count"]
+    if count != events:
+        raise SystemExit(f"the node that refuses holds {count} of {events} events")
+    largest, typical = max(sizes) / 1024, median(sizes) / 1024
+    console.print(
+        f"with indexing_pressure.memory.limit {memory}: {events / seconds:,.0f} events/s, all there; {refused} of"
+        f" {len(sizes)} requests were sent again after 429; KiB of a request: {largest:,.0f} at most, {typical:,.0f}"
+        " in the median"
+    )
 
 
 def run_requests(server: ElasticsearchServer, prefix: str) -> list[float]:
@@ -277,6 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=300_000, help="indexed, in turns with parallel_bulk")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--memory", default="6mb", help="for requests, of the node that refuses; empty leaves it out")
     parser.add_argument("--backfilled", type=int, default=1_000_000, help="restored from the archive; 0 leaves it out")
     parser.add_argument("--drained", type=int, default=3_000_000, help="for the drain beside a server that is down")
     parser.add_argument("--minutes", type=int, default=5, help="of latency; 0 leaves it out")
@@ -310,6 +343,8 @@ def main() -> None:
             f"{options.events:,} events into Elasticsearch beside it: {median(speeds['custody']):,.0f} events/s,"
             f" parallel_bulk {median(speeds['parallel_bulk']):,.0f}: {ratio:.2f} times (medians of {options.rounds})"
         )
+        if options.memory:
+            run_refused(archive, keyring, options.events, options.memory, console)
         seconds = run_requests(server, "latency-1000")
         longest = max(seconds) * 1000
         console.print(

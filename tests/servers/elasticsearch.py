@@ -53,6 +53,7 @@ transport.port: {transport}
 {security}
 cluster.routing.allocation.disk.threshold_enabled: false
 action.destructive_requires_name: false
+{settings}
 """
 
 _OPEN = "xpack.security.enabled: false"
@@ -90,6 +91,7 @@ class ElasticsearchServer:
         roles: the node's (`data_warm`, say); all of them where there are none.
         joins: the node, of roles too, whose cluster it joins; they may start at the same time, see `launch`.
         measured: as in production, for benchmarks: Java compiles and collects in the way that pays in the long run.
+        settings: more of the node's own, by name.
     """
 
     def __init__(
@@ -100,10 +102,11 @@ class ElasticsearchServer:
         joins: "ElasticsearchServer | None" = None,
         *,
         measured: bool = False,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         # Not below a private folder: whoever it runs as has to get there.
         self.folder = Path(tempfile.mkdtemp(prefix="custody-elasticsearch-"))
-        self.heap, self._measured = heap, measured
+        self.heap, self._measured, self._settings = heap, measured, settings or {}
         self.name, self._roles, self._joins = name, roles, joins
         self.port, self._transport = free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
@@ -227,6 +230,7 @@ class ElasticsearchServer:
             transport=self._transport,
             discovery=discovery,
             security=self._security,
+            settings="\n".join(f"{name}: {value}" for name, value in self._settings.items()),
         )
         (self.folder / "config" / "elasticsearch.yml").write_text(config)
         (self.folder / "server.log").touch()

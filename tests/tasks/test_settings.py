@@ -14,7 +14,7 @@ from custody.cli import render
 from custody.errors import ConfigurationError
 from custody.settings import OPERATORS_SECTIONS
 from custody.settings import Settings as AuditorsSettings
-from tasks.settings import KafkaSettings, Settings
+from tasks.settings import DrainSettings, KafkaSettings, Settings
 from tests.helpers.environment import clear_settings
 from tests.helpers.settings import CANARY, check_wrong_variable, refusal, refusal_by
 
@@ -504,3 +504,13 @@ def test_several_urls_in_a_variable(monkeypatch: pytest.MonkeyPatch, text: str, 
     """A comma before a scheme ends a URL. Other commas are part of it."""
     monkeypatch.setenv("CUSTODY_ALERT__URLS", text)
     assert [url.get_secret_value() for url in Settings().alert.urls] == urls
+
+
+def test_a_minute_of_drains() -> None:
+    """With a run each minute, nothing waits longer between two runs than between two statements of a run.
+
+    A run's time is a multiple of a statement's: its last statement is no short one, and there are four a minute.
+    """
+    drain = DrainSettings()
+    assert 60 - drain.seconds <= drain.flush_seconds
+    assert drain.seconds % drain.flush_seconds == 0

@@ -11,6 +11,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from elasticsearch import Elasticsearch
 
+from custody.emit.async_writer import AsyncWriter
 from custody.emit.builders import AuditEvent, own
 from custody.emit.elasticsearch import ElasticsearchWriter
 from custody.emit.errors import AuditError
@@ -21,7 +22,7 @@ from custody.emit.queue import Limits
 from custody.emit.quiet import QuietLog
 from custody.emit.receive import receiver
 from custody.emit.worker import Left
-from custody.emit.writer import AsyncWriter, Options
+from custody.emit.writer import Options
 from custody.errors import ConfigurationError
 from tests.helpers.emitting import MemoryWriter
 from tests.servers.elasticsearch import ElasticsearchServer

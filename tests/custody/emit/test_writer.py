@@ -20,12 +20,13 @@ from custody.emit import builders
 from custody.emit import delivery as delivery_module
 from custody.emit import worker as worker_module
 from custody.emit import writer as writer_module
+from custody.emit.async_writer import AsyncWriter
 from custody.emit.builders import AuditEvent
 from custody.emit.encode import CheckedLine
 from custody.emit.errors import AuditError
 from custody.emit.queue import Limits
 from custody.emit.worker import Left
-from custody.emit.writer import COUNTERS, AsyncWriter, OnFull, Options
+from custody.emit.writer import COUNTERS, OnFull, Options
 from custody.errors import ConfigurationError
 from custody.format.limits import EVENT_BYTES
 from tests.helpers.emitting import MemoryWriter, event, left_in, sequence, wait_until

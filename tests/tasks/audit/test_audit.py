@@ -434,15 +434,17 @@ def test_many_findings_have_an_object(growing: Growing, monkeypatch: pytest.Monk
 
 
 def test_what_was_made_is_referred_to(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An audit refers to the tables that were made for it, what it knows of sources, and the report before it."""
+    """An audit refers to the tables made for it, what it knows of sources, its index, and the report before it."""
     growing.append(4)
     run(growing)
     lists = {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "tables/signed").iterdir()}
     sources = {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "reports/sources").iterdir()}
-    assert {ref.key for ref in audit_of(growing, 0).objects} == lists | sources
+    index = {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "reports/index").glob("*.gz")}
+    index |= {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "reports/turns").iterdir()}
+    assert {ref.key for ref in audit_of(growing, 0).objects} == lists | sources | index
     page = put_report(settings(growing), 0, b"<p>all is well</p>")
     run(growing)
-    ref, _ = audit_of(growing, 1).objects
+    ref, *_ = audit_of(growing, 1).objects
     data = (growing.folder / ref.key).read_bytes()
     assert ref == form.ObjectRef(f"audits/objects/{ref.sha256}", len(data), sha256(data).hexdigest())
     assert Path(page.removeprefix("file://")).read_bytes() == data == b"<p>all is well</p>"
@@ -452,7 +454,7 @@ def test_what_was_made_is_referred_to(growing: Growing, monkeypatch: pytest.Monk
     (ref,) = audit_of(growing, 2).objects
     assert ref.key == f"audits/objects/{ref.sha256}"
     listed = [json.loads(line) for line in (growing.folder / ref.key).read_bytes().splitlines()]
-    assert {one["key"].split("/")[1] for one in listed} == {"signed", "sources"}
+    assert {one["key"].split("/")[1] for one in listed} == {"signed", "sources", "index", "turns"}
     assert judged(growing).exit_code == 0
 
 
@@ -470,7 +472,9 @@ def test_a_report_that_nobody_signed_is_not_referred_to(growing: Growing, what: 
     else:
         overwrite(Path(page.removeprefix("file://")), b"<p>all is lost</p>")
     run(growing)
-    assert [ref.key.rpartition("/")[0] for ref in audit_of(growing, 1).objects] == ["reports/sources"]
+    assert [ref.key.rpartition("/")[0] for ref in audit_of(growing, 1).objects] == [
+        *("reports/sources", "reports/index", "reports/turns")
+    ]
 
 
 def test_two_audits_at_once(growing: Growing) -> None:

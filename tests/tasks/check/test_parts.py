@@ -158,7 +158,7 @@ def test_settings_say_where_they_are_from(growing: Growing, monkeypatch: pytest.
 def test_dangerous_settings_and_those_without_effect_are_warned_of(growing: Growing) -> None:
     """A warning for each, with a remedy."""
     search = SearchSettings(api_key=SecretStr(TOKEN))
-    drain = DrainSettings(task_runner="processes")
+    drain = DrainSettings(task_runner="threads")
     settings = given(growing, search=search, drain=drain, s3={"endpoint_url": "http://s3.example"})
     lines = [line for line in settings_check.check(settings) if line.level != "ok"]
     assert [line.subject for line in lines] == [
@@ -170,6 +170,17 @@ def test_dangerous_settings_and_those_without_effect_are_warned_of(growing: Grow
     assert {line.level for line in lines} == {"warning"}
     assert all(line.remedy for line in lines)
     assert TOKEN not in repr(lines)
+
+
+def test_a_missing_libdeflate_is_warned_of(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It matters unless all batches are fast, and the warning says what to install."""
+    settings = given(growing)
+    assert [line for line in settings_check.check(settings) if line.subject == "drain.compression"] == []
+    monkeypatch.setattr(settings_check, "has_libdeflate", lambda: False)
+    warning = of(settings_check.check(settings), "drain.compression")
+    assert (warning.level, "custody-archive[dense]" in warning.remedy) == ("warning", True)
+    fast = given(growing, drain=DrainSettings(compression="fast"))
+    assert [line for line in settings_check.check(fast) if line.subject == "drain.compression"] == []
 
 
 # Keys.

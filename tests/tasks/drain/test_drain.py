@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +30,7 @@ from typing import Any
 import confluent_kafka
 import psutil
 import pytest
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AclOperation, ResourceType  # type: ignore[attr-defined]
 
 from custody.archive.forms import statements_of
@@ -52,8 +52,7 @@ from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
-from custody.verify.run import verify
-from flows.operate.sample import invalid_values, sample_events
+from flows.operate.sample import invalid_values
 from tasks.drain import apart, intake, loop, resume, signals
 from tasks.drain import kafka as source
 from tasks.drain import run as engine
@@ -69,19 +68,19 @@ from tasks.drain.run import drain_logs
 from tasks.drain.truncation import LOG_TRUNCATION, contradiction
 from tasks.health.model import LogHealth
 from tasks.health.read import read_health
-from tasks.settings import DrainSettings, KafkaSettings, Settings
+from tasks.settings import Settings
 from tests.helpers.corpus import EVENT_LIMIT, sized
 from tests.helpers.environment import shifted
 from tests.helpers.own import SHAPES, own_event
-from tests.helpers.reading import Log, anything, read_archive_records, read_bucket
+from tests.helpers.reading import anything, read_archive_records, read_bucket
 from tests.helpers.sample import Growing, audit_of
 from tests.servers.kafka import GuardedServer, KafkaServer, KafkaUnavailableError
 from tests.servers.kms import HMAC_ARN
 from tests.servers.ports import free_ports
 from tests.servers.require import unavailable
 from tests.servers.s3 import SeaweedServer
+from tests.tasks.drain.sites import Sent, Site, archived, child_environment, events, make_site, send, until
 
-BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SMALL_FETCHES = {"queued.max.messages.kbytes": 64, "fetch.message.max.bytes": 20_000}
 """Nearly nothing is fetched ahead, so that what a test does to the topic comes before the next fetch."""
 UNLIMITED_MS = 2**63 - 1
@@ -89,107 +88,11 @@ UNLIMITED_MS = 2**63 - 1
 Ranges = list[tuple[int, int]]
 
 
-def events(number: int, seed: int = 1) -> list[bytes]:
-    """Return good events."""
-    return list(sample_events(number, seed, BEGIN))
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A record that the broker took."""
-
-    partition: int
-    offset: int
-    value: bytes | None
-
-
-def send(producer: Producer, topic: str, values: Sequence[bytes | None], **more: Any) -> list[Sent]:
-    """Produce records to partition 0, and return what the broker took of them, in the order of sending.
-
-    The topic is asked for first: a client that meets it with the first record may send that one in a batch of its own.
-    """
-    producer.list_topics(topic, 60)
-    sent: dict[int, Sent] = {}
-    for place, value in enumerate(values):
-
-        def delivered(error: Any, message: Any, place: int = place, value: bytes | None = value) -> None:
-            assert error is None, error
-            sent[place] = Sent(message.partition(), message.offset(), value)
-
-        while True:
-            try:
-                producer.produce(topic, value, **{"partition": 0, **more}, on_delivery=delivered)
-                break
-            except BufferError:
-                producer.poll(0.1)
-    assert producer.flush(60) == 0
-    return [sent[place] for place in range(len(values))]
-
-
-@dataclass
-class Site:
-    """An archive with its keys, and a broker."""
-
-    kafka: KafkaServer
-    archive: str
-    keys: str
-    group: str
-    s3: S3Options
-    fetch: Callable[[], Path | Mapping[str, bytes]]
-    trust: Path | None = None
-
-    def settings(
-        self, topics: str | Sequence[str], client: Mapping[str, object] | None = None, **drain: object
-    ) -> Settings:
-        return Settings(
-            archive=self.archive,
-            keys=self.keys,
-            trust=self.trust,
-            s3=self.s3,
-            kafka=KafkaSettings.model_validate(
-                {
-                    "bootstrap_servers": self.kafka.bootstrap,
-                    "topics": [topics] if isinstance(topics, str) else list(topics),
-                    "group": self.group,
-                    "client": dict(client or {}),
-                }
-            ),
-            drain=DrainSettings.model_validate(drain),
-        )
-
-    def drain(
-        self, topics: str | Sequence[str], client: Mapping[str, object] | None = None, **drain: object
-    ) -> dict[str, LogResult]:
-        """Drain until caught up, and return the results by log."""
-        return {result.log: result for result in drain_logs(self.settings(topics, client, **drain), once=True)}
-
-    def read(self, exit_code: int = 0) -> dict[str, Log]:
-        """Return what the archive holds, after both judges have looked at it."""
-        found = read_archive_records(self.fetch())
-        store = open_store(self.archive, self.s3)
-        report = verify(store, open_trust([self.keys], self.trust), now=datetime.now(UTC), workers=0)
-        store.close()
-        assert report.exit_code == exit_code, list(report.findings)
-        assert {f"{log.log}": log.events for log in report.logs} == {
-            name: len(log.events) for name, log in found.items()
-        }
-        return found
-
-
 @pytest.fixture
 def site(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A new archive in a folder."""
     monkeypatch.chdir(tmp_path)
     return make_site(kafka, tmp_path)
-
-
-def make_site(kafka: KafkaServer, folder: Path, heartbeat: int = 3600, checkpoint: int = 3600) -> Site:
-    archive, keyring = folder / "archive", folder / "keyring.json"
-    ring = new_keyring(keyring, datetime.now(UTC))
-    create_archive(
-        open_store(str(archive)), ring.signers(datetime.now(UTC)).both, heartbeat=heartbeat, checkpoint=checkpoint
-    )
-    return Site(kafka, str(archive), f"file:{keyring}", kafka.unused_name("group"), S3Options(), lambda: archive)
 
 
 def make_bucket_site(kafka: KafkaServer, seaweed: SeaweedServer, folder: Path) -> Site:
@@ -212,15 +115,6 @@ def only(results: Mapping[str, LogResult]) -> LogResult:
     (result,) = results.values()
     assert result.outcome == "drained", result.problem
     return result
-
-
-def archived(sent: Sequence[Sent]) -> list[tuple[int, bytes]]:
-    """Return what an archive must hold of the events among records."""
-    return [
-        (one.offset, one.value.replace(b"\n", b" "))
-        for one in sorted(sent, key=lambda one: one.offset)
-        if one.value is not None and reason(one.value) is None
-    ]
 
 
 def ranges(offsets: Sequence[int]) -> Ranges:
@@ -1623,18 +1517,6 @@ print(json.dumps([result.outcome, result.events]), flush=True)
 """
 
 
-def child_environment(site: Site, topic: str) -> dict[str, str]:
-    return os.environ | {
-        "CUSTODY_ARCHIVE": site.archive,
-        "CUSTODY_KEYS": site.keys,
-        "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": site.kafka.bootstrap,
-        "CUSTODY_KAFKA__TOPICS": topic,
-        "CUSTODY_KAFKA__GROUP": site.group,
-        "CUSTODY_DRAIN__FLUSH_SECONDS": "100",
-        "PYTHONPATH": str(Path(__file__).parents[3]),
-    }
-
-
 def test_sigterm_finishes_the_segment_in_hand(site: Site, tmp_path: Path) -> None:
     """SIGTERM ends a run cleanly: what it has read is archived first."""
     topic = site.kafka.create_topic(site.kafka.unused_name("sigterm"))
@@ -1685,13 +1567,6 @@ def draining(environment: Mapping[str, str], folder: Path) -> Iterator[subproces
             yield child
         finally:
             child.kill()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def ends(child: subprocess.Popen[bytes]) -> bool:

@@ -1,0 +1,299 @@
+"""Makes the time index while an audit reads statements, and compares what it says of those that are read again.
+
+- What is in no span yet gets one, whether it is read for the first time or again: so the index of an archive that had
+  none is complete after `audit.reread_days`, and at once after a full audit.
+- A span of statements that are read again must say what they say: its times and sums, and the rows of its files. If it
+  does not, this is a finding, and the span is made again.
+- An audit that cannot use statements, because a signature does not count or a slot is empty, gives them a span without
+  times. Readers then read them one by one.
+"""
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from custody.archive import signed_notes, time_index
+from custody.archive.readings import newest_reading
+from custody.archive.time_index import Bounds, Span, SpanMaker, TimeIndex
+from custody.errors import CustodyError, FormatError, KeyUnavailable, ObjectExists, ObjectMissing, SignatureInvalid
+from custody.findings import Finding, Severity, finding
+from custody.format import limits
+from custody.format.audit import ObjectRef
+from custody.format.layout import Log
+from custody.format.manifest import Statement
+from custody.format.times import format_us
+from custody.keys.trust import Trust
+from custody.query import statements, tables
+from custody.query.statements import Name
+from custody.store.protocol import Store
+from tasks.audit.plan import Piece, Plan
+
+_NAMES: tuple[Name, ...] = ("manifests", "batches")
+_SUMS = ("first_offset", "next_offset", "events", "quarantined", "stored", "inflated")
+
+
+def known_index(store: Store, trust: Trust, plan: Plan) -> TimeIndex:
+    """Return the index that the audit before refers to. Raises StoreError."""
+    audit = newest_reading(store, plan.archive, trust, plan.audits)
+    return time_index.read(store, audit) if audit else time_index.EMPTY
+
+
+@dataclass(slots=True)
+class Indexed:
+    """What a piece adds to the index.
+
+    Attributes:
+        spans: new ones.
+        replaced: where known spans begin that are not as the statements, or lack files. New ones may take their place.
+        findings: what is wrong with known spans.
+    """
+
+    spans: list[Span] = field(default_factory=list)
+    replaced: list[int] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+
+class _Range:
+    """Statements `[first, end)` of a piece, as they are read: their span, and their rows."""
+
+    def __init__(
+        self, log: str, first: int, end: int, known: Span | None = None, listed: ObjectRef | None = None
+    ) -> None:
+        self.first, self.end, self.known, self.listed = first, end, known, listed
+        self._log, self._span = log, SpanMaker(log, first, end)
+        self._rows = {name: statements.Rows(name) for name in _NAMES}
+
+    def add(self, statement: Statement) -> None:
+        self._span.add(statement)
+        self._rows["manifests"].add(statements.manifest_row(self._log, statement))
+        for row in statements.batch_rows(self._log, statement):
+            self._rows["batches"].add(row)
+
+    def span(self) -> Span:
+        return self._span.span()
+
+    def table(self, name: Name) -> pa.Table:
+        return self._rows[name].table()
+
+
+class Indexer:
+    """Makes the spans of a piece from its statements, and compares them with those that are known."""
+
+    def __init__(self, store: Store, trust: Trust, plan: Plan, piece: Piece, log: Log, known: TimeIndex) -> None:
+        """Begin. `known` is the index that the audit before refers to.
+
+        Raises:
+            StoreError: the archive cannot be listed.
+        """
+        self._store, self._log, self._piece, self._full = store, log, piece, plan.full
+        name, first, end = piece.log, piece.first, piece.end
+        self._known = [
+            _Range(name, max(span.first, first), min(span.end, end), span)
+            for span in known.of(log)
+            if span.first < end and span.end > first
+        ]
+        gaps = [range(first, end)] if plan.full else known.gaps(log, first, end)
+        if piece.read == "new":
+            # Its tables are made in the same read.
+            self._new = [_Range(name, gap.start, gap.stop) for gap in gaps]
+        else:
+            self._new = [
+                _Range(name, start, stop, listed=ref)
+                for gap in gaps
+                for start, stop, ref in signed_lists(store, plan.archive, log, gap.start, gap.stop, trust)
+            ]
+
+    def take(self, statement: Statement) -> None:
+        """Add the next statement of the piece."""
+        for ranges in (self._known, self._new):
+            index = bisect_right(ranges, statement.sequence, key=_first) - 1
+            if index >= 0 and statement.sequence < ranges[index].end:
+                ranges[index].add(statement)
+
+    def finish(self, *, usable: bool, files: bool, listed: ObjectRef | None) -> Indexed:
+        """Put the files of new spans, and return what was made.
+
+        Args:
+            usable: whether all of the statements count.
+            files: whether files are made of them.
+            listed: the signed list of the tables that were made of this piece.
+
+        Raises:
+            StoreError: the archive cannot be written.
+        """
+        made = Indexed()
+        again = list(self._compare(made, files=files)) if usable else []
+        for each in [*self._new, *([] if self._full else again)]:
+            span = each.span() if usable else Span(log=self._piece.log, first=each.first, end=each.end)
+            if (each.first, each.end) == (self._piece.first, self._piece.end):
+                each.listed = each.listed or listed
+            made.spans.append(self._with_files(each, span) if files and span.sealed else span)
+        return made
+
+    def _with_files(self, each: _Range, span: Span) -> Span:
+        refs = {"manifests": self._put(each, "manifests"), "batches": self._put(each, "batches")}
+        return msgspec.structs.replace(span, tables=each.listed, **refs)
+
+    def _put(self, each: _Range, name: Name) -> ObjectRef | None:
+        table = each.table(name)
+        if not table.num_rows:
+            return None
+        data = statements.parquet(table)
+        ref = statements.file_ref(name, self._log, each.first, each.end, data)
+        # The key holds 64 bits of the digest. If other bytes are there, readers find that, and do without.
+        with suppress(ObjectExists):
+            self._store.create(ref.key, data)
+        return ref
+
+    def _compare(self, made: Indexed, *, files: bool) -> Iterator[_Range]:
+        """Compare the known spans with what was read, and yield those that are to be made again from this piece."""
+        for each in self._known:
+            known, read = each.known, each.span()
+            if known is None or read.sealed is None:
+                continue
+            try:
+                problem = self._difference(each, known, read) or self._file_problem(each, known)
+                listed = known.tables if self._is_listed(known) else None
+            except CustodyError as error:
+                message = f"the time index of statements {each.first} to {each.end - 1} cannot be checked: {error}"
+                made.findings.append(finding("unreadable", message, log=known.log))
+                continue
+            made.findings += [problem] if problem else []
+            lacks = known.sealed is None or (files and known.manifests is None) or listed != known.tables
+            whole = (each.first, each.end) == (known.first, known.end)
+            if problem or (lacks and whole):
+                made.replaced.append(known.first)
+                each.listed = listed
+                if whole:
+                    yield each
+
+    def _difference(self, each: _Range, known: Span, read: Span) -> Finding | None:
+        """Return a finding if a known span does not say what the statements say, as far as they are of this piece."""
+        whole = (each.first, each.end) == (known.first, known.end)
+        for name, what in (("sealed", "were sealed"), ("event_times", "have events"), ("kafka_times", "have records")):
+            stated, actual = getattr(known, name), getattr(read, name)
+            if known.sealed is None or stated == actual or (not whole and _contains(stated, actual)):
+                continue
+            scale = 1_000 if name == "kafka_times" else 1
+            message = f"the time index says that the statements {what} at other times than they do"
+            return self._finding(each, message, expected=_times(actual, scale), found=_times(stated, scale))
+        for name in _SUMS if known.sealed is not None and whole else ():
+            stated, actual = getattr(known, name), getattr(read, name)
+            if stated != actual:
+                message = f"the time index and the statements differ in {name}"
+                return self._finding(each, message, expected=str(actual), found=str(stated))
+        return None
+
+    def _file_problem(self, each: _Range, known: Span) -> Finding | None:
+        """Return a finding if a known span's files do not have the rows of the statements."""
+        for name, ref in zip(_NAMES, (known.manifests, known.batches), strict=True):
+            if known.manifests is None:
+                break
+            try:
+                rows = statements.read_files(self._store, name, [ref] if ref else [])
+            except FormatError as error:
+                # Queries read the statements instead.
+                message = f"a file of the time index is not as it was signed: {error}"
+                return self._finding(each, message, severity=Severity.POLICY, key=ref.key if ref else None)
+            within = pc.and_(pc.greater_equal(rows["sequence"], each.first), pc.less(rows["sequence"], each.end))
+            if not rows.filter(within).equals(each.table(name)):
+                message = f"the view `{name}` has other rows in the time index than in the statements"
+                return self._finding(each, message, key=ref.key if ref else None)
+        return None
+
+    def _is_listed(self, known: Span) -> bool:
+        """Return whether the list of a known span's tables is as the span says. Tables are checked elsewhere."""
+        ref = known.tables
+        if ref is None or tables.parse_list_key(ref.key) != (self._log, known.first, known.end):
+            return ref is None
+        try:
+            return sha256(self._store.read(ref.key, limit=limits.FILE_BYTES)).hexdigest() == ref.sha256
+        except (ObjectMissing, FormatError):
+            return False
+
+    def _finding(self, each: _Range, message: str, **fields: Any) -> Finding:
+        loss = (self._piece.log, each.first, each.end, message, fields.get("expected"), fields.get("found"))
+        fields |= {"log": self._piece.log, "sequence": each.first, "through": each.end - 1}
+        return finding("time-index", message, loss=loss, **fields)
+
+
+def _first(each: _Range) -> int:
+    return each.first
+
+
+def _contains(stated: Bounds | None, actual: Bounds | None) -> bool:
+    return actual is None or (stated is not None and stated[0] <= actual[0] and actual[1] <= stated[1])
+
+
+def _times(bounds: Bounds | None, scale: int) -> str:
+    return " to ".join(format_us(scale * each) for each in bounds) if bounds else "none"
+
+
+def signed_lists(
+    store: Store, archive: str, log: Log, first: int, end: int, trust: Trust
+) -> Iterator[tuple[int, int, ObjectRef | None]]:
+    """Yield the ranges of a log's statements `[first, end)` that have a signed list of tables, and the rest with None.
+
+    Raises:
+        StoreError: the archive cannot be listed.
+    """
+    while first < end:
+        ref, stop = None, end
+        for info in sorted(store.list(tables.list_prefix(log, first)), key=attrgetter("key")):
+            parsed = tables.parse_list_key(info.key)
+            if parsed is not None and parsed[:2] == (log, first) and parsed[2] <= end:
+                ref = _signed_list(store, archive, info.key, parsed, trust)
+            if ref is not None and parsed is not None:
+                stop = parsed[2]
+                break
+        yield first, stop, ref
+        first = stop
+
+
+def _signed_list(store: Store, archive: str, key: str, range_: tuple[Log, int, int], trust: Trust) -> ObjectRef | None:
+    """Return the reference to a list of a range's tables; None if no trusted key signed it."""
+    log, first, end = range_
+    try:
+        made = signed_notes.read(store, key, tables.TableList, tables.LIST_FORMAT, trust)
+        data = store.read(key, limit=limits.FILE_BYTES)
+    except (FormatError, ObjectMissing, SignatureInvalid, KeyUnavailable):
+        return None
+    of_range = (made.archive, made.log, made.first, made.end) == (archive, str(log), first, end)
+    return ObjectRef(key, len(data), sha256(data).hexdigest()) if of_range else None
+
+
+def hand_on(
+    store: Store, trust: Trust, plan: Plan, new: Iterable[Span], replaced: Collection[tuple[str, int]]
+) -> tuple[list[ObjectRef], list[Finding]]:
+    """Add what the pieces made to the index that the audit before refers to. A full audit begins anew.
+
+    Args:
+        store: the archive.
+        trust: the keys.
+        plan: the audit's plan.
+        new: the spans that the pieces made.
+        replaced: the log and the first sequence of each known span that is not kept.
+
+    Returns:
+        The objects to which this audit refers, and a finding for each that is lost.
+
+    Raises:
+        StoreError: the archive cannot be written.
+    """
+    known = time_index.EMPTY if plan.full else known_index(store, trust, plan)
+    kept, freed = time_index.without(known, replaced)
+    # What lies beyond the head that this audit signs may be another history.
+    new = [span for span in new if span.end <= plan.heads.get(span.log, (0, ""))[0]]
+    index, made = time_index.extend(plan.archive, plan.sequence, kept, [*freed, *new])
+    for key, data in made.items():
+        store.create(key, data)
+    lost = [finding("time-index", problem, severity=Severity.POLICY, loss=(problem,)) for problem in known.problems]
+    return [part.ref for part in index.parts], lost

@@ -1,0 +1,228 @@
+"""Drains shares of the logs in processes of their own, beside this one.
+
+Rules:
+- A process gets its task through a connection, because settings may hold secrets: no argument and no variable has them.
+- What it logs comes back through the connection, and is logged here: each line is in this run's log, in its format.
+- It ends with this process: the connection's end is a request to stop, as SIGTERM is. A stop of this one is passed on.
+- A process that dies loses nothing, and its logs are failed results: the next run continues from the archive's heads.
+- What cannot be started stays with this process.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from contextvars import copy_context
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from typing import TYPE_CHECKING, Self
+
+from custody.errors import CustodyError
+from custody.store import retries
+from custody.store.retries import Retries
+from tasks.drain.context import Context
+from tasks.drain.log_run import LogResult, LogRun, TopicPartition
+from tasks.drain.signals import stop_requested
+from tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from tasks.search.index import IndexResult
+
+_LOOK_SECONDS = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a process is to do.
+
+    Attributes:
+        settings: the settings.
+        partitions: the partitions of its share.
+        once: as in `drain_logs`.
+        seconds: as in `drain_logs`.
+        processes: how many share the run's logs, and its memory.
+        level: the lowest level of the lines that it gives back.
+    """
+
+    settings: Settings
+    partitions: Sequence[TopicPartition]
+    once: bool
+    seconds: float | None
+    processes: int
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a process did.
+
+    Attributes:
+        drained: one result a log.
+        indexed: one result a log, if it indexed.
+        repeated: calls that it made again.
+        problem: why no log was drained, or None.
+    """
+
+    drained: "Sequence[LogResult]" = ()
+    indexed: "Sequence[IndexResult]" = ()
+    repeated: Retries | None = None
+    problem: str | None = None
+
+
+def task_for(context: Context, share: Sequence[LogRun], *, once: bool, deadline: float, index: bool) -> Task:
+    """Return the task of a process.
+
+    Args:
+        context: the run's.
+        share: the logs of its share.
+        once: as in `drain_logs`.
+        deadline: when the run ends, by the monotonic clock.
+        index: whether the process indexes what it archives.
+    """
+    settings = context.settings
+    if not index:
+        settings = settings.model_copy(update={"search": settings.search.model_copy(update={"url": None})})
+    return Task(
+        settings,
+        [run.topic_partition for run in share],
+        once,
+        None if deadline == float("inf") else max(0.0, deadline - time.monotonic()),
+        context.processes,
+        min(logging.getLogger(name).getEffectiveLevel() for name in ("custody", "tasks")),
+    )
+
+
+class Processes:
+    """The processes of one run."""
+
+    def __init__(self) -> None:
+        self._processes: list[_Process] = []
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self._stop_with_run, name="stop", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # After `collect` all have ended. Without it the run has failed, and they stop.
+        self._over.set()
+        self._watch.join()
+        for process in self._processes:
+            process.stop()
+        for process in self._processes:
+            process.close()
+
+    def start(self, task: Task, runs: Sequence[LogRun]) -> bool:
+        """Start a process, and return whether that was possible.
+
+        Args:
+            task: what it does.
+            runs: the logs of its share, as this process opened them.
+        """
+        try:
+            process = _Process(task, runs)
+        except OSError as error:
+            logger.warning("no process can be started for %d logs, so this one drains them: %s", len(runs), error)
+            return False
+        self._processes.append(process)
+        return True
+
+    def collect(self) -> "tuple[list[LogResult], list[IndexResult]]":
+        """Wait until all have ended, and return what they did. Logs of a process that died are failed results."""
+        drained: list[LogResult] = []
+        indexed: list[IndexResult] = []
+        for process in self._processes:
+            outcome = process.wait()
+            drained += process.results()
+            indexed += outcome.indexed
+            if outcome.repeated:
+                retries.add(outcome.repeated)
+        return drained, indexed
+
+    def _stop_with_run(self) -> None:
+        while not self._over.wait(_LOOK_SECONDS):
+            if stop_requested.is_set():
+                for process in list(self._processes):
+                    process.stop()
+                return
+
+
+class _Process:
+    """A process that drains a share."""
+
+    def __init__(self, task: Task, runs: Sequence[LogRun]) -> None:
+        self._runs = runs
+        self._connection, theirs = Pipe()
+        with theirs:
+            # In a session of its own: Ctrl-C comes to this process alone, which passes it on. -P: no module comes from
+            # the current folder.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "tasks.drain.share", str(theirs.fileno())],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        with suppress(BrokenPipeError):
+            self._connection.send(task)
+        self._outcome: Outcome | None = None
+        # In this run's context: what a flow logs goes to its page.
+        self._reader = threading.Thread(target=copy_context().run, args=(self._read,), name="share", daemon=True)
+        self._reader.start()
+
+    def stop(self) -> None:
+        """Ask it to finish its open segments and end."""
+        with suppress(OSError):
+            self._connection.send(None)
+
+    def wait(self) -> Outcome:
+        """Wait until it has ended, and return what it did."""
+        self._reader.join()
+        return self._outcome or Outcome(problem=_how_it_ended(self._process.wait()))
+
+    def close(self) -> None:
+        """Wait until it has ended."""
+        self._reader.join()
+        self._connection.close()
+
+    def results(self) -> list[LogResult]:
+        """Return one result for each log of its share."""
+        outcome = self.wait()
+        results = {result.log: result for result in outcome.drained}
+        for run in self._runs:
+            name = run.result.log
+            if name in results:
+                # A log that is new was begun here.
+                results[name].statements += run.result.statements
+                continue
+            run.result.stop(CustodyError(f"{name}: {outcome.problem}"))
+            results[name] = run.result
+        return list(results.values())
+
+    def _read(self) -> None:
+        """Take what it gives back until it ends."""
+        with suppress(EOFError, OSError):
+            while True:
+                given = self._connection.recv()
+                if isinstance(given, Outcome):
+                    self._outcome = given
+                elif (origin := logging.getLogger(given.name)).isEnabledFor(given.levelno):
+                    origin.handle(given)
+        self._process.wait()
+
+
+def _how_it_ended(code: int) -> str:
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    return (
+        f"the process that drained it ended {how}. What it archived stays, and the next run continues from there. If it"
+        " happens again, look at this machine's memory, or set drain.workers to 1"
+    )

@@ -1,0 +1,85 @@
+"""Where logs end is found with few requests, whatever is guessed."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from custody.archive.forms import AUDITS, statements_of
+from custody.archive.guesses import audited_sizes, checkpoints_back
+from custody.archive.reader import checkpoint_sizes, last_taken
+from custody.format.layout import AUDIT_LOG, Log, checkpoint_key, manifest_key
+from custody.store.folder import FolderStore
+from custody.store.protocol import Store
+from tests.helpers.aged import DAY, AgedStore
+from tests.helpers.memory import MemoryStore
+
+LOG = Log("audit", 0)
+SIZES = (0, 1, 2, 999, 1000, 1001, 1999, 2000, 3500, 40_000)
+
+
+def anything(*_: object) -> bool:
+    return True
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_last_slot_is_found_whatever_is_guessed(size: int) -> None:
+    """A right guess takes two requests, a guess of yesterday five, and none takes O(log n)."""
+    store = MemoryStore({manifest_key(LOG, number): b"garbage" for number in range(size)})
+    for hint in {0, 1, size // 2, max(size - DAY, 0), size, size + 1, 10 * size}:
+        store.calls.clear()
+        assert last_taken(store, statements_of(LOG), anything, hint) == size - 1
+        assert len(store.calls) <= {size: 2, max(size - DAY, 0): 5}.get(hint, 16)
+
+
+def test_a_hole_is_found_where_a_search_would_jump_over_it() -> None:
+    """What lies after a hole near the end of a long log is not taken for its end."""
+    for size, gap in product((1000, 1500, 3000), (1, 400)):
+        taken = [*range(size), *range(size + gap, size + gap + 3000)]
+        store = MemoryStore({manifest_key(LOG, number): b"garbage" for number in taken})
+        assert last_taken(store, statements_of(LOG), anything, size) == size - 1
+
+
+def test_a_folder_lists_in_any_order(tmp_path: Path) -> None:
+    """In a folder the last slot is found too, with garbage after it."""
+    store = FolderStore(str(tmp_path))
+    for number in [*range(30), 40, 2000, 3000]:
+        store.create(manifest_key(LOG, number), b"garbage")
+    for hint in (0, 7, 30, 31, 50):
+        assert last_taken(store, statements_of(LOG), anything, hint) == 29
+
+
+def test_the_newest_audit_tells_how_long_logs_are(aged: tuple[AgedStore, AgedStore]) -> None:
+    """It is that of the newest audit, with the log of audits, and takes two requests at any age."""
+    for store in aged:
+        store.requests.clear()
+        days = store.spec.statements // DAY
+        assert audited_sizes(store) == {str(LOG): days * DAY, str(AUDIT_LOG): days}
+        assert store.requests.by_kind == {"LIST": 1, "GET": 1}
+
+
+def test_an_archive_without_readable_audits_tells_nothing() -> None:
+    """Garbage is no guess, and no error."""
+    assert audited_sizes(MemoryStore()) == {str(AUDIT_LOG): 0}
+    assert audited_sizes(MemoryStore({AUDITS.key(0): b"garbage"})) == {}
+
+
+def test_checkpoints_come_from_the_newest_back(aged: tuple[AgedStore, AgedStore]) -> None:
+    """They are all of them, in whatever stretches they are listed; the newest takes one request."""
+    store: Store
+    for store in aged:
+        sizes = checkpoint_sizes(store, LOG)
+        for near in (0, 5, sizes[-1] // 2, sizes[-1], 100 * sizes[-1]):
+            assert list(checkpoints_back(store, LOG, near)) == sizes[::-1]
+        store.requests.clear()
+        assert next(checkpoints_back(store, LOG, sizes[-1])) == sizes[-1]
+        assert store.requests.by_kind == {"LIST": 1}
+
+
+def test_checkpoints_of_a_folder_come_from_the_newest_back(tmp_path: Path) -> None:
+    """A folder lists in any order."""
+    store = FolderStore(str(tmp_path))
+    sizes = [1, 60, 5000, 90_000]
+    for size in sizes:
+        store.create(checkpoint_key(LOG, size), b"garbage")
+    assert list(checkpoints_back(store, LOG, 90_000)) == sizes[::-1]

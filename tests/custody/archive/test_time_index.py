@@ -1,0 +1,292 @@
+"""The time index names what an audit has read, in few objects, and never hides what it does not know."""
+
+import gzip
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from itertools import pairwise
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from custody.archive import time_index
+from custody.archive.reader import Tip
+from custody.archive.time_index import EMPTY, Bounds, Span, SpanMaker, TimeIndex, extend
+from custody.errors import FormatError
+from custody.format.audit import Audit, ObjectRef
+from custody.format.envelope import HeadRef, Tree
+from custody.format.layout import Log
+from custody.format.manifest import Batch, KafkaTime, LogId, SegmentRef, Statement
+from custody.format.times import EPOCH, MICROSECOND, format_us
+from tests.helpers.archives import ARCHIVE_ID
+from tests.helpers.memory import MemoryStore
+from tests.helpers.sample import audit_of
+
+LOGS = (Log("audit", 0, 1), Log("audit", 1, 1), Log("other", 0, 2))
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+Night = tuple[tuple[int, ...], tuple[Bounds | None, ...]]
+_bounds = st.tuples(st.integers(0, 10**15), st.integers(0, 10**15)).map(lambda pair: (min(pair), max(pair)))
+
+
+def night(ends: dict[Log, int], sizes: Sequence[int], times: Sequence[Bounds | None]) -> list[Span]:
+    """Return the spans of a night, which continue each log."""
+    spans = []
+    for log, size, sealed in zip(LOGS, sizes, times, strict=True):
+        if size:
+            first = ends.get(log, 0)
+            ends[log] = first + size
+            spans.append(Span(log=str(log), first=first, end=first + size, sealed=sealed, events=size))
+    return spans
+
+
+_nights = st.lists(
+    st.tuples(st.tuples(*[st.integers(0, 3)] * len(LOGS)), st.tuples(*[st.none() | _bounds] * len(LOGS))), max_size=30
+)
+
+
+def put(store: MemoryStore, nights: Sequence[Sequence[Span]], index: TimeIndex = EMPTY) -> TimeIndex:
+    """Add the spans of some nights, each by an audit of its own."""
+    for number, spans in enumerate(nights):
+        index, made = extend(ARCHIVE_ID, number, index, spans)
+        store.objects |= made
+    return index
+
+
+def audit(index: TimeIndex, size: int = 10**6, **fields: object) -> Audit:
+    heads = {str(log): HeadRef(size, "00" * 32) for log in LOGS}
+    given = {"heads": heads, "objects": [part.ref for part in index.parts], "counts": {"findings": 0}} | fields
+    return audit_of(ARCHIVE_ID, Tip(), NOW, **given)
+
+
+def statement(sequence: int, low: int, high: int, passed: int) -> Statement:
+    """Return a statement with one batch, sealed at the time of its last event."""
+    return Statement(
+        archive=ARCHIVE_ID,
+        log=LogId("cluster", "audit", None, 0, 1),
+        sequence=sequence,
+        tree=Tree(sequence, "00" * 32, []),
+        previous_epoch=None,
+        first_offset=2 * sequence,
+        next_offset=2 * sequence + 2,
+        last_record=None,
+        skipped=[],
+        lost=None,
+        unreadable=[],
+        passed_over=["00" * 32] * passed,
+        sealed_at=format_us(high),
+        writer="a test",
+        segment=SegmentRef("a", 5, "00" * 32),
+        batches=[Batch(0, 0, 2, 2, 0, 5, 9, "", format_us(low), format_us(high), KafkaTime("create", 1, 2), None)],
+        quarantine=None,
+        expired=None,
+        types={"a": 2},
+    )
+
+
+@given(_nights)
+def test_merging_any_sequence_of_nights_gives_the_spans_of_one_object(
+    nights: list[Night],
+) -> None:
+    """However nights are merged, a reader gets each span once, in order, and nothing else."""
+    ends: dict[Log, int] = {}
+    added = [night(ends, *each) for each in nights]
+    store = MemoryStore()
+    index = put(store, added)
+    at_once = put(MemoryStore(), [[span for spans in added for span in spans]])
+    read = time_index.read(store, audit(index))
+    assert read.problems == ()
+    assert read.logs == at_once.logs
+    for log in LOGS:
+        assert read.end(log) == ends.get(log, 0)
+        assert list(read.gaps(log, 0, 200)) == [range(ends.get(log, 0), 200)]
+        assert all(read.at(log, span.first) == read.at(log, span.end - 1) == span for span in read.of(log))
+        assert read.at(log, ends.get(log, 0)) is None
+
+
+@pytest.mark.parametrize("shrinking", [False, True])
+def test_the_number_of_objects_grows_with_the_logarithm(monkeypatch: pytest.MonkeyPatch, shrinking: bool) -> None:
+    """A thousand nights are a few objects, also if each night is a little smaller than the one before."""
+    monkeypatch.setattr(time_index, "SMALL", 0)
+    written, index = 0, EMPTY
+    ends: dict[Log, int] = {}
+    for number in range(400):
+        spans = []
+        for _ in range((400 - number) // 20 + 1 if shrinking else 4):
+            spans += night(ends, (1, 0, 0), ((number, number), None, None))
+        index, made = extend(ARCHIVE_ID, number, index, spans)
+        assert list(made) == [index.parts[-1].ref.key]
+        written += len(index.parts[-1].spans)
+        sizes = [part.ref.size for part in index.parts]
+        assert all(older > 2 * newer for older, newer in pairwise(sizes))
+    total = sum(len(part.spans) for part in index.parts)
+    assert total == ends[LOGS[0]]
+    assert len(index.parts) <= 8
+    assert written <= 12 * total
+
+
+def test_small_objects_are_one() -> None:
+    """While the index is small, one object has all of it: each request counts for more than its bytes."""
+    ends: dict[Log, int] = {}
+    index = put(MemoryStore(), [night(ends, (1, 1, 0), (None, None, None)) for _ in range(50)])
+    assert len(index.parts) == 1
+
+
+def test_an_audit_with_nothing_new_refers_to_the_same_objects() -> None:
+    """Nothing is written then."""
+    index = put(MemoryStore(), [night({}, (1, 1, 1), (None, None, None))])
+    after, made = extend(ARCHIVE_ID, 7, index, [])
+    assert (after.parts, made) == (index.parts, {})
+
+
+def test_very_many_spans_are_several_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit of a whole old archive never writes an object that is too large to be read."""
+    monkeypatch.setattr(time_index, "MOST_SPANS", 10)
+    monkeypatch.setattr(time_index, "MERGED_LIMIT", 600)
+    monkeypatch.setattr(time_index, "SMALL", 0)
+    spans = [Span(log=str(LOGS[0]), first=at, end=at + 1, sealed=(at, at)) for at in range(95)]
+    index, made = extend(ARCHIVE_ID, 0, EMPTY, spans)
+    assert len(index.parts) > 3
+    assert [part.ref.key for part in index.parts] == list(made)
+    assert all(len(data) <= 600 for data in made.values())
+    read = time_index.read(MemoryStore(made), audit(index))
+    assert read.of(LOGS[0]) == tuple(spans)
+
+
+def _large() -> tuple[MemoryStore, TimeIndex, dict[Log, int]]:
+    """Return an index of two objects: the first has all but the last span of the first log."""
+    store, ends = MemoryStore(), dict[Log, int]()
+    many = [span for at in range(2_000) for span in night(ends, (1, 1, 0), ((at, at + at % 97), (at, at), None))]
+    return store, put(store, [many, night(ends, (1, 0, 0), ((5, 6), None, None))]), ends
+
+
+HARMS = {
+    "missing": None,
+    "empty": b"",
+    "no gzip": b"no gzip",
+    "half": gzip.compress(b"{}\n", mtime=0)[:-4],
+    "no head": gzip.compress(b"{}\n", mtime=0),
+    "another archive": gzip.compress(b'{"format":"custody/time-index/1","archive":"another"}\n', mtime=0),
+    "no span": gzip.compress(b'{"format":"custody/time-index/1","archive":"%b"}\n[]\n' % ARCHIVE_ID.encode(), mtime=0),
+    "zeros": gzip.compress(bytes(1_000_000), mtime=0),
+}
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_is_missing_or_damaged_becomes_a_gap(harm: str, signed: bool) -> None:
+    """A reader gets the rest, with a problem that names the object. What it covered is read one by one."""
+    store, index, ends = _large()
+    ref = index.parts[0].ref
+    data = HARMS[harm]
+    del store.objects[ref.key]
+    if data is not None:
+        store.objects[ref.key] = data
+        ref = ObjectRef(ref.key, len(data), sha256(data).hexdigest()) if signed else ref
+    read = time_index.read(store, audit(index, objects=[ref, index.parts[1].ref]))
+    assert [ref.key in problem for problem in read.problems] == [True]
+    assert list(read.gaps(LOGS[0], 0, ends[LOGS[0]])) == [range(2_000)]
+    assert list(read.gaps(LOGS[1], 0, ends[LOGS[1]])) == [range(2_000)]
+
+
+def test_another_object_than_the_signed_one_is_not_used() -> None:
+    """Whoever may write into the store cannot put an index of his own under a signed name."""
+    store, index, _ = _large()
+    other = time_index.encode(ARCHIVE_ID, [Span(log=str(LOGS[0]), first=0, end=5_000, sealed=(0, 0))])
+    ref = index.parts[0].ref
+    store.objects[ref.key] = other.ljust(ref.size, b"\0")
+    assert time_index.read(store, audit(index)).problems
+
+
+def test_spans_end_at_the_head_that_the_audit_signed() -> None:
+    """What lies beyond it may be another history: it is read statement by statement."""
+    store, index, _ = _large()
+    read = time_index.read(store, audit(index, size=1_500))
+    assert read.end(LOGS[0]) == 1_500
+    assert list(read.gaps(LOGS[0], 0, 2_001)) == [range(1_500, 2_001)]
+
+
+def test_of_spans_that_overlap_the_later_is_left_out() -> None:
+    """No statement is in two spans."""
+    spans = [Span(log=str(LOGS[0]), first=first, end=end, sealed=(0, 0)) for first, end in ((0, 5), (3, 9), (9, 11))]
+    index = put(MemoryStore(), [spans])
+    assert [(span.first, span.end) for span in index.of(LOGS[0])] == [(0, 5), (9, 11)]
+    assert list(index.gaps(LOGS[0], 0, 12)) == [range(5, 9), range(11, 12)]
+
+
+@given(st.lists(st.none() | _bounds, min_size=1), _bounds)
+def test_a_span_overlaps_what_its_statements_may_lie_in(bounds: list[Bounds | None], times: Bounds) -> None:
+    """A span is left out only if it is known that none of its statements is within the times."""
+    since, until = (EPOCH + MICROSECOND * each for each in times)
+    spans = [Span(log=str(LOGS[0]), first=at, end=at + 1, sealed=each) for at, each in enumerate(bounds)]
+    index = put(MemoryStore(), [spans])
+    chosen = {span.first for span in index.overlapping(LOGS[0], since, until)}
+    for at, each in enumerate(bounds):
+        within = each is None or any(times[0] <= moment < times[1] for moment in each)
+        assert at in chosen or not within
+        assert at not in chosen or each is None or (each[0] < times[1] and each[1] >= times[0])
+
+
+def test_times_of_events_may_be_a_millisecond_off() -> None:
+    """A batch's times are rounded in its statement, so an event at the bound is not lost."""
+    sealed, event = (0, 0), (10_000_000, 20_000_000)
+    index = put(MemoryStore(), [[Span(log=str(LOGS[0]), first=0, end=1, sealed=sealed, event_times=event)]])
+    moment = EPOCH + timedelta(seconds=20)
+    assert index.with_events(LOGS[0], moment + timedelta(milliseconds=1), None)
+    assert not index.with_events(LOGS[0], moment + timedelta(milliseconds=1, microseconds=1), None)
+    assert index.with_events(LOGS[0], None, EPOCH + timedelta(seconds=10, microseconds=-999))
+    assert not index.with_events(LOGS[0], None, EPOCH + timedelta(seconds=10, milliseconds=-1))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"end": 0},
+        {"end": 1, "sealed": (2, 1)},
+        {"end": 1, "sealed": (1, 2), "event_times": (2, 1)},
+        {"end": 1, "event_times": (1, 2)},
+        {"end": 1, "manifests": ObjectRef("reports/index/x", 1, "00" * 32)},
+        {"end": 1, "first_offset": 2, "next_offset": 1},
+        {"end": 1, "more": 1},
+        {"end": -1},
+        {"end": 1, "log": 5},
+    ],
+)
+def test_a_span_of_another_form_is_refused(fields: dict[str, object]) -> None:
+    """A fault in one line makes the whole object useless: what wrote it is not known."""
+    line = msgspec.json.encode({"log": str(LOGS[0]), "first": 0} | fields)
+    head = b'{"format":"custody/time-index/1","archive":"%b"}\n' % ARCHIVE_ID.encode()
+    with pytest.raises(FormatError):
+        time_index.parse(ARCHIVE_ID, gzip.compress(head + line + b"\n"))
+
+
+def test_an_object_that_inflates_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not more than the limit is inflated."""
+    monkeypatch.setattr(time_index, "INFLATED_LIMIT", 1_000)
+    with pytest.raises(FormatError, match="1000 bytes"):
+        time_index.parse(ARCHIVE_ID, gzip.compress(b"\n" * 2_000))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), _bounds), min_size=1, max_size=20))
+def test_a_span_is_made_of_all_its_statements_or_has_no_times(shapes: list[tuple[int, Bounds]]) -> None:
+    """Slots that a later statement passes over belong to it. If one is missing, nothing is known of the span."""
+    statements, sequence = [], 0
+    for passed, (low, high) in shapes:
+        statements.append(statement(sequence + passed, low, high, passed))
+        sequence += passed + 1
+    maker = SpanMaker("audit/0", 0, sequence)
+    for each in statements:
+        maker.add(each)
+    made = maker.span()
+    lows, highs = [low for _, (low, _) in shapes], [high for _, (_, high) in shapes]
+    assert made.sealed == (min(highs), max(highs))
+    assert made.event_times == (min(lows), max(highs))
+    assert made.kafka_times == (1, 2)
+    assert (made.first_offset, made.next_offset) == (statements[0].first_offset, statements[-1].next_offset)
+    assert (made.events, made.stored, made.inflated) == (2 * len(shapes), 5 * len(shapes), 9 * len(shapes))
+    for missing in range(len(statements)):
+        maker = SpanMaker("audit/0", 0, sequence)
+        for each in statements[:missing] + statements[missing + 1 :]:
+            maker.add(each)
+        assert maker.span() == Span(log="audit/0", first=0, end=sequence)

@@ -1,0 +1,76 @@
+"""The rows that an audit keeps of statements are those that the views show."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import custody
+from custody.archive.forms import statements_of
+from custody.archive.reader import read_manifest
+from custody.errors import FormatError
+from custody.format.audit import ObjectRef
+from custody.format.layout import Log
+from custody.query import statements
+from custody.store.open import open_store
+from tests.helpers.archives import Builder, good
+from tests.helpers.memory import MemoryStore
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    return good(tmp_path_factory.mktemp("statements") / "archive")
+
+
+def made(builder: Builder, name: statements.Name) -> pa.Table:
+    """Return the rows of all statements of the archive."""
+    store, log = open_store(str(builder.root)), Log(builder.log, builder.partition)
+    assert statements_of(log).key(0) == builder.key(0)
+    rows = statements.Rows(name)
+    for sequence in range(len(builder.statements)):
+        statement = read_manifest(store, log, sequence, lambda _entry, _sequence: True).statement
+        if name == "manifests":
+            rows.add(statements.manifest_row(str(log), statement))
+        else:
+            for row in statements.batch_rows(str(log), statement):
+                rows.add(row)
+    return rows.table()
+
+
+@pytest.mark.parametrize("name", ["manifests", "batches"])
+def test_rows_are_those_of_the_view(builder: Builder, name: statements.Name) -> None:
+    """Column by column and row by row, with the same types."""
+    connection = custody.connect(str(builder.root))
+    shown = connection.table(name).order("sequence, first_offset").to_arrow_table()
+    connection.close()
+    table = made(builder, name)
+    assert shown.schema.equals(table.schema)
+    assert shown.to_pylist() == table.to_pylist()
+    assert table.num_rows
+
+
+@pytest.mark.parametrize("name", ["manifests", "batches"])
+def test_a_file_gives_back_its_rows(builder: Builder, name: statements.Name) -> None:
+    """Several files are read as one table."""
+    table = made(builder, name)
+    log, store, refs = Log("audit", 0), MemoryStore(), []
+    for part in (table.slice(0, 2), table.slice(2)):
+        data = statements.parquet(part)
+        refs.append(statements.file_ref(name, log, 0, 2, data))
+        store.objects[refs[-1].key] = data
+    assert len({ref.key for ref in refs}) == 2
+    assert statements.read_files(store, name, refs).equals(table)
+
+
+def test_a_file_that_is_not_as_it_was_signed_is_refused(builder: Builder) -> None:
+    """Missing, changed, no Parquet, or with other columns: each is an error of the format, which names the file."""
+    log, data = Log("audit", 0), statements.parquet(made(builder, "manifests"))
+    other = io.BytesIO()
+    pq.write_table(pa.table({"a": [1]}), other)
+    ref = statements.file_ref("manifests", log, 0, 2, data)
+    for content, digest_of in ((None, data), (data[:-1] + b"\0", data), (b"no", b"no"), (other.getvalue(),) * 2):
+        store = MemoryStore({} if content is None else {ref.key: content})
+        signed = ObjectRef(ref.key, len(digest_of), statements.file_ref("manifests", log, 0, 2, digest_of).sha256)
+        with pytest.raises(FormatError, match="manifests"):
+            statements.read_files(store, "manifests", [signed])
