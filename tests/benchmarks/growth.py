@@ -31,6 +31,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import psutil
 from confluent_kafka import TopicCollection
 from rich.console import Console
@@ -40,6 +41,7 @@ from custody.archive.reader import read_archive
 from custody.format.layout import Log
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, S3Options, Store
+from tasks.metrics.state import LogTotals, State
 from tests.helpers import aged
 from tests.helpers.aged import DAY, EACH, FIRST_OFFSET, AgedStore, Requests, Source
 from tests.servers.kafka import KafkaServer
@@ -48,6 +50,10 @@ from tests.servers.s3 import SeaweedServer
 AGES = (30, 365, 2555)
 """Days: a month, a year, seven years."""
 KINDS = ("GET", "HEAD", "LIST", "VERSIONS", "PUT", "DELETE")
+PIECE = 500
+"""Statements of a span of the time index, and of a piece of an audit: the setting's default."""
+REREAD_DAYS = 36_500
+"""So many that an audit reads one piece again at any age: how much is read again is the setting's price, not growth."""
 SECONDS = 60
 """The longest time of a command."""
 _COPIERS = 16
@@ -117,7 +123,7 @@ COMMANDS = (
     Command("status", ("status",), codes=(0, 1, 3)),
     Command("drain, nothing new", ("drain", "--once"), before=True),
     Command("audit, nothing new", ("audit",), codes=(0, 3), before=True),
-    Command("metrics", ("metrics", "--export"), before=True),
+    Command("metrics", ("metrics",)),
     # S3's lifecycle cannot be asked for of a generated archive.
     Command("roll --dry-run", ("roll", "--dry-run"), codes=(0, 1)),
     Command(
@@ -154,7 +160,8 @@ def measure(archive: Archive, command: Command, folder: Path, kafka: KafkaServer
         "CUSTODY_KEYS": archive.store.keys,
         "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap if kafka else "127.0.0.1:1",
         "CUSTODY_KAFKA__TOPICS": archive.store.spec.topic,
-        "CUSTODY_METRICS__FILE": str(folder / "custody.prom"),
+        "CUSTODY_AUDIT__REREAD_DAYS": str(REREAD_DAYS),
+        "CUSTODY_METRICS__STATE": str(folder / "metrics.json"),
         **archive.environment,
     }
     call = [sys.executable, "-m", "tests.benchmarks.counted", str(journal), *arguments]
@@ -294,17 +301,21 @@ def copy_to_s3(store: AgedStore, to: Store) -> None:
             pass
 
 
-def write_state(archive: Archive, path: Path) -> None:
-    """Write the heads that a verifier saw a day ago."""
+def write_states(archive: Archive, folder: Path) -> None:
+    """Write the heads that a verifier saw a day ago, and what was counted for metrics until then."""
     spec = archive.store.spec
     size = spec.statements - DAY
     head = archive.store.nodes(Log(spec.topic, 0)).head(size)
+    totals = LogTotals(size, "", {"query_executed": size * EACH}, size, size, complete=True)
+    counted = State(spec.archive, spec.begin.timestamp(), {archive.log: totals})
+    (folder / "metrics.json").write_bytes(msgspec.json.encode(counted))
     pin = read_archive(archive.store).pin
     entry = {
         "archive": {"id": pin.id, "sha256": pin.sha256},
         "heads": {archive.log: {"size": head.size, "root": head.root.hex()}},
     }
     url = open_store(archive.url).url if archive.kind == "folder" else archive.url
+    path = folder / "state.json"
     path.write_text(json.dumps({"format": "custody/state/1", "archives": {url: entry}}))
     path.chmod(0o600)
 
@@ -355,7 +366,7 @@ def run(
         folders = {archive.days: Path(name) / str(archive.days) for archive in archives}
         for archive in archives:
             folders[archive.days].mkdir()
-            write_state(archive, folders[archive.days] / "state.json")
+            write_states(archive, folders[archive.days])
         for command in COMMANDS:
             if titles and not any(title in command.title for title in titles):
                 continue
@@ -392,7 +403,7 @@ def main() -> None:
     if options.make:
         (days,) = options.ages
         source = Source(_topic(days), options.cluster, options.topic_id)
-        aged.make_archive(options.make, days * DAY, source=source, end=options.end, unaudited=1)
+        aged.make_archive(options.make, days * DAY, source=source, end=options.end, unaudited=1, span=PIECE)
         return
     with tempfile.TemporaryDirectory(prefix="custody-growth-") as name, contextlib.ExitStack() as stack:
         folder = options.keep or Path(name)
