@@ -44,8 +44,8 @@ MAP_FORMAT: Literal["custody/time-index-map/1"] = "custody/time-index-map/1"
 FOLDER = "reports/index/"
 SIZE_LIMIT = 64 * limits.MIB
 INFLATED_LIMIT = 512 * limits.MIB
-MOST_SPANS = 4_096
-"""Spans of a part, if the archive has few logs: less than a megabyte."""
+MOST_SPANS = 8_192
+"""Spans of a part, if the archive has few logs: 1.6 MB, or two years of four logs."""
 _EACH_LOG = 64
 """Spans of a part for each log: of many logs a part has a few each, and the map would be as large as the parts."""
 SMALL = 64
@@ -103,7 +103,7 @@ class TimeIndex:
     def ranges(
         self, log: Log, first: int, end: int, wanted: Callable[[Span], bool]
     ) -> Iterator[tuple[range, Span | None]]:
-        """Yield the slots `[first, end)` of a log in order, with their span. Slots in no span have None.
+        """Yield the slots `[first, end)` of a log in order, with their span: None for those in none, or of a lost part.
 
         Spans of a run that is not wanted as a whole are not read: the run stands for them.
 
@@ -114,14 +114,14 @@ class TimeIndex:
             yield slots, None if part is not None and self.is_lost(part) else span
 
     def slots(self, log: Log, first: int, end: int, wanted: Callable[[Span], bool]) -> Iterator[range]:
-        """Yield the slots in `[first, end)` of a log that are in a wanted span or in none, in order."""
+        """Yield the slots in `[first, end)` of a log in order that are in a wanted span, in none, or of a lost part."""
         for slots, span in self.ranges(log, first, end, wanted):
             if span is None or wanted(span):
                 yield slots
 
     def gaps(self, log: Log, first: int, end: int) -> Iterator[range]:
-        """Yield the slots in `[first, end)` of a log that are in no span, in order."""
-        return self.slots(log, first, end, lambda _: False)
+        """Yield the slots in `[first, end)` of a log that are in no span, in order: not those of a lost part either."""
+        return (slots for slots, _, part in self._walk(log, first, end, lambda _: False) if part is None)
 
     def overlapping(self, log: Log, since: datetime | None, until: datetime | None) -> Sequence[Span]:
         """Return the spans that may have a statement sealed from `since` on and before `until`.

@@ -99,7 +99,7 @@ class Indexer:
             _Range(name, max(span.first, first), min(span.end, end), span) for span in known.between(log, first, end)
         ]
         self._lost = [run.first for run in known.lost(log, first, end)]
-        gaps = [range(first, end)] if plan.full else known.gaps(log, first, end)
+        gaps = [range(first, end)] if plan.full else list(known.slots(log, first, end, lambda _: False))
         if piece.read == "new":
             # Its tables are made in the same read.
             self._new = [_Range(name, gap.start, gap.stop) for gap in gaps]

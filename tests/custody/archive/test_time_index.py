@@ -210,8 +210,9 @@ def test_what_is_missing_or_damaged_hides_nothing(harm: str, of: str, signed: bo
     for log in LOGS[:2]:
         lost = [(span.first, span.end) for span in read.overlapping(log, since, until)]
         assert lost == ([(0, 2_000)] if of == "part" else [])
-        gaps = [number for gap in read.gaps(log, 0, ends[log]) for number in gap]
-        assert gaps == list(range(2_000 if of == "part" else ends[log]))
+        assert list(read.gaps(log, 0, ends[log])) == ([] if of == "part" else [range(ends[log])])
+        single = [number for slots in read.slots(log, 0, ends[log], lambda _: False) for number in slots]
+        assert single == list(range(2_000 if of == "part" else ends[log]))
         assert [(run.first, run.end) for run in read.lost(log, 0, 5)] == lost
     assert [ref.key in problem for problem in read.problems] == [True]
     assert bool(read.missing) == (data is None)
