@@ -190,14 +190,6 @@ def _list_folder(store: Store, folder: str, failed: Failed, without: Collection[
         failed(folder, error)
 
 
-def list_range(store: Store, keys: KeyRange, failed: Failed) -> Iterator[ObjectInfo]:
-    """Yield the objects of a range of keys."""
-    try:
-        yield from store.list(keys.prefix, after=keys.after, through=keys.through)
-    except CustodyError as error:
-        failed(keys.prefix, error)
-
-
 def _list_nothing(store: Store, failed: Failed) -> Iterator[ObjectInfo]:
     del store, failed
     return iter(())
@@ -232,14 +224,21 @@ def _list_beside(store: Store, folder: str, inside: Collection[str] | None, fail
         failed(folder, error)
 
 
-def list_parts(store: Store, parts: Iterator[str | Sequence[ObjectInfo]], failed: Failed) -> Iterator[ObjectInfo]:
-    """Yield the objects of several parts, listed in parallel."""
+def list_parts(
+    store: Store, parts: Iterator[str | KeyRange | Sequence[ObjectInfo]], failed: Failed
+) -> Iterator[ObjectInfo]:
+    """Yield the objects of several parts, listed in parallel: of prefixes, of ranges, and those that are listed."""
+
+    def listed(keys: KeyRange) -> list[ObjectInfo]:
+        return list(store.list(keys.prefix, after=keys.after, through=keys.through))
+
     with ThreadPoolExecutor(_LISTERS) as threads:
         ahead: deque[tuple[str, Future[list[ObjectInfo]]]] = deque()
         while True:
             while len(ahead) < _LISTERS and (part := next(parts, None)) is not None:
-                if isinstance(part, str):
-                    ahead.append((part, threads.submit(lambda chosen: list(store.list(chosen)), part)))
+                if isinstance(part, str | KeyRange):
+                    keys = KeyRange(part) if isinstance(part, str) else part
+                    ahead.append((keys.prefix, threads.submit(listed, keys)))
                 else:
                     yield from part
             if not ahead:
@@ -425,8 +424,7 @@ class Lister:
         return self._list(_list_statements if self._scope.within is None else self._ranges)
 
     def _ranges(self, store: Store, failed: Failed) -> Iterator[ObjectInfo]:
-        for keys in self._scope.ranges():
-            yield from list_range(store, keys, failed)
+        return list_parts(store, self._scope.ranges(), failed)
 
     def _list(self, objects: Callable[[Store, Failed], Iterator[ObjectInfo]]) -> Listed:
         """List the objects. Findings are kept in the result, not reported yet."""
