@@ -4,35 +4,55 @@ Nothing here is checked: a wrong guess only costs requests. It may steer no more
 """
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 
 from custody.archive.forms import AUDITS
 from custody.archive.reader import checkpoint_sizes, last_taken, read_valid
 from custody.errors import FormatError, ObjectMissing
-from custody.format import layout
+from custody.format import layout, limits
 from custody.format.layout import Log
+from custody.format.times import parse_time
 from custody.store.protocol import Store, is_local
 
+_NIGHTS = 500
+"""Audits that may be missing, or that somebody made by hand: a page of a listing has twice as many."""
 _FIRST_STRETCH = 2_000
 """Statements whose checkpoints are listed first: a page of a listing has them, even if each has one."""
 _WIDER = 16
 """How many times as long the next stretch is, if none of its checkpoints was the right one."""
 
 
-def audited_sizes(store: Store) -> Mapping[str, int]:
+def audited_sizes(store: Store, hint: int = 0) -> Mapping[str, int]:
     """Return the size of each log at the newest audit, whoever signed it, and that of the log of audits.
 
-    It is empty if the newest audit cannot be read.
+    It is empty if the newest audit cannot be read. `hint` is a number of audits that there may be.
 
     Raises:
         StoreError: the store does not answer.
     """
-    sequence = last_taken(store, AUDITS, lambda *_: True)
+    sequence = last_taken(store, AUDITS, lambda *_: True, hint)
     try:
         audit = read_valid(store, AUDITS, sequence, lambda *_: True) if sequence >= 0 else None
     except (FormatError, ObjectMissing):
         return {}
     sizes = {name: head.size for name, head in audit.statement.heads.items()} if audit else {}
     return sizes | {str(layout.AUDIT_LOG): sequence + 1}
+
+
+def nightly_audits(created: str, now: datetime) -> int:
+    """Return a number of audits that an archive has if it was audited each night, within some hundred."""
+    return max((now - parse_time(created)).days - _NIGHTS, 0)
+
+
+def checkpoints_on(store: Store, log: Log, after: int) -> Iterator[int]:
+    """Yield the sizes above `after` that have an object among a log's checkpoints, the smallest first.
+
+    No more is listed than what is asked for. Raises StoreError if the store does not answer.
+    """
+    if is_local(store):
+        yield from checkpoint_sizes(store, log, after)
+    else:
+        yield from _sizes_up_to(store, log, after, limits.INT_MAX)
 
 
 def checkpoints_back(store: Store, log: Log, near: int) -> Iterator[int]:

@@ -7,10 +7,12 @@ tampered with gives an error, not evidence that others reject.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any, cast
 
 from custody.archive import evidence
 from custody.archive.forms import statements_of
-from custody.archive.reader import checkpoint_sizes, read_archive, read_batch
+from custody.archive.guesses import audited_sizes, checkpoints_on, nightly_audits
+from custody.archive.reader import read_archive, read_batch
 from custody.archive.search import find_statement, no_event, unknown_offset
 from custody.archive.trusted import Judge, known_heads, newest_checkpoint
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid, counted
@@ -75,6 +77,24 @@ _WHOLE_BY_HAND = """\
      is the event."""
 
 
+class _ReadOnce:
+    """A store from which each whole object is read once. For the few small ones that a proof needs."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._read: dict[str, bytes] = {}
+
+    def read(self, key: str, *, limit: int, **part: Any) -> bytes:
+        if part or limit > limits.FILE_BYTES:
+            return self._store.read(key, limit=limit, **part)
+        if key not in self._read:
+            self._read[key] = self._store.read(key, limit=limit)
+        return self._read[key]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
 @dataclass(frozen=True, slots=True)
 class Made:
     """An evidence file.
@@ -131,9 +151,14 @@ def make_evidence(
     """
     if log == layout.AUDIT_LOG:
         raise ConfigurationError("the log of audits has no events; name a topic's log, LOG/PARTITION")
+    # The search, the proofs and the file itself need the same manifests.
+    store = cast("Store", _ReadOnce(store))
     archive = read_archive(store)
     judge = Judge(store, log, statements_of(log), archive.id, trust)
-    accounting = find_statement(store, log, offset, judge.may_stand)
+    near = audited_sizes(store, nightly_audits(archive.statement.created, now)).get(str(log), 0)
+    newest = newest_checkpoint(store, log, archive.id, trust, near)
+    latest = checkpoint.parse_checkpoint(newest.text) if newest is not None else None
+    accounting = find_statement(store, log, offset, judge.may_stand, latest.size if latest else near)
     if accounting is None:
         raise unknown_offset(log, offset)
     sequence, entry = accounting
@@ -150,9 +175,7 @@ def make_evidence(
         )
     signed, head = _given(note, sequence, log, judge) if note is not None else _covering(store, log, sequence, judge)
     heads = [*known_heads(trust, log), *(known_heads(auditor, log) if auditor else [])]
-    newest = newest_checkpoint(store, log, archive.id, trust)
-    if newest is not None:
-        latest = checkpoint.parse_checkpoint(newest.text)
+    if latest is not None:
         heads.append((layout.checkpoint_key(log, latest.size), latest.head))
     payload, member = _read_batch(store, segment, batch)
     salts, why = _salts(trust, archive.id, log, batch)
@@ -205,7 +228,7 @@ def _given(data: bytes, sequence: int, log: Log, judge: Judge) -> tuple[Note, Ch
 
 def _covering(store: Store, log: Log, sequence: int, judge: Judge) -> tuple[Note, Checkpoint]:
     """Return the smallest valid checkpoint that covers a statement."""
-    signed = next(judge.checkpoints(checkpoint_sizes(store, log, sequence)), None)
+    signed = next(judge.checkpoints(checkpoints_on(store, log, sequence)), None)
     if signed is not None:
         return signed
     raise ConfigurationError(

@@ -177,7 +177,8 @@ def _chain_position(log: Log, sequence: int, entry: Manifest) -> dict[str, Any]:
 
 def _object(store: Store, key: str, records: layout.RecordsKey, holds: Holds[Manifest]) -> Shown:
     """Return a segment or quarantine object, even if no manifest names it."""
-    accounting = find_statement(store, records.log, records.first, holds)
+    near = audited_sizes(store).get(str(records.log), 0)
+    accounting = find_statement(store, records.log, records.first, holds, near)
     named = None
     if accounting:
         statement = accounting[1].statement
@@ -192,7 +193,7 @@ def _object(store: Store, key: str, records: layout.RecordsKey, holds: Holds[Man
 
 
 def _record(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> Shown:
-    accounting = find_statement(store, log, offset, holds)
+    accounting = find_statement(store, log, offset, holds, audited_sizes(store).get(str(log), 0))
     if not accounting:
         raise unknown_offset(log, offset)
     sequence, entry = accounting

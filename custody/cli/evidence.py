@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from custody.keys.secret import Secret
     from custody.keys.trust import Trust
     from custody.settings import Settings
+    from custody.store.protocol import Store
     from custody.tlog.checkpoint import Note
 
 app = App()
@@ -65,6 +66,24 @@ def chosen_trust(
             " --keys file:KEYRING"
         )
     return settings.own_trust()
+
+
+def _log_of(store: "Store", name: str) -> "Log":
+    """Return the log of a name. If it is there, no other one is listed.
+
+    Raises:
+        ConfigurationError: no log has this name, or several have.
+    """
+    from custody.archive.reader import choose_logs, list_logs
+    from custody.format.layout import AUDIT_LOG, log_prefix, parse_log_text
+
+    log = parse_log_text(name)
+    if log is not None and next(iter(store.list(log_prefix(log))), None) is not None:
+        return log
+    chosen, *others = choose_logs(list_logs(store), [name], [AUDIT_LOG])
+    if others:
+        raise ConfigurationError(f"{name!r} names {len(others) + 1} logs: name one of them, as LOG/PARTITION")
+    return chosen
 
 
 def _with_leaf_secrets(trust: "Trust", settings: "Settings", archive: str) -> "Trust":
@@ -215,9 +234,8 @@ def evidence(
     keyring in the setting `keys` or `checkpoint_keys`, or from --keys.
     """
     from custody.archive.prove import make_evidence
-    from custody.archive.reader import choose_logs, list_logs, read_archive
+    from custody.archive.reader import read_archive
     from custody.archive.trusted import check_keys
-    from custody.format.layout import AUDIT_LOG
     from custody.keys.trust import open_trust
     from custody.store.open import open_store
 
@@ -229,9 +247,7 @@ def evidence(
     check_keys(store, file, trusted)
     if trust is not None or keys:
         trusted = _with_leaf_secrets(trusted, settings, store.url)
-    chosen, *others = choose_logs(list_logs(store), [log], [AUDIT_LOG])
-    if others:
-        raise ConfigurationError(f"{log!r} names {len(others) + 1} logs: name one of them, as LOG/PARTITION")
+    chosen = _log_of(store, log)
     made = make_evidence(
         store,
         chosen,

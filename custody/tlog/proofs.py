@@ -1,8 +1,9 @@
 """Proofs that others can check (RFC 6962, 2.1), read from an archive instead of from all of its entries.
 
 Each entry holds the compact range of the tree before it. With the entry's own leaf, that gives the hash of every
-subtree that ends with the entry. Each node of a proof is such a subtree. A proof costs one read a node, O(log n), or
-two where signatures cannot be checked. What was read is kept.
+subtree that ends with the entry. Each node of a proof is such a subtree. All nodes to the left of an entry are in its
+own compact range. So a proof costs one read, and one for each node to the right, O(log n); twice as many where
+signatures cannot be checked. What was read is kept.
 
 A slot that was passed over may hold what looks like an entry, put there by somebody who can write into the store and
 has no key. Its signature shows that it is none, or else the next entry, which names its digest.
@@ -81,6 +82,7 @@ class Proofs:
         if not 0 <= index < size:
             raise FormatError(f"{self._log} has no statement {index} in a tree of {size}")
         proof = []
+        left = iter(self._last_of(index + 1)[0] if index else ())
         first, end = 0, size
         while end - first > 1:
             middle = first + merkle.split(end - first)
@@ -88,7 +90,8 @@ class Proofs:
                 proof.append(self._subtree(middle, end))
                 end = middle
             else:
-                proof.append(self._subtree(first, middle))
+                # The compact range before the entry has these nodes, the largest first.
+                proof.append(next(left))
                 first = middle
         return proof[::-1]
 
@@ -102,6 +105,7 @@ class Proofs:
         if not 0 < first <= second:
             raise FormatError(f"no proof of {self._log} leads from size {first} to size {second}")
         proof = []
+        left: Iterator[bytes] = iter(())
         begin, end, whole = 0, second, True
         while first != end:
             middle = begin + merkle.split(end - begin)
@@ -109,10 +113,12 @@ class Proofs:
                 proof.append(self._subtree(middle, end))
                 end = middle
             else:
-                proof.append(self._subtree(begin, middle))
+                if whole:
+                    left = iter(self._range(first))
+                proof.append(next(left))
                 begin, whole = middle, False
         if not whole:
-            proof.append(self._subtree(begin, end))
+            proof.append(next(left))
         return proof[::-1]
 
     def leads_to(self, size: int, root: bytes, head: Head) -> bool:
@@ -134,6 +140,11 @@ class Proofs:
             return merkle.root_from_inclusion(index, head.size, merkle.leaf_hash(message), proof) == head.root
         except (FormatError, StoreError):
             return False
+
+    def _range(self, size: int) -> merkle.CompactRange:
+        """Return the compact range of the first `size` entries, at least one."""
+        before, leaf = self._last_of(size)
+        return merkle.append(size - 1, before, leaf)
 
     def _subtree(self, first: int, end: int) -> bytes:
         """Return the hash of the entries `[first, end)`, which are a subtree of some tree."""
