@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import psutil
@@ -42,8 +43,12 @@ from custody.format.layout import Log
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, S3Options, Store
 from tasks.metrics.state import LogTotals, State
+from tasks.search.client import Search
+from tasks.search.indices import prepare, put_cursor
+from tasks.settings import SearchSettings
 from tests.helpers import aged
 from tests.helpers.aged import DAY, EACH, FIRST_OFFSET, AgedStore, Requests, Source
+from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.servers.s3 import SeaweedServer
 
@@ -110,19 +115,22 @@ class Command:
         arguments: those of the command line, with fields of `fields`; `connect` alone is a call from Python.
         codes: exit codes that show that it did its work.
         before: whether it runs once before it is measured, so that nothing is new.
+        needs: the server that it needs beside the archive.
     """
 
     title: str
     arguments: tuple[str, ...]
     codes: tuple[int, ...] = (0,)
     before: bool = False
+    needs: Literal["", "kafka", "search"] = ""
 
 
 COMMANDS = (
     # Nobody is alerted, and the audit is a day old: warnings.
     Command("status", ("status",), codes=(0, 1, 3)),
-    Command("drain, nothing new", ("drain", "--once"), before=True),
+    Command("drain, nothing new", ("drain", "--once"), before=True, needs="kafka"),
     Command("audit, nothing new", ("audit",), codes=(0, 3), before=True),
+    Command("index, nothing new", ("index",), before=True, needs="search"),
     Command("metrics", ("metrics",)),
     # S3's lifecycle cannot be asked for of a generated archive.
     Command("roll --dry-run", ("roll", "--dry-run"), codes=(0, 1)),
@@ -148,7 +156,15 @@ COMMANDS = (
 # --- a command, in a process of its own
 
 
-def measure(archive: Archive, command: Command, folder: Path, kafka: KafkaServer | None, limit: float) -> Figures:
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """What runs beside the archives; None if it is left out."""
+
+    kafka: KafkaServer | None
+    search: ElasticsearchServer | None
+
+
+def measure(archive: Archive, command: Command, folder: Path, servers: Servers, limit: float) -> Figures:
     """Run a command on an archive in a process of its own, and return what it took."""
     journal = folder / "journal"
     fields = _fields(archive, folder)
@@ -158,12 +174,14 @@ def measure(archive: Archive, command: Command, folder: Path, kafka: KafkaServer
         "AWS_EC2_METADATA_DISABLED": "true",
         "CUSTODY_ARCHIVE": archive.url,
         "CUSTODY_KEYS": archive.store.keys,
-        "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap if kafka else "127.0.0.1:1",
+        "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": servers.kafka.bootstrap if servers.kafka else "127.0.0.1:1",
         "CUSTODY_KAFKA__TOPICS": archive.store.spec.topic,
         "CUSTODY_AUDIT__REREAD_DAYS": str(REREAD_DAYS),
         "CUSTODY_METRICS__STATE": str(folder / "metrics.json"),
         **archive.environment,
     }
+    if command.needs == "search" and servers.search:
+        environment["CUSTODY_SEARCH__URL"] = servers.search.url
     call = [sys.executable, "-m", "tests.benchmarks.counted", str(journal), *arguments]
     for _ in range(1 + command.before):
         journal.unlink(missing_ok=True)
@@ -228,10 +246,9 @@ def build(folder: Path, ages: Sequence[int], kafka: KafkaServer | None, *, worke
     end = datetime.now(UTC).replace(second=0, microsecond=0)
 
     def make(days: int) -> AgedStore:
-        at = folder / f"{days}"
-        if not (at / "spec.json").exists():
+        at, source = folder / f"{days}", sources[days]
+        if not (at / "spec.json").exists() or AgedStore(at).spec.source != source:
             shutil.rmtree(at, ignore_errors=True)
-            source = sources[days]
             more = ["--cluster", source.cluster, "--topic-id", source.topic_id or "", "--end", end.isoformat()]
             call = [sys.executable, "-m", "tests.benchmarks.growth", "--make", str(at), "--ages", str(days), *more]
             subprocess.run(call, check=True)
@@ -301,14 +318,18 @@ def copy_to_s3(store: AgedStore, to: Store) -> None:
             pass
 
 
-def write_states(archive: Archive, folder: Path) -> None:
-    """Write the heads that a verifier saw a day ago, and what was counted for metrics until then."""
+def write_states(archive: Archive, folder: Path, elastic: ElasticsearchServer | None) -> None:
+    """Write the heads that a verifier saw a day ago, what was counted for metrics by then, and that all is indexed."""
     spec = archive.store.spec
     size = spec.statements - DAY
     head = archive.store.nodes(Log(spec.topic, 0)).head(size)
     totals = LogTotals(size, "", {"query_executed": size * EACH}, size, size, complete=True)
     counted = State(spec.archive, spec.begin.timestamp(), {archive.log: totals})
     (folder / "metrics.json").write_bytes(msgspec.json.encode(counted))
+    if elastic:
+        with contextlib.closing(Search(SearchSettings(url=elastic.url))) as search:
+            prepare(search)
+            put_cursor(search, spec.archive, Log(spec.topic, 0), spec.statements)
     pin = read_archive(archive.store).pin
     entry = {
         "archive": {"id": pin.id, "sha256": pin.sha256},
@@ -357,23 +378,21 @@ def _growth(before: Figures, after: Figures) -> str:
     return f"{requests:.2f}, {cpu:.2f}{mark}" if before.total else f"{cpu:.2f}{mark}"
 
 
-def run(
-    archives: Sequence[Archive], kafka: KafkaServer | None, titles: Sequence[str], limit: float
-) -> dict[str, list[Figures]]:
+def run(archives: Sequence[Archive], servers: Servers, titles: Sequence[str], limit: float) -> dict[str, list[Figures]]:
     """Run each command on each archive, and return the figures of each command."""
     rows: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory(prefix="custody-growth-") as name:
         folders = {archive.days: Path(name) / str(archive.days) for archive in archives}
         for archive in archives:
             folders[archive.days].mkdir()
-            write_states(archive, folders[archive.days])
+            write_states(archive, folders[archive.days], servers.search)
         for command in COMMANDS:
             if titles and not any(title in command.title for title in titles):
                 continue
-            if kafka is None and command.title.startswith("drain"):
+            if command.needs and getattr(servers, command.needs) is None:
                 continue
             rows[command.title] = [
-                measure(archive, command, folders[archive.days], kafka, limit) for archive in archives
+                measure(archive, command, folders[archive.days], servers, limit) for archive in archives
             ]
             print(f"{archives[0].kind}: {command.title}", file=sys.stderr, flush=True)
     return rows
@@ -395,6 +414,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="the longest time of a command")
     parser.add_argument("--keep", type=Path, help="a folder in which archives are kept, and found the next time")
     parser.add_argument("--no-kafka", action="store_true", help="without a broker, and so without the drain")
+    parser.add_argument("--no-search", action="store_true", help="without Elasticsearch, and so without the index")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cluster", default="", help=argparse.SUPPRESS)
     parser.add_argument("--topic-id", default="", help=argparse.SUPPRESS)
@@ -407,20 +427,22 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="custody-growth-") as name, contextlib.ExitStack() as stack:
         folder = options.keep or Path(name)
-        kafka = None
+        kafka = search = None
         if not options.no_kafka:
             kafka = KafkaServer(folder.absolute() / "kafka")
             kafka.start()
             stack.callback(kafka.kill)
-        _report(options, folder.absolute(), kafka, stack)
+        if not options.no_search:
+            search = stack.enter_context(ElasticsearchServer())
+        _report(options, folder.absolute(), Servers(kafka, search), stack)
 
 
-def _report(options: argparse.Namespace, folder: Path, kafka: KafkaServer | None, stack: contextlib.ExitStack) -> None:
+def _report(options: argparse.Namespace, folder: Path, servers: Servers, stack: contextlib.ExitStack) -> None:
     console = Console(width=200)
     console.print(f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
     began = time.perf_counter()
     ages = sorted({*options.ages, *options.folder, *options.s3})
-    stores = dict(zip(ages, build(folder, ages, kafka), strict=True))
+    stores = dict(zip(ages, build(folder, ages, servers.kafka), strict=True))
     console.print(f"made {', '.join(f'{days:,} days' for days in ages)} in {time.perf_counter() - began:.0f} s")
     of_kinds = {
         "folder": [],
@@ -445,7 +467,7 @@ def _report(options: argparse.Namespace, folder: Path, kafka: KafkaServer | None
     for kind, archives in of_kinds.items():
         if archives:
             days = [archive.days for archive in archives]
-            console.print(table_of(kind, days, run(archives, kafka, options.commands, options.seconds)))
+            console.print(table_of(kind, days, run(archives, servers, options.commands, options.seconds)))
     console.print(f"growth: requests and processor time, as times of the row before; ! above {_SLOWEST}")
     console.print(f"whole run: {time.perf_counter() - began:.0f} s")
 
