@@ -392,7 +392,8 @@ def run(archives: Sequence[Archive], servers: Servers, titles: Sequence[str], li
                 continue
             if command.needs and getattr(servers, command.needs) is None:
                 continue
-            rows[command.title] = figures = []
+            figures: list[Figures] = []
+            rows[command.title] = figures
             for archive in archives:
                 # What takes too long on an archive takes longer on an older one.
                 if not figures or figures[-1].seconds is not None:
