@@ -24,10 +24,11 @@ from custody.format.times import as_utc
 from custody.store.protocol import Tier
 from flows.parameters import Days, Logs, Text
 from flows.publish import HEARD, add_to_name, fail, finish, publish_table
+from flows.runners import run_parallel
 from flows.summaries import copy_summary, plan_summary
-from tasks.backfill.copy import Progress
+from tasks.backfill.copy import Progress, join, shares
 from tasks.backfill.plan import Kind, Plan, Request, check_request
-from tasks.backfill.task import ask_for_restores, choose, copy_events
+from tasks.backfill.task import ask_for_restores, choose, copy_events, copy_part
 from tasks.drain.signals import stop_on_signals
 from tasks.metrics.run import Run
 from tasks.settings import Settings
@@ -123,10 +124,10 @@ def _run(run: Run, request: Request, *, dry_run: bool) -> State[Any]:
 
 
 def _copy(plan: Plan) -> Progress:
-    """Copy the events, and update a progress artifact."""
+    """Copy the events, and update a progress artifact; of shares in parallel, at the end alone."""
     # In a synchronous flow Prefect runs these calls synchronously too.
     artifact: Any = create_progress_artifact(0.0, key="backfill-progress", description="started")
-    reported_at = time.monotonic()
+    begin = reported_at = time.monotonic()
 
     def report(progress: Progress) -> None:
         nonlocal reported_at
@@ -134,8 +135,14 @@ def _copy(plan: Plan) -> Progress:
             reported_at = time.monotonic()
             update_progress_artifact(artifact, 100 * progress.share, copy_summary(progress))
 
+    settings = Settings().backfill
+    parts = shares(plan, settings.workers)
     with stop_on_signals():
-        done = copy_events(plan, report)
+        if len(parts) > 1:
+            results = run_parallel(copy_part, [(part,) for part in parts], settings.task_runner, settings.workers)
+            done = join(plan, results, time.monotonic() - begin)
+        else:
+            done = copy_events(plan, report)
     update_progress_artifact(artifact, 100 * done.share, copy_summary(done))
     return done
 

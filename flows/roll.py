@@ -73,7 +73,7 @@ def _show_usage(usages: Sequence[Usage]) -> None:
     if small := sum(part.too_small for part in usages):
         description += (
             f" {counted(small, 'segment is', 'segments are')} too small to be cheaper in a colder class: raise"
-            " `drain.segment_bytes` or `drain.flush_seconds` to get larger segments."
+            " `drain.linger_seconds` to get larger segments (docs/sizing.md)."
         )
     shown = [field.name for field in fields(Usage) if costs or field.name != "cost_a_month"]
     publish_table("tiers", [{name: getattr(part, name) for name in shown} for part in usages], description)

@@ -3,8 +3,8 @@
 Rules, beside those of `custody.settings`:
 - Only `tasks` and `flows` read these settings. The library and an auditor's commands never do.
 - The value of a librdkafka property is hidden, unless its name is known to be harmless.
-- A property by which librdkafka runs or loads other programs is taken from a variable, and never from the file: who
-  stands in a folder of others must not run theirs.
+- What runs or loads other programs (properties of librdkafka, a task runner by its class) is taken from a variable, and
+  never from the file: who stands in a folder of others must not run theirs.
 """
 
 import re
@@ -20,6 +20,7 @@ from custody.errors import ConfigurationError
 from custody.format import limits
 from custody.settings import FilePath, Location, shown_name, web_url
 from custody.store.protocol import is_loopback, is_plain
+from tasks.spread import BackfillSettings, DaskSettings, TaskRunner
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -173,8 +174,8 @@ _SCHEME = "[a-z]{2,12}://"
 _FALSE = {"false", "f", "0", "n", "no"}
 """How librdkafka lets one write it."""
 
-TaskRunner = Literal["threads", "processes", "dask", "ray"]
-"""What a flow runs its tasks on."""
+Compression = Literal["auto", "fast", "dense"]
+"""When the drain takes more time for fewer bytes."""
 Size = Annotated[int, BeforeValidator(_size)]
 _MOST_WORKERS = 1024
 DAYS = limits.RETENTION_DAYS
@@ -231,12 +232,21 @@ class DrainSettings(BaseModel):
     flush_seconds: Seconds = Field(
         default=15, description="A segment ends at the latest this long after its first record was read"
     )
+    linger_seconds: float = Field(
+        default=0,
+        ge=0,
+        le=86_400,
+        description="A segment that is not full waits in Kafka until the log's last statement is this old",
+    )
     seconds: Seconds = Field(default=45, description="Longest time of a run, counted from the flow's start")
     hanging_seconds: Seconds = Field(default=900, description="A transaction that is open longer than this is reported")
     headroom_seconds: Seconds = Field(
         default=21_600, description="A run fails if Kafka's retention deletes unread records within this time"
     )
-    level: int = Field(default=1, ge=0, le=3, description="gzip level of isal")
+    compression: Compression = Field(
+        default="auto", description="gzip of a batch: dense once its log has caught up, and fast before; or always one"
+    )
+    level: int = Field(default=1, ge=0, le=3, description="gzip level of isal, for fast batches")
     event_leaves: bool = Field(
         default=False,
         description="Commit to each event of a batch, so that evidence of one shows no other; costs a quarter more CPU",
@@ -330,6 +340,8 @@ class SearchSettings(BaseModel):
     behind_seconds: Seconds = Field(
         default=900, description="An index that is further behind the archive than this is reported"
     )
+    workers: int = Field(default=1, ge=1, le=1024, description="Shares of the logs that the flow indexes in parallel")
+    task_runner: TaskRunner = Field(default="threads", description="Where the flow runs these shares")
 
 
 class AlertSettings(BaseModel):
@@ -348,7 +360,8 @@ class HealthSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     lag_seconds: Seconds = Field(
-        default=900, description="A log whose records wait longer than this for the archive has failed"
+        default=900,
+        description="A log whose records wait longer than this, and drain.linger_seconds, for the archive has failed",
     )
     audit_seconds: Seconds = Field(default=93_600, description="Audits that are further apart than this are reported")
 
@@ -390,6 +403,8 @@ class Settings(auditors.Settings):
     kafka: KafkaSettings = Field(default=KafkaSettings(), description="Where events come from")
     drain: DrainSettings = Field(default=DrainSettings(), description="How a run of the drain works")
     audit: AuditSettings = Field(default=AuditSettings(), description="How the nightly audit works")
+    backfill: BackfillSettings = Field(default=BackfillSettings(), description="How a backfill is spread")
+    dask: DaskSettings = Field(default=DaskSettings(), description="The cluster of flows that run on Dask")
     sources: SourceSettings = Field(default=SourceSettings(), description="Whose events may not be missing")
     search: SearchSettings = Field(default=SearchSettings(), description="Where archived events are searched")
     alert: AlertSettings = Field(default=AlertSettings(), description="Who is alerted when something is wrong")
@@ -398,7 +413,15 @@ class Settings(auditors.Settings):
 
     @classmethod
     def check_file(cls, values: Mapping[str, Any]) -> None:
-        """Raise an error for a property that runs code."""
+        """Raise an error for a setting that runs code."""
+        for name, section in values.items():
+            runner = section.get("task_runner") if isinstance(section, dict) else None
+            if isinstance(runner, str) and ":" in runner:
+                shown = shown_name(name)
+                raise ConfigurationError(
+                    f"{shown}.task_runner is a class, whose module runs as a program, so a file may not name it: set"
+                    f" CUSTODY_{shown.upper()}__TASK_RUNNER instead"
+                )
         kafka = values.get("kafka")
         client = kafka.get("client") if isinstance(kafka, dict) else None
         for name, _ in _flatten(client) if isinstance(client, dict) else ():
@@ -415,7 +438,8 @@ class Settings(auditors.Settings):
         tls = [Path(value) for name, value in properties if name.endswith(".location") and value != "probe"]
         # Audits would report these two as foreign.
         written = [self.metrics.file, self.metrics.state] if self.metrics.is_on else []
-        return [*super().trusted_files(), self.search.ca_certs, *tls, *written]
+        cluster = [self.dask.ca_certs, self.dask.certificate, self.dask.key_file]
+        return [*super().trusted_files(), self.search.ca_certs, *tls, *written, *cluster]
 
     def insecure(self) -> list[str]:
         """Return which connections others on the network can read or change."""
@@ -428,6 +452,12 @@ class Settings(auditors.Settings):
             headers = ", and read its headers" if self.metrics.otlp_headers else ""
             risks.append(
                 f"metrics.otlp_endpoint is http://: others on the network can read or change metrics{headers}; use https://"
+            )
+        scheduler = self.dask.address
+        if scheduler and scheduler.startswith("tcp://") and not all(map(is_loopback, _hosts(scheduler))):
+            risks.append(
+                "dask.address is tcp://: others on the network can run programs on its workers, which have the keys;"
+                " use tls://"
             )
         kafka = self.kafka.librdkafka()
         if all(map(is_loopback, _hosts(self.kafka.bootstrap_servers))):

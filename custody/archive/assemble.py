@@ -112,7 +112,12 @@ class RecordApart(msgspec.Struct, array_like=True, tag=True, frozen=True):
 
 
 class Assembler:
-    """Collects what one log received since the last cut."""
+    """Collects what one log received since the last cut.
+
+    Attributes:
+        position: the first offset that is not accounted for.
+        dense: whether batches take more time for fewer bytes from now on. The open batch is compressed as it ends.
+    """
 
     def __init__(
         self,
@@ -121,6 +126,7 @@ class Assembler:
         batch_events: int,
         segment_bytes: int,
         level: int,
+        dense: bool = False,
         number: Callable[[], int] = lambda: 0,
         leaves: LeafMaker | None = None,
         own_types: bool = True,
@@ -132,6 +138,7 @@ class Assembler:
             batch_events: events in a batch.
             segment_bytes: bytes of JSONL after which `full` asks for a cut.
             level: isal's compression level.
+            dense: begin with dense batches, which have no level.
             number: returns the number of the first batch (`LogWriter.next_batch`), which may cost reads of the archive.
                 It is called once: when the first batch is closed, or with `leaves` when it begins. Later batches are
                 numbered from there. The default is right for a log without batches.
@@ -142,6 +149,7 @@ class Assembler:
         self._batch_events = batch_events
         self._segment_bytes = segment_bytes
         self._level = level
+        self.dense = dense
         self._first_number = number
         self._number: int | None = None
         self._leaves = leaves
@@ -184,7 +192,12 @@ class Assembler:
     @property
     def has_records(self) -> bool:
         """Whether there are records, lost or unreadable offsets, which should be written before the run ends."""
-        return self._first_record is not None or self._lost is not None or bool(self._unreadable)
+        return self._first_record is not None or self.has_gaps
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether there are lost or unreadable offsets, which Kafka may not show again."""
+        return self._lost is not None or bool(self._unreadable)
 
     @property
     def held_bytes(self) -> int:
@@ -252,7 +265,8 @@ class Assembler:
     def cut(self) -> Entry:
         """Close the open batch, and return the entry from the last cut to `position`."""
         self._close_batch()
-        quarantine = members.pack(b"".join(self._quarantine), self._level) if self._quarantine else None
+        lines = b"".join(self._quarantine)
+        quarantine = members.pack(lines, self._level, dense=self.dense) if lines else None
         # Compared with None, because a message without a value is false.
         first = self._first_record
         kind, stamp = first.timestamp() if first is not None else (TIME_NOT_AVAILABLE, -1)
@@ -353,7 +367,7 @@ class Assembler:
         if not self._open_events:
             return
         whole = self._open[0] if len(self._open) == 1 else join(self._open)
-        member = members.pack(whole.payload, self._level)
+        member = members.pack(whole.payload, self._level, dense=self.dense)
         number = self._next_number()
         self._number = number + 1
         self._members.append(member.data)

@@ -17,7 +17,7 @@ wrong is found by the audits that read the same statements again.
 import gzip
 import zlib
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -105,6 +105,13 @@ class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
             return True
         return self.event_times is not None and _overlaps(self.event_times, since, until, EVENT_SLACK)
 
+    def all_sealed_within(self, since: datetime | None, until: datetime | None) -> bool:
+        """Return whether it is known that all statements were sealed from `since` on and before `until`."""
+        if self.sealed is None:
+            return False
+        low, high = self.sealed
+        return (since is None or low >= microseconds_of(since)) and (until is None or high < microseconds_of(until))
+
 
 def _overlaps(bounds: Bounds, since: datetime | None, until: datetime | None, slack: int) -> bool:
     low, high = bounds[0] - slack, bounds[1] + slack
@@ -180,11 +187,13 @@ class TimeIndex:
         parts: its objects, the oldest first.
         problems: why some of it could not be read; what it covered is read statement by statement.
         audit: the audit that refers to it; None if there is none.
+        missing: the problems of objects that are not there, as in a copy of an archive without its `reports/`.
     """
 
     parts: tuple[Part, ...] = ()
     problems: tuple[str, ...] = ()
     audit: int | None = None
+    missing: frozenset[str] = frozenset()
 
     @cached_property
     def logs(self) -> dict[str, tuple[Span, ...]]:
@@ -206,6 +215,13 @@ class TimeIndex:
 
     def gaps(self, log: Log, first: int, end: int) -> Iterator[range]:
         """Yield the slots in `[first, end)` of a log that are in no span, in order."""
+        return self.slots(log, first, end, lambda _: False)
+
+    def slots(self, log: Log, first: int, end: int, wanted: Callable[[Span], bool]) -> Iterator[range]:
+        """Yield the slots in `[first, end)` of a log that are in a wanted span or in none, in order.
+
+        Slots of a span, and those between two spans, are ranges of their own.
+        """
         for span in self.of(log):
             if span.end <= first:
                 continue
@@ -213,7 +229,11 @@ class TimeIndex:
                 break
             if first < span.first:
                 yield range(first, span.first)
-            first = span.end
+                first = span.first
+            stop = min(span.end, end)
+            if wanted(span):
+                yield range(first, stop)
+            first = stop
         if first < end:
             yield range(first, end)
 
@@ -257,14 +277,16 @@ def read(store: Store, audit: Audit) -> TimeIndex:
     """
     parts: list[Part] = []
     problems: list[str] = []
+    missing: set[str] = set()
     for ref in stated(store, audit):
         try:
             spans = _read_part(store, audit, ref)
         except (FormatError, ObjectMissing, ObjectArchived) as error:
             problems.append(f"a part of the index of audit {audit.sequence} is not used: {ref.key}: {error}")
+            missing |= {problems[-1]} if isinstance(error, ObjectMissing) else set()
         else:
             parts.append(Part(ref, tuple(spans)))
-    return TimeIndex(tuple(parts), tuple(problems), audit.sequence)
+    return TimeIndex(tuple(parts), tuple(problems), audit.sequence, frozenset(missing))
 
 
 def find(store: Store, archive: str | None, trust: Trust) -> TimeIndex:
@@ -377,7 +399,7 @@ def extend(archive: str, audit: int, known: TimeIndex, new: Iterable[Span]) -> t
         ref = ObjectRef(f"{FOLDER}{audit:012}-{digest[:16]}.jsonl.gz", len(data), digest)
         parts.append(Part(ref, tuple(sorted(spans, key=_order))))
         made[ref.key] = data
-    return TimeIndex(tuple(parts), known.problems, audit), made
+    return TimeIndex(tuple(parts), audit=audit), made
 
 
 def without(known: TimeIndex, spans: Collection[tuple[str, int]]) -> tuple[TimeIndex, list[Span]]:
@@ -395,7 +417,7 @@ def without(known: TimeIndex, spans: Collection[tuple[str, int]]) -> tuple[TimeI
             kept.append(part)
         else:
             freed += left
-    return TimeIndex(tuple(kept), known.problems, known.audit), freed
+    return TimeIndex(tuple(kept), audit=known.audit), freed
 
 
 def _order(span: Span) -> tuple[str, int]:

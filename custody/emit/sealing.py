@@ -47,7 +47,7 @@ NAME_BYTES = 170
 RENEW_SECONDS = 300.0
 """How long a store and keys stay open."""
 BATCH_EVENTS, LEVEL = 1_000, 1
-"""As in a drain."""
+"""As in a drain. Batches are dense: a process that emits has nothing to catch up with."""
 ENDED_LOGS = 20
 """Logs of ended processes that are looked at: older ones were looked at by other processes."""
 _RETRY_SECONDS = 60.0
@@ -190,6 +190,7 @@ class Sealer:
             batch_events=BATCH_EVENTS,
             segment_bytes=limits.SEGMENT_BYTES,
             level=LEVEL,
+            dense=True,
             number=writer.next_batch,
             leaves=LeafMaker(secret, opened.archive.id, str(writer.log)) if self._event_leaves and secret else None,
             own_types=self._settings.events.own_types,

@@ -1,13 +1,20 @@
 """Gzip members: batches to members and back, with every bound checked (FORMAT.md, Segment; RFC 1952).
 
-Members are made by isal, several times faster than zlib at the same ratio. Its output depends on the processor, so two
-machines may store the same events in other bytes: what is compared across machines is what a member inflates to.
+There are two ways to make one, and a reader cannot tell which was taken:
+
+- fast: by isal, several times faster than zlib at about the same ratio
+- dense: by libdeflate, a sixth smaller at four to five times the time of isal; by zlib where libdeflate is missing
+
+The output of isal depends on the processor, so two machines may store the same events in other bytes: what is compared
+across machines is what a member inflates to.
 """
 
 import os
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from queue import SimpleQueue
 from typing import Any
@@ -19,6 +26,8 @@ from custody.format import limits
 from custody.format.manifest import Batch
 
 DEFAULT_LEVEL = 1
+_DENSE_LEVEL = 6
+"""Of libdeflate, and of zlib in its place. Level 8 of libdeflate saves 4 % more in two and a half times the time."""
 HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
 """How each member begins: deflate, no flags (so no file name), mtime 0."""
 
@@ -39,18 +48,42 @@ class Member:
     sha256: str
 
 
-def pack(payload: bytes, level: int = DEFAULT_LEVEL) -> Member:
+def pack(payload: bytes, level: int = DEFAULT_LEVEL, *, dense: bool = False) -> Member:
     """Compress one batch's lines into a gzip member with mtime 0 and no file name.
 
     Args:
         payload: the lines, each with its newline.
         level: isal's, 0 (fastest) to 3 (smallest).
+        dense: take more time for fewer bytes, and no level of isal.
     """
     if len(payload) < _WORTH_A_THREAD:
-        return Member(igzip.compress(payload, level, mtime=0), len(payload), sha256(payload).hexdigest())
+        return Member(_compress(payload, level, dense), len(payload), sha256(payload).hexdigest())
     digest = _submit(payload)
-    data = igzip.compress(payload, level, mtime=0)
+    data = _compress(payload, level, dense)
     return Member(data, len(payload), digest.get())
+
+
+def has_libdeflate() -> bool:
+    """Return whether dense members are made by libdeflate, and not by zlib."""
+    return _libdeflate() is not None
+
+
+def _compress(payload: bytes, level: int, dense: bool) -> bytes:
+    if not dense:
+        data: bytes = igzip.compress(payload, level, mtime=0)
+        return data
+    libdeflate = _libdeflate()
+    return bytes(libdeflate(payload, _DENSE_LEVEL)) if libdeflate else zlib.compress(payload, _DENSE_LEVEL, wbits=31)
+
+
+@cache
+def _libdeflate() -> Callable[[bytes, int], bytearray] | None:
+    """Return libdeflate's compressor, if it is installed (extra `dense`). Who verifies needs none, and loads none."""
+    try:
+        from deflate import gzip_compress
+    except ImportError:
+        return None
+    return gzip_compress
 
 
 def inflate(member: bytes, stated: int) -> bytes:

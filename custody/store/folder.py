@@ -228,7 +228,9 @@ class FolderStore:
                     objects.append(ObjectInfo(prefix + _text(entry.name), size))
         return sorted(folders), objects
 
-    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", *, after: str = "", through: str = "", without: Collection[str] = ()
+    ) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
         top, slash, _ = prefix.rpartition("/")
         folders = [top + slash]
@@ -241,13 +243,14 @@ class FolderStore:
                     continue
                 try:
                     if entry.is_file(follow_symlinks=False):
-                        if key > after:
+                        if key > after and (not through or key <= through):
                             yield ObjectInfo(key, entry.stat(follow_symlinks=False).st_size)
                     elif entry.is_dir(follow_symlinks=False):
                         # A folder's keys all begin with its name and a slash. If that sorts before `after` and is not
                         # the beginning of `after`, all of them sort before it.
                         inside = key + "/"
-                        if (inside > after or after.startswith(inside)) and inside not in without:
+                        starts = inside > after or after.startswith(inside)
+                        if starts and (not through or inside <= through) and inside not in without:
                             folders.append(folder + entry.name + "/")
                 except FileNotFoundError:
                     continue

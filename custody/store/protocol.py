@@ -208,11 +208,14 @@ class Store(Protocol):
             FormatError: the prefix is neither empty nor ends in `/`.
         """
 
-    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", *, after: str = "", through: str = "", without: Collection[str] = ()
+    ) -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with `prefix` and is greater than `after`, each once, in any order.
 
-        `without` has folders directly under the root, each with its slash, whose objects are left out. Keys compare by
-        their bytes. Objects that are created or deleted meanwhile may be missing.
+        With `through`, keys greater than that are left out, and a bucket is not listed further. `without` has folders
+        directly under the root, each with its slash, whose objects are left out. Keys compare by their bytes. Objects
+        that are created or deleted meanwhile may be missing.
         """
 
     def status(self, key: str) -> ObjectStatus:
@@ -252,8 +255,8 @@ def host_ahead(store: Store) -> timedelta | None:
 class Versions(Protocol):
     """Keeps objects that were overwritten or deleted."""
 
-    def history(self, prefix: str = "") -> Iterator[Version]:
-        """Yield all versions and delete markers of keys that have more than one plain object."""
+    def history(self, prefix: str = "", *, after: str = "", through: str = "") -> Iterator[Version]:
+        """Yield all versions and delete markers of keys that have more than one plain object; keys as in `list`."""
 
     def has_history(self, key: str) -> bool:
         """Return whether there is a version or a delete marker of the key, besides an object without versions."""
@@ -334,6 +337,14 @@ def check_key(key: str) -> None:
         raise FormatError(
             f"{legible(key)!r} is not an object's key: no name in it may be empty, '.' or '..', or begin with {STAGING}"
         )
+
+
+def is_beyond(key: str, through: str) -> bool:
+    """Return whether a listing that has come to a key has passed all keys up to `through`, in bytes or path order.
+
+    A server may sort keys by their bytes, or folder by folder: then "a/b" comes before "a-b".
+    """
+    return key > through and key.split("/") > through.split("/")
 
 
 def check_prefix(prefix: str) -> None:

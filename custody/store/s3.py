@@ -33,6 +33,7 @@ from custody.store.protocol import (
     check_folder,
     check_key,
     check_prefix,
+    is_beyond,
     occupied,
     too_large,
 )
@@ -240,25 +241,35 @@ class S3Store:
                     objects[key] = ObjectInfo(key, version.size)
         return sorted(folders), list(objects.values())
 
-    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", *, after: str = "", through: str = "", without: Collection[str] = ()
+    ) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
         if after > prefix and not after.startswith(prefix):
             return
         start = _safe_start(prefix, after)
+
+        def wanted(key: str) -> bool:
+            within = key > after and key.startswith(prefix) and (not through or key <= through)
+            return within and key[: key.find("/") + 1] not in without
+
         recent: set[str] = set()
         more = {"StartAfter": self._bucket.absolute(start)} if start > prefix else {}
         for page in self._pages(prefix, **more):
             # A server may repeat keys at the beginning of the next page.
             seen, recent = recent, set()
+            key = ""
             for item in page.get("Contents", ()):
                 key = item["Key"][len(self._bucket.absolute("")) :]
-                if key in self._chosen or key[: key.find("/") + 1] in without:
+                if key in self._chosen or not wanted(key):
                     continue
-                if key > after and key.startswith(prefix) and key not in seen and key not in recent:
+                if key not in seen and key not in recent:
                     recent.add(key)
                     yield ObjectInfo(key, item["Size"], item.get("StorageClass", "STANDARD"))
+            if through and is_beyond(key, through):
+                break
         for key, version in self._chosen.items():
-            if key > after and key.startswith(prefix) and key[: key.find("/") + 1] not in without:
+            if wanted(key):
                 yield ObjectInfo(key, version.size)
 
     def _version(self, key: str) -> dict[str, Any]:
@@ -336,13 +347,14 @@ class S3Versions:
         # A present object without a version id is not history.
         return any(version.marker or version.id != "null" or not version.latest for version in self.of(key))
 
-    def history(self, prefix: str = "") -> Iterator[Version]:
-        """Yield all versions and delete markers of keys that have more than one plain object."""
+    def history(self, prefix: str = "", *, after: str = "", through: str = "") -> Iterator[Version]:
+        """Yield all versions and delete markers of keys that have more than one plain object; keys as in `list`."""
         check_prefix(prefix)
         pending: dict[str, list[Version]] = {}
-        for versions, last_key in self._pages(prefix):
+        for versions, last_key in self._pages(prefix, after, through):
             for version in versions:
-                pending.setdefault(version.key, []).append(version)
+                if version.key > after and (not through or version.key <= through):
+                    pending.setdefault(version.key, []).append(version)
             # The last key of a page may go on in the next.
             for key, of_key in pending.items():
                 if key != last_key and (len(of_key) > 1 or of_key[0].marker):
@@ -354,15 +366,20 @@ class S3Versions:
         check_key(key)
         return (version for versions, _ in self._pages(key) for version in versions if version.key == key)
 
-    def _pages(self, prefix: str) -> Iterator[tuple[list[Version], str]]:
-        """Yield the versions and delete markers of each page, with the key that may go on in the next page."""
+    def _pages(self, prefix: str, after: str = "", through: str = "") -> Iterator[tuple[list[Version], str]]:
+        """Yield the versions and delete markers of each page, with the key that may go on in the next page.
+
+        Some keys up to `after`, and beyond `through`, are among them.
+        """
+        start = _safe_start(prefix, after)
+        more = {"KeyMarker": self._bucket.absolute(start)} if start > prefix else {}
         skip = len(self._bucket.absolute(""))
         call, markers = (
             self._bucket.reader.list_object_versions,
             {"NextKeyMarker": "KeyMarker", "NextVersionIdMarker": "VersionIdMarker"},
         )
         try:
-            for page in self._bucket.pages(call, "list versions of", prefix, markers):
+            for page in self._bucket.pages(call, "list versions of", prefix, markers, **more):
                 entries = [(entry, False) for entry in page.get("Versions", ())]
                 entries += [(entry, True) for entry in page.get("DeleteMarkers", ())]
                 versions = [
@@ -376,7 +393,11 @@ class S3Versions:
                     )
                     for entry, marker in entries
                 ]
-                yield versions, page.get("NextKeyMarker", "")[skip:] if page.get("IsTruncated") else ""
+                following = page.get("NextKeyMarker", "")[skip:] if page.get("IsTruncated") else ""
+                if through and following and is_beyond(following, through):
+                    yield versions, ""
+                    return
+                yield versions, following
         except CallUnknown:
             return
 

@@ -112,7 +112,7 @@ class Bucket:
         more: dict[str, Any] = {}
         while True:
             with self.errors(doing, where):
-                page = call(**self.owned(), **arguments, **more, Prefix=self.absolute(prefix))
+                page = call(**self.owned(), **{**arguments, **more}, Prefix=self.absolute(prefix))
             yield page
             following = {argument: page[field] for field, argument in markers.items() if page.get(field)}
             if not page.get("IsTruncated") or not following:

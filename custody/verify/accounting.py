@@ -105,8 +105,9 @@ class LogAccount:
     now: datetime
     findings: Findings
     known: Sequence[KnownHead] = ()
-    earlier: Sequence["LogAccount"] = ()
-    """The accounts of the partition's earlier epochs that have statements, the newest first."""
+    earlier: Sequence["LogAccount"] | None = ()
+    """The accounts of the partition's earlier epochs that have statements, the newest first; None if they are not
+    verified."""
     promises: Promises = field(default_factory=Promises)
     begin: int = 0
     """The first sequence to check. Earlier ones were verified at another time."""
@@ -223,7 +224,7 @@ class LogAccount:
         self.archive = self.archive or statement.archive
         self.identity = self.identity or statement.log
         sealed_at = parse_time(statement.sealed_at)
-        if not sequence or statement.previous_epoch is not None:
+        if self.earlier is not None and (not sequence or statement.previous_epoch is not None):
             self._take(_epoch_faults(statement, self.log, self.earlier), sequence)
         self._take(self.clock.step(statement, sealed_at), sequence)
         self._join(statement, sealed_at, lost=lost)

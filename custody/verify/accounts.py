@@ -8,7 +8,7 @@ from custody.archive.reader import Holds, read_manifest
 from custody.archive.trusted import Judge
 from custody.errors import CustodyError
 from custody.format import layout
-from custody.format.manifest import Manifest, Statement
+from custody.format.manifest import Manifest, Range, Statement
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog.head import Head
@@ -34,6 +34,10 @@ class Accounts:
     def of(self, log: layout.Log | str) -> Sequence[LogAccount]:
         """Return a log's accounts, none if it was not verified."""
         return self.by_log.get(str(log), ())
+
+    def granted(self, log: layout.Log) -> list[Range]:
+        """Return the ranges of a log's sequences whose objects may have been deleted."""
+        return [granted for account in self.of(log) for granted in account.granted]
 
     def of_work(self, work: Work) -> LogAccount:
         """Return the account that a statement's objects belong to."""

@@ -10,7 +10,7 @@ from custody.archive.search import first_sequence
 from custody.errors import CustodyError, StoreError
 from custody.findings import Finding, Findings, finding
 from custody.format import layout
-from custody.format.manifest import Statement
+from custody.format.manifest import Range, Statement
 from custody.format.times import parse_time, shift
 from custody.verify.accounting import Expiry, LogAccount
 from custody.verify.accounts import Accounts, Logs
@@ -158,7 +158,7 @@ def _counts(work: Work, key: str) -> tuple[int, int]:
 
 def report_history(
     history: Sequence[tuple[str, Finding]],
-    accounts: Accounts,
+    granted: Callable[[layout.Log], Sequence[Range]],
     logs: Logs,
     findings: Findings,
     left_out: Callable[[layout.Log], bool],
@@ -167,7 +167,7 @@ def report_history(
 
     Args:
         history: keys, each with the finding about it.
-        accounts: the verified logs.
+        granted: returns the ranges of a log's sequences whose objects may have been deleted.
         logs: reads statements again.
         findings: gets the findings.
         left_out: returns whether a log is not in the part that was asked for.
@@ -181,15 +181,15 @@ def report_history(
             findings.add(change)
             continue
         if parsed.log not in gone:
-            gone[parsed.log] = _expired_offsets(parsed.log, accounts, logs)
+            gone[parsed.log] = _expired_offsets(parsed.log, granted(parsed.log), logs)
         if not any(first <= parsed.first and parsed.last < end for first, end in gone[parsed.log]):
             findings.add(change)
 
 
-def _expired_offsets(log: layout.Log, accounts: Accounts, logs: Logs) -> list[tuple[int, int]]:
+def _expired_offsets(log: layout.Log, granted: Sequence[Range], logs: Logs) -> list[tuple[int, int]]:
     """Return the ranges of offsets whose objects may have been deleted."""
     ranges = []
-    for first, end in (granted for account in accounts.of(log) for granted in account.granted):
+    for first, end in granted:
         begin, last = logs.statement(log, first), logs.statement(log, end - 1)
         if begin and last:
             ranges.append((begin.first_offset, last.next_offset))

@@ -19,6 +19,7 @@ from custody.errors import CustodyError
 from custody.findings import FOREIGN_LIMIT, Findings, finding, loss_digest
 from custody.format import layout
 from custody.store.protocol import ObjectInfo, Store, is_local
+from custody.verify.scope import KeyRange, Scope
 
 _PAGE = 512
 """Sequences in a page of the bitmap."""
@@ -32,14 +33,15 @@ _SPARSE_LIMIT = 10_000
 _LISTERS = 8
 # How many levels of folders each part has that are listed one by one: events/YYYY/MM, manifests/<log>/<partition>.
 _DEPTHS = {"events": 3, "quarantine": 3, "manifests": 3, "checkpoints": 3}
+_FRAME = frozenset({*layout.RECORDS, layout.MANIFESTS, layout.CHECKPOINTS, layout.AUDITS, *layout.REBUILDABLE})
 _STATEMENTS = (layout.MANIFESTS, layout.CHECKPOINTS, layout.AUDITS)
-_NO_NAMES = frozenset({"", ".", ".."})
+NO_NAMES = frozenset({"", ".", ".."})
 _BUCKETS = 64
 _BUCKET_BYTES = 131_072
 """What is more in a bucket goes to a file: that is with more than a million objects."""
 _DIGEST_BYTES = 8
 
-_Failed = Callable[[str, CustodyError], None]
+Failed = Callable[[str, CustodyError], None]
 """Called for each folder that cannot be listed, with the error. The others are still listed."""
 
 
@@ -164,33 +166,73 @@ class Listing:
         return (log for log, sizes in self.checkpoints.items() if sizes.next(0) is not None)
 
 
-def _list_statements(store: Store, failed: _Failed) -> Iterator[ObjectInfo]:
+def _list_statements(store: Store, failed: Failed) -> Iterator[ObjectInfo]:
     """Yield the objects of an archive that are statements: manifests, checkpoints and audits."""
     if is_local(store):
         for folder in _STATEMENTS:
             yield from _list_folder(store, folder, failed)
     else:
-        yield from _list_parts(
-            store, (part for folder in _STATEMENTS for part in _parts(store, folder, failed)), failed
-        )
+        yield from list_parts(store, (part for folder in _STATEMENTS for part in _parts(store, folder, failed)), failed)
 
 
-def _list_others(store: Store, failed: _Failed) -> Iterator[ObjectInfo]:
+def _list_others(store: Store, failed: Failed) -> Iterator[ObjectInfo]:
     """Yield all other objects of an archive, above all segments."""
     if is_local(store):
         yield from _list_folder(store, "", failed, without=_STATEMENTS)
     else:
-        yield from _list_parts(store, _parts(store, "", failed), failed)
+        yield from list_parts(store, _parts(store, "", failed), failed)
 
 
-def _list_folder(store: Store, folder: str, failed: _Failed, without: Collection[str] = ()) -> Iterator[ObjectInfo]:
+def _list_folder(store: Store, folder: str, failed: Failed, without: Collection[str] = ()) -> Iterator[ObjectInfo]:
     try:
         yield from store.list(folder, without=without)
     except CustodyError as error:
         failed(folder, error)
 
 
-def _list_parts(store: Store, parts: Iterator[str | Sequence[ObjectInfo]], failed: _Failed) -> Iterator[ObjectInfo]:
+def list_range(store: Store, keys: KeyRange, failed: Failed) -> Iterator[ObjectInfo]:
+    """Yield the objects of a range of keys."""
+    try:
+        yield from store.list(keys.prefix, after=keys.after, through=keys.through)
+    except CustodyError as error:
+        failed(keys.prefix, error)
+
+
+def _list_nothing(store: Store, failed: Failed) -> Iterator[ObjectInfo]:
+    del store, failed
+    return iter(())
+
+
+def _list_frame(store: Store, failed: Failed) -> Iterator[ObjectInfo]:
+    """Yield the objects above the folders of records, logs and audits, and all objects of folders beside them."""
+    for folder, inside in (("", _FRAME), (layout.MANIFESTS, None), (layout.CHECKPOINTS, None)):
+        yield from _list_beside(store, folder, inside, failed)
+
+
+def _list_beside(store: Store, folder: str, inside: Collection[str] | None, failed: Failed) -> Iterator[ObjectInfo]:
+    """Yield the objects in a folder, but for those of some folders in it: by default, of those of logs."""
+    try:
+        folders, objects = store.level(folder)
+        yield from objects
+        for name in folders:
+            if name in NO_NAMES:
+                # No prefix selects only what is in such a folder.
+                odd = (info for info in store.list(folder) if not NO_NAMES.isdisjoint(info.key.split("/")))
+                yield from odd
+            elif inside is not None:
+                if f"{name}/" not in inside:
+                    yield from store.list(f"{folder}{name}/")
+            else:
+                partitions, objects = store.level(f"{folder}{name}/")
+                yield from objects
+                for partition in partitions:
+                    if layout.parse_log_text(f"{name}/{partition}") is None:
+                        yield from store.list(f"{folder}{name}/{partition}/")
+    except CustodyError as error:
+        failed(folder, error)
+
+
+def list_parts(store: Store, parts: Iterator[str | Sequence[ObjectInfo]], failed: Failed) -> Iterator[ObjectInfo]:
     """Yield the objects of several parts, listed in parallel."""
     with ThreadPoolExecutor(_LISTERS) as threads:
         ahead: deque[tuple[str, Future[list[ObjectInfo]]]] = deque()
@@ -209,7 +251,7 @@ def _list_parts(store: Store, parts: Iterator[str | Sequence[ObjectInfo]], faile
                 failed(prefix, error)
 
 
-def _parts(store: Store, folder: str, failed: _Failed) -> Iterator[str | Sequence[ObjectInfo]]:
+def _parts(store: Store, folder: str, failed: Failed) -> Iterator[str | Sequence[ObjectInfo]]:
     """Yield folders of at most a month or a log, and the objects directly in the folders above these.
 
     The parts with statements are left out.
@@ -222,7 +264,7 @@ def _parts(store: Store, folder: str, failed: _Failed) -> Iterator[str | Sequenc
     except CustodyError as error:
         failed(folder, error)
         return
-    if not _NO_NAMES.isdisjoint(folders):
+    if not NO_NAMES.isdisjoint(folders):
         # A bucket can have keys that our stores cannot read, and no prefix selects only these.
         yield folder
         return
@@ -325,23 +367,42 @@ class Listed:
     complete: bool = True
     findings: Findings = field(default_factory=Findings)
 
+    def failed(self, prefix: str, error: CustodyError) -> None:
+        """Note that a folder cannot be listed."""
+        self.complete = False
+        message = f"the archive cannot be listed: {error}"
+        self.findings.add(finding("unreadable", message, key=prefix), group="listing")
+
+    def foreign(self, info: ObjectInfo) -> None:
+        """Note an object whose key no object of an archive can have."""
+        message, digest = "no object of an archive has such a key", loss_digest(info.key, info.size)
+        group = "more" if len(self.findings.kept) >= FOREIGN_LIMIT else None
+        self.findings.add(finding("foreign", message, key=info.key, sha256=digest), group=group)
+
+    def report(self, findings: Findings) -> None:
+        """Report the findings."""
+        for kept in self.findings.kept:
+            # Folders that cannot be listed are one finding.
+            findings.add(kept, group="listing" if kept.finding == "unreadable" else None)
+        findings.dropped.update(self.findings.dropped)
+
 
 class Lister:
     """Lists statements, and all else in a thread: the chain does not need that, and listing it can take long."""
 
-    def __init__(self, store: Store, listing: Listing, names: Names, *, active: bool) -> None:
+    def __init__(self, store: Store, listing: Listing, names: Names, scope: Scope) -> None:
         """Begin.
 
         Args:
             store: the archive.
             listing: gets the listed objects.
             names: gets their names.
-            active: whether to list anything.
+            scope: what is listed.
         """
         self._store = store
         self._listing = listing
         self._names = names
-        self._active = active
+        self._scope = scope
         self._over = threading.Event()
         self._thread = ThreadPoolExecutor(1)
 
@@ -354,28 +415,28 @@ class Lister:
 
     def others(self) -> Future[Listed]:
         """Start listing all objects except statements."""
-        return self._thread.submit(self._list, _list_others)
+        within = self._scope.within
+        if within is None:
+            return self._thread.submit(self._list, _list_others)
+        return self._thread.submit(self._list, _list_frame if within.frame else _list_nothing)
 
     def statements(self) -> Listed:
         """List the statements."""
-        return self._list(_list_statements)
+        return self._list(_list_statements if self._scope.within is None else self._ranges)
 
-    def _list(self, objects: Callable[[Store, _Failed], Iterator[ObjectInfo]]) -> Listed:
+    def _ranges(self, store: Store, failed: Failed) -> Iterator[ObjectInfo]:
+        for keys in self._scope.ranges():
+            yield from list_range(store, keys, failed)
+
+    def _list(self, objects: Callable[[Store, Failed], Iterator[ObjectInfo]]) -> Listed:
         """List the objects. Findings are kept in the result, not reported yet."""
         listed = Listed()
-        if not self._active:
+        if not self._scope.listing:
             return listed
 
-        def failed(prefix: str, error: CustodyError) -> None:
-            listed.complete = False
-            message = f"the archive cannot be listed: {error}"
-            listed.findings.add(finding("unreadable", message, key=prefix), group="listing")
-
-        for info in objects(self._store, failed):
+        for info in objects(self._store, listed.failed):
             if self._over.is_set():
                 break
             if not self._listing.add(info.key, info.size, self._names):
-                message, digest = "no object of an archive has such a key", loss_digest(info.key, info.size)
-                group = "more" if len(listed.findings.kept) >= FOREIGN_LIMIT else None
-                listed.findings.add(finding("foreign", message, key=info.key, sha256=digest), group=group)
+                listed.foreign(info)
         return listed

@@ -21,7 +21,7 @@ from custody.format.offsets import line_offsets, unlined_ranges
 from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quarantine_lines
 from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
-from custody.verify.accounting import LogAccount
+from custody.verify.accounting import Holes, LogAccount
 from custody.verify.accounts import Accounts, Logs
 from custody.verify.audits import check_unreferred
 from custody.verify.listing import Names
@@ -36,12 +36,55 @@ class _CommittedDamagedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Extent:
+    """How far a log goes.
+
+    Attributes:
+        log: the log.
+        size: how many slots it has; 0 without any statement.
+        next_offset: the offset that its next statement begins with.
+        holes: offsets that are reported already.
+    """
+
+    log: layout.Log
+    size: int
+    next_offset: int
+    holes: Holes = field(default_factory=Holes)
+
+    @classmethod
+    def of(cls, account: LogAccount) -> "Extent":
+        """Return how far a log goes that was verified."""
+        size = account.size if account.totals.statements else 0
+        return cls(account.log, size, account.next_offset or 0, account.holes)
+
+
+@dataclass(frozen=True, slots=True)
 class _Committed:
     """What was committed to a log: its valid statements."""
 
     store: Store
-    account: LogAccount
+    extent: Extent
     holds: Holds[Manifest]
+
+
+class Accounting:
+    """Finds the statements of a log that account for offsets, asked for one after another, mostly in order."""
+
+    def __init__(self, store: Store, extent: Extent, holds: Holds[Manifest]) -> None:
+        self._committed = _Committed(store, extent, holds)
+        self._last: tuple[int, Statement] | None = None
+
+    def statement(self, offset: int) -> Statement | None:
+        """Return the first valid statement that ends beyond an offset; None if there is none."""
+        low = 0
+        if self._last is not None:
+            sequence, last = self._last
+            if last.first_offset <= offset < last.next_offset:
+                return last
+            low = sequence + 1 if offset >= last.next_offset else 0
+        searched = _search(self._committed, low, offset)
+        self._last = searched or self._last
+        return searched[1] if searched else None
 
 
 @dataclass(slots=True)
@@ -64,18 +107,18 @@ class Unnamed:
     _seen: set[str] = field(default_factory=set)
     _named_since: dict[layout.Log, frozenset[str]] = field(default_factory=dict)
 
-    def report(self, names: Names, *, audits: bool) -> None:
+    def report(self, names: Names, prefixes: Sequence[str]) -> None:
         """Find unnamed objects in a second listing, and report each.
 
         Args:
             names: the listed and the named objects.
-            audits: whether all objects that audits refer to are known.
+            prefixes: of the keys that are known to be all named, or listed.
         """
         unnamed = names.unnamed()
         if not unnamed:
             return
         try:
-            for prefix in (*layout.RECORDS, *((layout.AUDIT_OBJECTS,) if audits else ())):
+            for prefix in prefixes:
                 for info in self.logs.store.list(prefix):
                     if names.digest(info.key) in unnamed and info.key not in self._seen:
                         self._report(info.key)
@@ -103,7 +146,8 @@ class Unnamed:
         self._seen.add(key)
         # For each span of a log, everything outside it is a hole.
         for account in accounts:
-            if unnamed := check_unnamed(self.logs.store, account, key, self.logs.holds, live=self.live):
+            extent = Extent.of(account) if account is not None else None
+            if unnamed := check_unnamed(self.logs.store, extent, key, self.logs.holds, live=self.live):
                 self.findings.add(unnamed)
 
     def _later(self, log: layout.Log) -> frozenset[str]:
@@ -120,13 +164,13 @@ class Unnamed:
 
 
 def check_unnamed(
-    store: Store, account: LogAccount | None, key: str, holds: Callable[[layout.Log], Holds[Manifest]], *, live: bool
+    store: Store, extent: Extent | None, key: str, holds: Callable[[layout.Log], Holds[Manifest]], *, live: bool
 ) -> Finding | None:
     """Return the finding about an unnamed object. None if it is gone or reported already, or a writer is at work.
 
     Args:
         store: the archive.
-        account: the object's log, None where there is none.
+        extent: of the object's log, None where there is none.
         key: of the object.
         holds: returns, for a log, the check whether a manifest is one that was verified.
         live: whether a writer may be at work.
@@ -135,23 +179,23 @@ def check_unnamed(
     if parsed is None:
         # It is foreign, and was reported when it was listed.
         return None
-    if account is None or not account.totals.statements:
-        if account is not None and account.holes.touch(parsed.first, parsed.last):
+    if extent is None or not extent.size:
+        if extent is not None and extent.holes.touch(parsed.first, parsed.last):
             return None
         digest = _digest_if_read(store, key)
         return finding("unlisted", "its log has no statement", log=str(parsed.log), key=key, sha256=digest)
-    if account.holes.touch(parsed.first, parsed.last):
+    if extent.holes.touch(parsed.first, parsed.last):
         return None
-    if live and parsed.last >= (account.next_offset or 0):
+    if live and parsed.last >= extent.next_offset:
         return None
-    where: dict[str, Any] = {"log": account.name, "key": key, "offset": parsed.first}
+    where: dict[str, Any] = {"log": str(extent.log), "key": key, "offset": parsed.first}
     digest = None
     try:
         digest = _digest(store, key, limits.SEGMENT_BYTES if parsed.kind == "events" else limits.QUARANTINE_BYTES)
         if digest[:16] != parsed.digest:
             return finding("unlisted", "its SHA-256 is not the one in its key", sha256=digest, **where)
         compare = _compare_events if parsed.kind == "events" else _compare_quarantine
-        difference = compare(_Committed(store, account, holds(account.log)), key, parsed)
+        difference = compare(_Committed(store, extent, holds(extent.log)), key, parsed)
     except (ObjectMissing, _CommittedDamagedError):
         return None
     except FormatError as error:
@@ -195,7 +239,7 @@ def _compare_events(committed: _Committed, key: str, parsed: layout.RecordsKey) 
             line, free = next(own, None), free - 1
         if line != item:
             return f"its record at offset {offset} is not the committed one"
-    free += max(parsed.last + 1 - max(committed.account.next_offset or 0, parsed.first), 0)
+    free += max(parsed.last + 1 - max(committed.extent.next_offset, parsed.first), 0)
     if sum(1 for _ in own) > free:
         return "it has more records than were committed at its offsets"
     return None
@@ -248,7 +292,7 @@ def _committed_events(committed: _Committed, first: int, last: int) -> Iterator[
 
 def _compare_quarantine(committed: _Committed, key: str, parsed: layout.RecordsKey) -> str | None:
     """Return how a quarantine object differs from what was committed at its offsets, None if it does not."""
-    store, end = committed.store, committed.account.next_offset or 0
+    store, end = committed.store, committed.extent.next_offset
     stated: Iterator[QuarantinedRecord | Range] = iter(())
     theirs: QuarantinedRecord | Range | None = None
     through = 0
@@ -307,7 +351,7 @@ def _search(committed: _Committed, low: int, offset: int) -> tuple[int, Statemen
 
     It is mostly near, so the steps grow. A long run of heartbeats is not read.
     """
-    size = committed.account.size
+    size = committed.extent.size
     result = None
     high, step = low, 1
     while high < size and (result := _readable(committed, high, size)) and result[1].next_offset <= offset:
@@ -328,7 +372,7 @@ def _readable(committed: _Committed, first: int, end: int) -> tuple[int, Stateme
     """Return the first valid statement in slots `[first, end)`, None if there is none: slots may be passed over."""
     for sequence in range(first, end):
         try:
-            found = read_manifest(committed.store, committed.account.log, sequence, committed.holds)
+            found = read_manifest(committed.store, committed.extent.log, sequence, committed.holds)
         except (ObjectMissing, FormatError):
             # Already reported.
             continue

@@ -5,7 +5,7 @@ later versions and delete markers. Verification continues with the first version
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -19,6 +19,7 @@ from custody.format import layout
 from custody.format.times import shift
 from custody.store.bucket import check_rules
 from custody.store.protocol import ObjectStatus, Store, Version
+from custody.verify.scope import KeyRange
 
 _TOUCHED_LIMIT = 100_000
 _LOOK_AHEAD = 64
@@ -58,16 +59,24 @@ class Beneath:
     history: Sequence[tuple[str, Finding]] = ()
 
 
-def look_beneath(store: Store, protection: Protection, findings: Findings) -> Beneath:
-    """Find overwritten and deleted objects and their first versions. Report problems with the bucket's rules."""
+def look_beneath(
+    store: Store, protection: Protection, findings: Findings, ranges: Iterable[KeyRange] = (KeyRange(""),)
+) -> Beneath:
+    """Find overwritten and deleted objects among some keys, by default all, and their first versions.
+
+    With all keys, or the archive's root among them, report problems with the bucket's rules too.
+    """
     first: dict[str, Version] = {}
     history: list[tuple[str, Finding]] = []
+    ranges = list(ranges)
     try:
-        _find_originals(store, first, history)
+        for keys in ranges:
+            _find_originals(store, keys, first, history)
     except CustodyError as error:
         # What was listed before the error counts.
         findings.add(finding("unreadable", f"the bucket's versions cannot be read: {error}", key=""))
-    _check_lifecycle(store, protection, findings)
+    if any(layout.ARCHIVE.startswith(keys.prefix) for keys in ranges):
+        _check_lifecycle(store, protection, findings)
     versions = store.capabilities.versions
     return Beneath(versions.at_versions(first) if first and versions else store, frozenset(first), history)
 
@@ -84,14 +93,17 @@ def _check_lifecycle(store: Store, protection: Protection, findings: Findings) -
         findings.report("lifecycle", problem.message, key=problem.key, expected=problem.expected, found=problem.found)
 
 
-def _find_originals(store: Store, first: dict[str, Version], findings: list[tuple[str, Finding]]) -> None:
+def _find_originals(
+    store: Store, keys: KeyRange, first: dict[str, Version], findings: list[tuple[str, Finding]]
+) -> None:
     """Add the first version of each key that has a history, and findings with their keys.
 
     Raises:
         StoreError: the versions cannot be listed further. What was listed is added.
     """
     kept = store.capabilities.versions
-    for key, history in groupby(kept.history() if kept else (), attrgetter("key")):
+    listed = kept.history(keys.prefix, after=keys.after, through=keys.through) if kept else ()
+    for key, history in groupby(listed, attrgetter("key")):
         if not key.startswith(layout.EVIDENCE):
             continue
         versions = list(history)

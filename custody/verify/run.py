@@ -91,11 +91,11 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     began = time.monotonic()
     state_file = State(state) if state else None
     findings = Findings(trust.accepted)
-    beneath = look_beneath(store, protection, findings) if scope.listing else Beneath(store)
+    beneath = look_beneath(store, protection, findings, scope.versions()) if scope.listing else Beneath(store)
     store = beneath.store
     identity = check_archive_file(store, trust, state_file.pin(store.url) if state_file else None, findings)
     run = _Run(trust, now, scope, findings, beneath, identity, live=live, progress=progress, each=each)
-    with Names() as names, Lister(store, run.listing, names, active=scope.listing) as lister:
+    with Names() as names, Lister(store, run.listing, names, scope) as lister:
         records = lister.others()
         if scope.contents:
             # Objects are listed before the statements that name them. Their size decides how many workers read them.
@@ -125,7 +125,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
                 heads_of,
                 hands,
                 workers if sink is None and each is None else 0,
-                complete=scope.listing and statements.complete,
+                complete=scope.whole and statements.complete,
             )
             for log in chosen:
                 if log in followed:
@@ -133,9 +133,10 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
                     continue
                 seen = heads_read.pop(log) if log in heads_read else heads_of(log)
                 run.read_log(log, seen, hands, complete=scope.listing and statements.complete)
-        complete = scope.listing and statements.complete and records.result().complete
+        complete = scope.whole and statements.complete and records.result().complete
         run.take_listed(statements, records.result(), complete=complete)
-        run.conclude(names if complete else None, audits)
+        named = complete or (scope.within is not None and scope.audits and statements.complete)
+        run.conclude(names if named else None, audits)
     for other in others:
         run.take_other(other)
     nothing = scope.spans is None or not run.listing.manifests
@@ -203,10 +204,7 @@ class _Run:
             # Nothing here is foreign to an archive: there is none. Nobody should be told to move it away.
             return
         for listed in listings:
-            for kept in listed.findings.kept:
-                # Folders that cannot be listed are one finding.
-                self.findings.add(kept, group="listing" if kept.finding == "unreadable" else None)
-            self.findings.dropped.update(listed.findings.dropped)
+            listed.report(self.findings)
 
     def choose(self, logs: Collection[layout.Log], *, complete: bool) -> Sequence[layout.Log]:
         """Return the logs that are verified, in order.
@@ -254,7 +252,7 @@ class _Run:
         following = partial(hands.reader.following, layout.audit_key, listed)
         within = self.logs.judge(layout.AUDIT_LOG).proofs.leads_to
         audits = AuditLog(self.archive, self.trust.keys, self.findings, known, following, within)
-        if self.scope.listing:
+        if self.scope.audits:
             follow_audits(audits, listed, hands.reader, hands.locks, partial(self._check_audit, hands))
         return audits
 
@@ -324,7 +322,7 @@ class _Run:
             self.now,
             self.findings,
             heads,
-            self.accounts.earlier(log),
+            self.accounts.earlier(log) if self._sees_epochs(log) else None,
             self._promises,
             span.first,
             following or (lambda _: iter(())),
@@ -345,7 +343,9 @@ class _Run:
             complete: whether all of its statements were listed.
         """
         listed = self.listing.manifests.get(log)
-        following = partial(hands.reader.following, partial(layout.manifest_key, log), listed)
+        # A part that is listed ends with its span. What passes over the slots at its end is behind it.
+        ahead = listed if self.scope.within is None else None
+        following = partial(hands.reader.following, partial(layout.manifest_key, log), ahead)
         listed = listed or Sequences() if self.scope.listing else None
         if listed is not None and not complete:
             # If the listing is incomplete, there may be more.
@@ -389,11 +389,12 @@ class _Run:
         for account in self.accounts:
             grant_expiries(account, self.logs, self.now, self.findings)
         self.missing.report(self.accounts, self.findings)
-        report_history(self.beneath.history, self.accounts, self.logs, self.findings, self._is_left_out)
+        report_history(self.beneath.history, self.accounts.granted, self.logs, self.findings, self._is_left_out)
         if names is not None:
             unnamed = Unnamed(self.logs, self.accounts, self.findings, self._is_unread, self.live)
             # If an audit cannot be read, the objects that it refers to are not known.
-            unnamed.report(names, audits=audits.signed.sound)
+            prefixes = (layout.AUDIT_OBJECTS,) if audits.signed.sound else ()
+            unnamed.report(names, (*(layout.RECORDS if self.scope.whole else ()), *prefixes))
 
     def take_other(self, other: Finding) -> None:
         """Report a finding of a check outside this package, unless it is about a log that was left out."""
@@ -404,6 +405,16 @@ class _Run:
     def _is_left_out(self, log: layout.Log) -> bool:
         """Return whether a user chose other logs than this one. The audits are part of any choice."""
         return bool(self.scope.part.logs) and log != layout.AUDIT_LOG and not self.accounts.of(log)
+
+    def _sees_epochs(self, log: layout.Log) -> bool:
+        """Return whether the earlier epochs of a log's partition are verified too, if there are any."""
+
+        def is_earlier(other: layout.Log) -> bool:
+            return (other.topic, other.partition) == (log.topic, log.partition) and other.epoch < log.epoch
+
+        if self.scope.spans is not None:
+            return log.epoch == 1 or any(map(is_earlier, self.scope.spans))
+        return not any(map(is_earlier, self.left_out))
 
     def _is_unread(self, log: layout.Log) -> bool:
         """Return whether a log may have statements, but was not verified because it is out of scope."""

@@ -1,6 +1,6 @@
 """Which part of an archive is verified."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +9,7 @@ from custody.archive.reader import choose_logs
 from custody.format import layout
 from custody.format.times import format_time, parse_time
 
-__all__ = ["EVERYTHING", "Part", "Scope", "Span"]
+__all__ = ["EVERYTHING", "KeyRange", "Part", "Scope", "Span", "Within"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,15 @@ class Span:
 
     first: int = 0
     end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """Keys with a prefix, those above `after` and up to `through`; '' for no bound."""
+
+    prefix: str
+    after: str = ""
+    through: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,20 @@ WHOLE = Part()
 
 
 @dataclass(frozen=True, slots=True)
+class Within:
+    """How much is listed besides the slots of the spans: their manifests and checkpoints, with all versions.
+
+    Attributes:
+        frame: whether the folders above the logs are listed, and folders that no archive has; and whether lifecycle
+            rules are checked.
+        audits: whether the log of audits is listed and read, with all that it refers to.
+    """
+
+    frame: bool = False
+    audits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Scope:
     """What is verified.
 
@@ -99,6 +122,8 @@ class Scope:
         contents: whether objects are read, or only the chain is checked.
         listing: whether the archive is listed. Only with a listing are these checked: objects that no statement names,
             checkpoints, audits, versions, lifecycle rules. Without it, spans must be given.
+        within: with a listing, and spans: that only a part is listed. Objects that no statement names are not looked
+            for then.
         expired: for each log, the sequence before which an audit found that objects may be gone.
         part: what a user chose. Only with a listing, and without spans.
     """
@@ -106,8 +131,44 @@ class Scope:
     spans: Mapping[layout.Log, Sequence[Span]] | None = None
     contents: bool = True
     listing: bool = True
+    within: Within | None = None
     expired: Mapping[layout.Log, int] = field(default_factory=dict)
     part: Part = WHOLE
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole archive is listed."""
+        return self.listing and self.within is None
+
+    @property
+    def audits(self) -> bool:
+        """Whether the log of audits is verified."""
+        return self.listing and (self.within is None or self.within.audits)
+
+    def versions(self) -> Iterator[KeyRange]:
+        """Yield of which keys all versions are listed."""
+        if self.within is None:
+            yield KeyRange("")
+            return
+        yield from self.ranges()
+        if self.within.frame:
+            yield KeyRange(layout.ARCHIVE)
+
+    def ranges(self) -> Iterator[KeyRange]:
+        """Yield which keys are listed where only a part is. The ranges of adjacent spans meet."""
+        for log, spans in (self.spans or {}).items():
+            for span in spans:
+                for key, prefix, last in (
+                    (layout.manifest_key, layout.log_prefix(log), (span.end or 0) - 1),
+                    (layout.checkpoint_key, layout.checkpoint_prefix(log), span.end or 0),
+                ):
+                    # Of checkpoints, that of size `first` is of the span before.
+                    before = span.first if key is layout.checkpoint_key else span.first - 1
+                    after = key(log, before) if span.first else ""
+                    yield KeyRange(prefix, after, key(log, last) if span.end is not None else "")
+        if self.within is not None and self.within.audits:
+            yield KeyRange(layout.AUDITS)
+            yield KeyRange(layout.checkpoint_prefix(layout.AUDIT_LOG))
 
     def spans_of(self, log: layout.Log) -> Sequence[Span]:
         """Return the spans of a log."""

@@ -3,15 +3,17 @@
 An audit verifies the statements that are new since the last signed audit, and a share of the old ones, and signs the
 result. Its phases, and what is lost if the process dies in each:
 
-1. **Survey** (`plan`). Checks statements, signatures and trees of the spans, and whatever needs a listing. Lost: some
-   minutes of work.
-2. **Pieces** (`pieces`). Reads the segments of the spans, some hundred statements at a time. Each piece's result is
-   signed and put under `reports/`, so an audit that was killed resumes after the last piece. A result counts only with
-   that signature, for two hours, and if the store says that no object was put since. The audit's `started_at` is
-   the start of the earliest piece that it uses. The same read makes Parquet tables of new events.
-3. **Conclusion.** Adds what was read to what is known of sources (`sources`), and to the index by time (`time_index`).
-   Writes long lists of findings first, then the audit, which is the commit, then checkpoints of all logs. If two audits
-   run at once, one is written and the other ends without an error.
+1. **Survey** (`plan`). Checks statements, signatures and trees of new statements, lists what belongs to no piece, and
+   plans the night's turn (`turn`). Lost: some minutes of work.
+2. **Pieces** (`pieces`). Reads the statements of the spans with all that they name, some hundred at a time, and lists
+   their slots. Each piece's result is signed and put under `reports/`, so an audit that was killed resumes after the
+   last piece. A result counts only with that signature, for two hours, and if the store says that no object was put
+   since. The audit's `started_at` is the start of the earliest piece that it uses. The same read makes Parquet tables
+   of new events.
+3. **Conclusion.** Lists the records' part of the turn (`listed`). Adds what was read to what is known of sources
+   (`sources`), and to the index by time (`time_index`). Writes long lists of findings first, then the audit, which is
+   the commit, then checkpoints of all logs. If two audits run at once, one is written and the other ends without an
+   error.
 
 The archive is the state: the newest audit says where to continue, and how far the rolling re-read has come. If a
 trusted key signed that audit outside its span, it is not used, and everything is verified as new. If it does not count
@@ -40,6 +42,8 @@ from custody.keys.trust import Trust
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import Head, KnownHead
+from tasks.audit import turn as turns
+from tasks.audit.listed import check_listed
 from tasks.audit.objects import keep_report, log_named, put_lines, refer_to
 from tasks.audit.pieces import PieceResult
 from tasks.audit.plan import Piece, Plan
@@ -107,7 +111,8 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
         spans = [span for result in results for span in result.spans]
         replaced = {(result.piece.log, first) for result in results for first in result.replaced}
         indexed, lost = hand_on(store, trust, plan, spans, replaced)
-        findings = _merged(plan, results, [*of_sources.findings, *(each.to_dict() for each in lost)])
+        listed, turn = check_listed(store, trust, plan, results)
+        findings = _merged(plan, results, [*of_sources.findings, *(each.to_dict() for each in (*lost, *listed))])
         exit_code = max((_SEVERITIES[finding["severity"]] for finding in findings), default=0)
         verdict = _VERDICTS[exit_code]
         counts.update(of_sources.counts, findings=len(findings))
@@ -118,6 +123,8 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
         held = inline if len(findings) <= audit.FINDINGS_INLINE else put_lines(store, findings)
         objects = [ref for result in results for ref in result.objects]
         objects += keep_report(store, trust, plan.archive, tip.head.size - 1)
+        handed_on = [turns.put(store, plan.sequence, turn)] if turn else []
+        heads = _heads(plan, results)
 
         def make(tip: Tip[SignedAudit]) -> Audit:
             return Audit(
@@ -129,17 +136,17 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
                 started_at=format_time(started_at),
                 sealed_at=format_time(now),
                 writer=writer_name(),
-                heads={name: HeadRef(size, root) for name, (size, root) in sorted(plan.heads.items())},
+                heads={name: HeadRef(size, root) for name, (size, root) in sorted(heads.items())},
                 covered=_covered(plan.pieces),
                 marks=dict(sorted(plan.marks.items())),
                 counts=dict(sorted(counts.items())),
                 findings=held,
-                objects=refer_to(store, [*objects, of_sources.ref, *indexed]),
+                objects=refer_to(store, [*objects, of_sources.ref, *indexed, *handed_on]),
                 verdict=verdict,
             )
 
         written = append_audit(store, tip, make, signers.both(), trust)
-        _put_checkpoints(store, trust, signers, plan, written)
+        _put_checkpoints(store, trust, signers, plan.archive, heads, written)
         sequence = written.size - 1
         whole = f"{store.url}/{held.key if isinstance(held, ObjectRef) else layout.audit_key(sequence)}"
     moments = [moment for result in results for moment in result.expired_sealed or ()]
@@ -147,29 +154,42 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
     return Outcome(sequence, verdict, exit_code, counts, tuple(findings), whole, expired)
 
 
-def _put_checkpoints(store: Store, trust: Trust, signers: Signers, plan: Plan, tip: Tip[SignedAudit]) -> None:
-    heads = {name: Head(size, bytes.fromhex(root)) for name, (size, root) in plan.heads.items() if size}
+def _heads(plan: Plan, results: Sequence[PieceResult]) -> dict[str, tuple[int, str]]:
+    """Return the heads to sign. For a log of which a piece's chain is not valid, it is the previous audit's."""
+    unsound = {result.piece.log for result in results if not result.sound}
+    heads = {name: head for name, head in plan.heads.items() if name not in unsound}
+    return heads | {name: head for name, head in plan.known.items() if name in unsound}
+
+
+def _put_checkpoints(
+    store: Store,
+    trust: Trust,
+    signers: Signers,
+    archive: str,
+    signed: Mapping[str, tuple[int, str]],
+    tip: Tip[SignedAudit],
+) -> None:
+    heads = {name: Head(size, bytes.fromhex(root)) for name, (size, root) in signed.items() if size}
     for name, head in {str(layout.AUDIT_LOG): tip.head, **heads}.items():
         log = log_named(name)
-        judge = Judge(store, log, form_of(log), plan.archive, trust)
-        put_checkpoint(store, plan.archive, log, head, signers.ed25519(), judge)
+        judge = Judge(store, log, form_of(log), archive, trust)
+        put_checkpoint(store, archive, log, head, signers.ed25519(), judge)
 
 
 def _merged(
     plan: Plan, results: Sequence[PieceResult], of_sources: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
     """Return all findings, the worst first. A finding of the survey that a piece repeats is reported once."""
-    surveyed: dict[tuple[str, str | None], list[tuple[int, int]]] = {}
+    surveyed: dict[tuple[str | None, ...], list[tuple[int, int]]] = {}
     for finding in plan.findings:
         # -1, not 0: a finding without a statement is not about the first one.
         first = finding.get("sequence", -1)
-        spans = surveyed.setdefault((finding["finding"], finding.get("log")), [])
-        spans.append((first, finding.get("through", first)))
+        surveyed.setdefault(_subject(finding), []).append((first, finding.get("through", first)))
     merged = [*plan.findings, *of_sources]
     for result in results:
         for finding in result.findings:
             sequence = finding.get("sequence", -1)
-            reported = surveyed.get((finding["finding"], finding.get("log")), ())
+            reported = surveyed.get(_subject(finding), ())
             marks = plan.marks.get(finding.get("log", ""))
             expired = finding["finding"] == "segment-missing" and marks is not None and sequence < marks.expired
             if not expired and not any(first <= sequence <= through for first, through in reported):
@@ -178,6 +198,11 @@ def _merged(
         merged,
         key=lambda finding: (-_SEVERITIES[finding["severity"]], finding.get("log", ""), finding.get("sequence", -1)),
     )
+
+
+def _subject(finding: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """Return what a finding is about: a log, and if it names no statement, an object."""
+    return finding["finding"], finding.get("log"), None if "sequence" in finding else finding.get("key")
 
 
 def _covered(pieces: Sequence[Piece]) -> dict[str, list[Covered]]:

@@ -17,17 +17,21 @@ from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureIn
 from custody.format import layout
 from custody.format.audit import ObjectRef
 from custody.format.envelope import Signer
+from custody.format.manifest import Statement
 from custody.format.times import EPOCH, check_time, format_time, shift
 from custody.keys.trust import Trust
+from custody.query.tables import TableFile
 from custody.store.open import open_store
 from custody.store.protocol import Store
+from custody.verify.protection import UNPROTECTED
+from custody.verify.records import Stretch, name_of, named_objects, position_of
 from custody.verify.report import Report
 from custody.verify.run import verify
-from custody.verify.scope import Scope, Span
+from custody.verify.scope import Scope, Span, Within
 from tasks.audit.emitters import Collector, Seen, Sinks
 from tasks.audit.objects import audit_folder, log_named
 from tasks.audit.plan import Piece, Plan
-from tasks.audit.tables import TableWriter
+from tasks.audit.tables import TableWriter, check_tables, list_tables_of
 from tasks.audit.time_index import Indexer, known_index
 from tasks.search.reconcile import compare_with_search, reconcile
 from tasks.settings import Settings
@@ -73,6 +77,9 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         sources_left_out: how many events have a number of a source that there was no room for.
         spans: what it adds to the time index.
         replaced: where spans of that index begin that are made again.
+        sound: whether nothing speaks against its chain.
+        names: names of the listed objects that its statements name.
+        tables: names of the tables that were compared with their lists.
     """
 
     format: Literal["custody/audit-piece/1"]
@@ -91,6 +98,9 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     sources_left_out: int
     spans: list[time_index.Span]
     replaced: list[int]
+    sound: bool
+    names: bytes
+    tables: bytes
 
 
 def verify_pieces(
@@ -138,25 +148,39 @@ def _verify_piece(
     store_time = _store_time(store, started_at)
     log, marks = log_named(piece.log), plan.marks.get(piece.log)
     expired = {log: marks.expired} if marks else {}
-    scope = Scope({log: [Span(piece.first, piece.end)]}, listing=False, expired=expired)
+    # The survey has listed what belongs to new statements, and has checked their locks.
+    within, protection = (Within(), settings.protection()) if piece.read == "again" else (None, UNPROTECTED)
+    span = {log: [Span(piece.first, piece.end)]}
+    scope = Scope(span, listing=within is not None, within=within, expired=expired)
     objects: list[ObjectRef] = []
     indexer = Indexer(store, trust, plan, piece, log, known)
+    seen = Statements(plan.listed)
+
+    def take(statement: Statement) -> None:
+        indexer.take(statement)
+        seen.take(statement)
+
+    check = partial(verify, store, trust, now=started_at, workers=0, scope=scope, each=take, protection=protection)
     collector = Collector(0 if plan.full else plan.counted.get(piece.log, 0), len(plan.pieces))
     if settings.audit.tables and piece.read == "new":
         with TableWriter(store, log, piece.first, piece.end, archive=plan.archive, signers=signers) as writer:
-            report = verify(
-                store, trust, now=started_at, workers=0, scope=scope, sink=Sinks(writer, collector), each=indexer.take
-            )
+            report = check(sink=Sinks(writer, collector))
             # No table shows a statement that does not count. Queries read such a range from the statements.
             if _is_usable(report):
                 writer.finish()
             objects += [writer.listed] if writer.listed else []
     else:
         sink = collector if piece.read == "new" or plan.full else None
-        report = verify(store, trust, now=started_at, workers=0, scope=scope, sink=sink, each=indexer.take)
+        report = check(sink=sink)
     listed = objects[0] if objects else None
     indexed = indexer.finish(usable=_is_usable(report), files=settings.audit.tables, listed=listed)
     findings = [finding.to_dict() for finding in (*report.findings, *indexed.findings)]
+    tables: Sequence[TableFile] = ()
+    if piece.read == "again":
+        of_piece = list_tables_of(store, log, piece.first, piece.end, seen.days)
+        checked = check_tables(store, of_piece, plan.archive, log, piece.first, piece.end, trust, seen.events)
+        findings += [problem.to_dict() for problem in checked]
+        tables = of_piece.files[log]
     counts = Counter({name: sum(getattr(summary, name) for summary in report.logs) for name in _COUNTED})
     if settings.search.url:
         counts["rejected"] = 0
@@ -190,7 +214,35 @@ def _verify_piece(
         sources_left_out=collector.left_out,
         spans=indexed.spans,
         replaced=indexed.replaced,
+        sound=all(summary.sound for summary in report.logs),
+        names=bytes(seen.names),
+        tables=b"".join(name_of(file.key) for file in tables),
     )
+
+
+class Statements:
+    """Collects what an audit needs of statements that are read, besides their verification.
+
+    Attributes:
+        names: names of their objects that are listed in this audit.
+        events: how many events each has, by sequence.
+        days: the days on which those with events were sealed.
+    """
+
+    def __init__(self, listed: Sequence[tuple[str, str | None]]) -> None:
+        self.names = bytearray()
+        self.events: dict[int, int] = {}
+        self.days: set[str] = set()
+        self._stretches = [Stretch(*each) for each in listed]
+
+    def take(self, statement: Statement) -> None:
+        """Add a statement."""
+        events = self.events[statement.sequence] = sum(batch.events for batch in statement.batches)
+        if events:
+            self.days.add(statement.sealed_at[:10])
+        for key in named_objects(statement):
+            if any(stretch.holds(position_of(key)) for stretch in self._stretches):
+                self.names += name_of(key)
 
 
 def _is_usable(report: Report) -> bool:

@@ -1,9 +1,8 @@
 """The survey of an audit: checks the chains of its spans and the listings, and plans which pieces are read."""
 
 import logging
-import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from custody.archive import sources
+from custody.archive import sources, time_index
 from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, read_archive
 from custody.archive.readings import newest_reading
 from custody.archive.search import sealed_between
+from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import read_trusted_archive, standing
 from custody.errors import CustodyError, FormatError
 from custody.findings import finding
@@ -25,15 +25,18 @@ from custody.format.audit import Audit, Marks, Read
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.format.times import format_time, parse_time
-from custody.query.tables import list_tables
+from custody.keys.trust import Trust
 from custody.store.open import open_store
 from custody.store.protocol import CLOCK_SLACK, Store, host_ahead
+from custody.verify.checkpoints import audited_heads
+from custody.verify.records import Stretch
 from custody.verify.report import Report
 from custody.verify.run import verify
-from custody.verify.scope import Scope, Span
+from custody.verify.scope import Scope, Span, Within
+from tasks.audit import turn as turns
 from tasks.audit.objects import log_named
 from tasks.audit.signed import clean_audit, find_audits
-from tasks.audit.tables import check_tables
+from tasks.audit.turn import Share, Turn, share_of, stretches_beside
 from tasks.search.reconcile import compare_with_search
 from tasks.search.survey import Survey
 from tasks.settings import Settings
@@ -96,6 +99,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         whole: whether it is of the whole archive.
         full: whether it reads all of that.
         counted: of how many statements of each log the audits before have counted the numbers of sources.
+        known: size and root of each log in the previous audit.
+        ends: size and next offset of each log that was surveyed.
+        listed: which of the records' keys are listed: from a position on, and before another (None: to the end).
+        turn: what the audit hands on, if all of that can be listed; None if it hands on nothing.
+        before: what the previous audit handed on.
         clock: seconds by which the host's clock is ahead of the store's; behind it, if negative. None below five
             minutes, or if the store tells no time.
     """
@@ -112,6 +120,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool = True
     full: bool = False
     counted: dict[str, int] = {}
+    known: dict[str, tuple[int, str]] = {}
+    ends: dict[str, tuple[int, int]] = {}
+    listed: tuple[tuple[str, str | None], ...] = ()
+    turn: Turn | None = None
+    before: Turn | None = None
     clock: float | None = None
 
 
@@ -123,7 +136,7 @@ class _Read:
     end: int | None
     read: Read
     surveyed: int
-    """Where the survey of their chain begins."""
+    """Where the survey of their chain begins. It is of new statements."""
 
 
 def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
@@ -144,19 +157,14 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         known = map(log_named, {*(before.heads if before else ()), *trust.heads} - {str(layout.AUDIT_LOG)})
         logs = choose_logs({*list_logs(store), *known}, request.logs)
         holds = standing(store, archive, trust)
-        reads = {log: _reads(store, log, before, request, settings, now, holds(log)) for log in logs}
-        surveyed = {log: [Span(read.surveyed, read.end) for read in spans] for log, spans in reads.items() if spans}
-        expired = {log_named(name): marks.expired for name, marks in before.marks.items()} if before else {}
-        scope = Scope(surveyed, contents=False, expired=expired)
-        report = verify(store, trust, now=now, live=True, workers=0, scope=scope, protection=settings.protection())
-        tables = list_tables(store)
-        others = [
-            problem.to_dict()
-            for log, spans in reads.items()
-            for read in spans
-            if read.read == "again" and read.end is not None
-            for problem in check_tables(store, tables, archive, log, read.first, read.end, trust)
-        ]
+        newest = newest_reading(store, archive, trust, tip.head.size)
+        index = time_index.read(store, newest) if newest and (request.since or request.until) else time_index.EMPTY
+        turn = turns.read(store, newest)
+        sizes = turn.sizes if turn else {}
+        reads = {log: _reads(store, log, before, request, settings, now, holds(log), sizes, index) for log in logs}
+        listing = _listing(store, reads, turn if before else None, request, settings, now, holds)
+        report = _survey(store, trust, settings, before, reads, listing, now)
+        others: list[dict[str, Any]] = []
         indexed = {name: marks.indexed for name, marks in before.marks.items()} if before else {}
         if settings.search.url:
             survey = partial(Survey, store=store, archive=archive, logs=logs, now=now, holds=holds)
@@ -164,10 +172,10 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
             others += compare_with_search(settings, lambda search: survey(search).check_cursors(indexed))
             if not request.logs:
                 others += compare_with_search(settings, lambda search: survey(search).find_strays())
-        counted = _counted(store, newest_reading(store, archive, trust, tip.head.size))
+        counted = _counted(store, newest)
         clock = _clock_error(store)
     turned = not request.since and not request.until
-    if not turned and not surveyed:
+    if not turned and not any(reads.values()):
         span = f"from {request.since or 'the beginning'} on and before {request.until or 'now'}"
         chosen = f" of {', '.join(request.logs)}" if request.logs else ""
         others.append(finding("empty", f"nothing was audited: no statement{chosen} was sealed {span}").to_dict())
@@ -184,8 +192,104 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         whole=request.whole,
         full=request.whole and request.full,
         counted=counted,
+        known={name: (head.size, head.root) for name, head in before.heads.items()} if before else {},
+        ends=_ends(report, logs),
+        listed=tuple((stretch.since, stretch.until) for stretch in listing.stretches),
+        turn=_without_audits(listing.turn, turn, report),
+        before=turn,
         clock=clock,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What an audit lists.
+
+    Attributes:
+        stretches: of the records' keys.
+        audits: whether all audits are listed and read.
+        turn: what it hands on; None for nothing.
+    """
+
+    stretches: Sequence[Stretch]
+    audits: bool
+    turn: Turn | None
+
+
+def _listing(
+    store: Store,
+    reads: Mapping[Log, Sequence[_Read]],
+    turn: Turn | None,
+    request: Request,
+    settings: Settings,
+    now: datetime,
+    holds: Callable[[Log], Holds[Manifest]],
+) -> _Listing:
+    """Return what is listed: by an audit of a part, nothing but the slots that it reads."""
+    ends = {
+        str(log): max((read.end or 0 for read in spans if read.read == "again"), default=0)
+        for log, spans in reads.items()
+    }
+    olds = {str(log): next((read.first for read in spans if read.read == "new"), 0) for log, spans in reads.items()}
+    if not request.whole:
+        turned = {name: olds[name] for name, end in ends.items() if end and not (request.since or request.until)}
+        return _Listing((), False, msgspec.structs.replace(turn, sizes=turn.sizes | turned) if turn else None)
+    known, days = turn or Turn(archive=""), settings.audit.reread_days
+    shares = [
+        Share(log, olds[str(log)], [(read.first, read.end) for read in spans if read.read == "again" and read.end])
+        for log, spans in reads.items()
+    ]
+    if request.full:
+        beside, following = [Stretch()], ""
+    else:
+        beside, following = stretches_beside(store, shares, known.following, holds)
+    stretches, listed = turns.choose(known.listed, beside, now, days)
+    audits = request.full or turns.is_due(known.audits_at, now, days)
+    made = Turn(
+        archive=read_archive(store).id,
+        listed=tuple(listed),
+        following=following,
+        audits_at=format_time(now) if audits else known.audits_at,
+        sizes=known.sizes | {name: size for name, size in olds.items() if size},
+    )
+    return _Listing(stretches, audits, made)
+
+
+def _survey(
+    store: Store,
+    trust: Trust,
+    settings: Settings,
+    before: Audit | None,
+    reads: Mapping[Log, Sequence[_Read]],
+    listing: _Listing,
+    now: datetime,
+) -> Report:
+    """Check the chain of the new statements, and list what belongs to no piece. Pieces check their own chain."""
+    spans = {log: [Span(read.surveyed, read.end) for read in of if read.read == "new"] for log, of in reads.items()}
+    expired = {log_named(name): marks.expired for name, marks in before.marks.items()} if before else {}
+    scope = Scope(
+        {log: of for log, of in spans.items() if of},
+        contents=False,
+        within=Within(frame=True, audits=listing.audits),
+        expired=expired,
+    )
+    # Audits that are all read name these heads too.
+    heads = [(str(log), head) for log, head in audited_heads(before)] if before and not listing.audits else []
+    protection = settings.protection()
+    return verify(store, trust, now=now, live=True, workers=0, scope=scope, protection=protection, more_heads=heads)
+
+
+def _without_audits(made: Turn | None, before: Turn | None, report: Report) -> Turn | None:
+    """Return what is handed on: if something could not be read, all audits are read again in the next night."""
+    if made is None or not any(problem.finding == "unreadable" for problem in report.findings):
+        return made
+    return msgspec.structs.replace(made, audits_at=before.audits_at if before else Turn(archive="").audits_at)
+
+
+def _ends(report: Report, logs: Sequence[Log]) -> dict[str, tuple[int, int]]:
+    """Return size and next offset of each log; (0, 0) without a statement that could be read."""
+    ends = {str(log): (0, 0) for log in logs}
+    return ends | {summary.log: (summary.size, summary.next_offset or 0) for summary in report.logs}
 
 
 def _counted(store: Store, audit: Audit | None) -> dict[str, int]:
@@ -215,8 +319,8 @@ def _pieces(report: Report, reads: Mapping[Log, Sequence[_Read]], step: int) -> 
     sizes = {summary.log: summary.size for summary in report.logs}
     for log, spans in reads.items():
         name = str(log)
-        for span in spans if name in sizes else ():
-            first, end = span.first, span.end or sizes[name]
+        for span in spans:
+            first, end = span.first, span.end if span.end is not None else sizes.get(name, 0)
             while first < end:
                 stop = min((first // step + 1) * step, end)
                 yield Piece(name, first, stop, span.read)
@@ -284,13 +388,15 @@ def _reads(
     settings: Settings,
     now: datetime,
     holds: Holds[Manifest],
+    sizes: Mapping[str, int],
+    index: TimeIndex,
 ) -> list[_Read]:
-    """Return the statements to read of a log, in order."""
+    """Return the statements to read of a log, in order. `sizes` is as in `Turn`."""
     seen = before.heads.get(str(log)) if before else None
     old = seen.size if seen else 0
     if request.since or request.until:
         size = find_tip(store, log, holds, old).head.size
-        sequences = sealed_between(store, log, size, request.since, request.until, holds)
+        sequences = sealed_between(store, log, size, request.since, request.until, holds, index=index)
         position = count()
         # Consecutive sequences, less their position among the chosen ones, have the same number.
         spans = [list(span) for _, span in groupby(sequences, lambda sequence: sequence - next(position))]
@@ -298,7 +404,7 @@ def _reads(
     if before is None or not old:
         return [_Read(0, None, "new", 0)]
     left = _left(store, log, old, holds)
-    again = [(0, left)] if request.full else _share(str(log), left, before, settings, now)
+    again = [(0, left)] if request.full else _share(str(log), left, before, settings, now, sizes)
     # The survey of new statements begins one earlier. If that statement leads to the root that the previous audit
     # signed, the log did not go back.
     new = _Read(old, None, "new", max(left - 1, 0))
@@ -316,16 +422,13 @@ def _left(store: Store, log: Log, seen: int, holds: Holds[Manifest]) -> int:
         return seen
 
 
-def _share(name: str, old: int, before: Audit, settings: Settings, now: datetime) -> list[tuple[int, int]]:
+def _share(
+    name: str, old: int, before: Audit, settings: Settings, now: datetime, sizes: Mapping[str, int]
+) -> list[tuple[int, int]]:
     """Return the old statements to read again in this turn, so that all are read within `reread_days`."""
     # Counted from this log's last turn: the previous audit may be of other logs, or a roll's, which reads nothing.
     marks = before.marks.get(name)
     last = parse_time(marks.reread_at if marks else before.started_at).timestamp()
     days = max((now.timestamp() - last) / timedelta(days=1).total_seconds(), 1.0)
-    step = settings.audit.piece_statements
-    many = min(math.ceil(old * days / settings.audit.reread_days / step) * step, old)
-    start = marks.reread if marks else 0
-    start = 0 if start >= old else start
-    if start + many <= old:
-        return [(start, start + many)]
-    return [(0, min(start + many - old, start)), (start, old)] if start else [(0, old)]
+    start, step = marks.reread if marks else 0, settings.audit.piece_statements
+    return share_of(start, old, sizes.get(name, old), days / settings.audit.reread_days, step)

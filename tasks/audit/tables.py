@@ -7,11 +7,12 @@ A table that is in no signed list is a finding.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -32,8 +33,10 @@ from custody.format.times import format_time
 from custody.keys.trust import Trust
 from custody.query import tables
 from custody.store.protocol import Store
+from custody.verify.records import Stretch, name_of, names_of
 from custody.verify.work import Work
 
+_UNLISTED = "the table is in no list signed by a trusted key"
 _FILE_BYTES = 16 * 1_048_576
 """A file is closed at this size, because it is uploaded from memory in one piece."""
 
@@ -143,8 +146,84 @@ class TableWriter:
             self._open = None
 
 
+def list_tables_of(store: Store, log: Log, first: int, end: int, days: Iterable[str]) -> tables.Listed:
+    """List the tables, and lists of them, of the ranges that begin in a log's statements `[first, end)`.
+
+    Args:
+        store: the archive.
+        log: the log.
+        first: sequence of the first statement.
+        end: sequence after the last one.
+        days: on which these statements were sealed, such as `2026-11-28`.
+
+    Raises:
+        StoreError: the archive cannot be listed.
+    """
+    files = [
+        file
+        for day in sorted(days)
+        for info in store.list(f"{tables.TABLES}day={day}/{log.name}-{log.partition}-")
+        if (file := tables.parse_table_key(info.key)) and file.log == log and first <= file.first < end
+    ]
+    lists: dict[tuple[Log, int, int], list[str]] = {}
+    prefix = f"{tables.SIGNED}{log.name}-{log.partition}-"
+    for info in store.list(prefix, after=f"{prefix}{first:012}-", through=f"{prefix}{end - 1:012}-~") if files else ():
+        parsed = tables.parse_list_key(info.key)
+        if parsed and parsed[0] == log:
+            lists.setdefault(parsed, []).append(info.key)
+    return tables.Listed({log: files}, lists)
+
+
+def find_unlisted(
+    store: Store, archive: str, stretches: Sequence[Stretch], named: Container[bytes], trust: Trust
+) -> Iterator[Finding]:
+    """Yield the tables of some days that are in no list signed by a trusted key.
+
+    Args:
+        store: the archive.
+        archive: its id.
+        stretches: have the days, as the records' keys have them.
+        named: names of tables that are compared with their lists elsewhere.
+        trust: keys that may sign a list.
+    """
+    try:
+        folders, _ = store.level(tables.TABLES)
+        for folder in folders:
+            day = tuple(folder.removeprefix("day=").split("-"))
+            if not any(_has_day(stretch, day) for stretch in stretches):
+                continue
+            for info in store.list(f"{tables.TABLES}{folder}/"):
+                file = tables.parse_table_key(info.key)
+                if file is None or name_of(info.key) in named:
+                    continue
+                range_ = (file.log, file.first, file.end)
+                lists = [each.key for each in store.list(f"{tables.list_prefix(file.log, file.first)}{file.end:012}-")]
+                listed = tables.Listed({}, {range_: lists})
+                refs, unread = tables.signed_files(store, listed, archive, *range_, trust)
+                if unread is not None:
+                    raise unread
+                if info.key not in refs:
+                    where: dict[str, Any] = {"log": str(file.log), "sequence": file.first, "through": file.end - 1}
+                    yield finding("tables", _UNLISTED, key=info.key, **where)
+    except CustodyError as error:
+        yield finding("unreadable", f"tables cannot be looked for: {error}", key=tables.TABLES)
+
+
+def _has_day(stretch: Stretch, day: tuple[str, ...]) -> bool:
+    """Return whether a day is of a stretch. Each day is of one of the stretches that meet."""
+    since = names_of(stretch.since)[:3]
+    return since <= day and (stretch.until is None or day < names_of(stretch.until)[:3])
+
+
 def check_tables(
-    store: Store, listed: tables.Listed, archive: str, log: Log, first: int, end: int, trust: Trust
+    store: Store,
+    listed: tables.Listed,
+    archive: str,
+    log: Log,
+    first: int,
+    end: int,
+    trust: Trust,
+    known: Mapping[int, int] = MappingProxyType({}),
 ) -> Iterator[Finding]:
     """Compare the tables of the ranges that begin in a log's statements `[first, end)` with the archive.
 
@@ -159,6 +238,7 @@ def check_tables(
         first: sequence of the first statement.
         end: sequence after the last one.
         trust: keys that may sign a list.
+        known: how many events each statement has that was read already. The others are read.
     """
     holds = standing(store, archive, trust)(log)
     unknown: list[Finding] = []
@@ -176,7 +256,8 @@ def check_tables(
                     wrong = True
                     yield finding("tables", problem, **where)
             if not wrong:
-                yield from _counted(store, log, table, sum(refs[file.key].rows for file in files), where, holds)
+                rows = sum(refs[file.key].rows for file in files)
+                yield from _counted(store, log, table, rows, where, holds, known)
         except CustodyError as error:
             # Without a sequence, so that it does not replace a piece's finding `unreadable` of these statements.
             span = f"the tables of statements {table.first} to {table.end - 1}"
@@ -195,7 +276,7 @@ def _problem(store: Store, key: str, listed: tables.TableRef | None, unread: Cus
     if listed is None:
         if unread is not None:
             raise unread
-        return "the table is in no list signed by a trusted key"
+        return _UNLISTED
     try:
         digest = sha256(store.read(key, limit=tables.FILE_LIMIT)).hexdigest()
     except (FormatError, ObjectMissing) as error:
@@ -204,12 +285,21 @@ def _problem(store: Store, key: str, listed: tables.TableRef | None, unread: Cus
 
 
 def _counted(
-    store: Store, log: Log, table: tables.TableFile, rows: int, where: Mapping[str, Any], holds: Holds[Manifest]
+    store: Store,
+    log: Log,
+    table: tables.TableFile,
+    rows: int,
+    where: Mapping[str, Any],
+    holds: Holds[Manifest],
+    known: Mapping[int, int],
 ) -> Iterator[Finding]:
     """Yield a finding if a range has the wrong number of rows. Problems with its statements are reported separately."""
     events = 0
     try:
         for sequence in range(table.first, table.end):
+            if sequence in known:
+                events += known[sequence]
+                continue
             # A slot that a later statement passes over has no events.
             number, manifest = at_or_behind(store, log, sequence, sequence + 1 + limits.PASSED_OVER, holds)
             events += sum(batch.events for batch in manifest.statement.batches) if number == sequence else 0

@@ -295,5 +295,12 @@ def hand_on(
     index, made = time_index.extend(plan.archive, plan.sequence, kept, [*freed, *new])
     for key, data in made.items():
         store.create(key, data)
-    lost = [finding("time-index", problem, severity=Severity.POLICY, loss=(problem,)) for problem in known.problems]
-    return [part.ref for part in index.parts], lost
+    return [part.ref for part in index.parts], list(_lost(known))
+
+
+def _lost(known: TimeIndex) -> Iterator[Finding]:
+    """Yield a finding for each object of the index that is lost. What it covered is indexed again as it is read."""
+    for problem in known.problems:
+        # A copy of an archive has what is evidence, and this is none.
+        severity = Severity.NOTICE if problem in known.missing else Severity.POLICY
+        yield finding("time-index", problem, severity=severity, loss=(problem,))

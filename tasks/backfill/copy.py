@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +47,8 @@ RESTORE_DAYS = 7
 """How long a restored copy can be read."""
 _AHEAD = 4
 _PROBLEMS = 100
+_SUMS = ("created", "there", "rejected", "parts", "done", "events", "looked_at", "size", "read", "left_out")
+"""What the results of shares add up to."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -142,9 +144,64 @@ def copy(
     Raises:
         CustodyError: the archive does not answer, or the target does not accept the events. The next run continues.
     """
+    done = copy_share(settings, plan, progress, go_on)
+    _check_copied(plan.request, done)
+    return done
+
+
+def copy_share(
+    settings: Settings,
+    plan: Plan,
+    progress: Callable[[Progress], None] = lambda _: None,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Progress:
+    """Copy as `copy` does. A plan that has none of the chosen events is no problem: it may be a share of another."""
     with closing(open_store(settings.archive, settings.s3)) as store, _target(settings, store, plan) as target:
         holds = standing(store, plan.archive, settings.trust_at_hand())
         return _Copy(store, plan, target, progress, go_on, holds).run()
+
+
+def shares(plan: Plan, number: int) -> list[Plan]:
+    """Return a plan as at most so many plans, each of parts that follow each other. The first has its problems.
+
+    A topic gets one share: its positions are of all logs, and one writer commits them.
+    """
+    number = 1 if plan.request.target == "topic" else min(number, len(plan.parts))
+    if number <= 1:
+        return [plan]
+    ends = [len(plan.parts) * end // number for end in range(number + 1)]
+    made = [replace(plan, parts=plan.parts[begin:end], problems=()) for begin, end in pairwise(ends)]
+    keys = [{piece.key for part in share.parts for piece in part.pieces} for share in made]
+    segments = [{key: plan.segments[key] for key in used} for used in keys]
+    made = [replace(share, segments=own) for share, own in zip(made, segments, strict=True)]
+    return [replace(made[0], problems=plan.problems), *made[1:]]
+
+
+def join(plan: Plan, done: Sequence[Progress], seconds: float) -> Progress:
+    """Return the result of a plan whose shares were copied in parallel, in so many seconds."""
+    whole = Progress(seconds=seconds, stopped=any(share.stopped for share in done))
+    for share in done:
+        for name in _SUMS:
+            setattr(whole, name, getattr(whole, name) + getattr(share, name))
+        whole.reasons.update(share.reasons)
+        whole.problems = [*whole.problems, *share.problems][:_PROBLEMS]
+    _check_copied(plan.request, whole)
+    return whole
+
+
+def _check_copied(request: Request, done: Progress) -> None:
+    """Note a problem if none of the chosen events is at the target. The archive's tables may all be there."""
+    if done.stopped or done.problems or done.created or done.there or done.left_out:
+        return
+    if request.target == "tables" and not done.parts:
+        return
+    reason = "the archive has no such event"
+    if done.rejected:
+        reason = f"the target rejected {'the only event' if done.rejected == 1 else f'all {done.rejected:,} events'}"
+    if done.reasons:
+        # Elasticsearch's; a topic has no list of them.
+        reason += f", most often because of {done.reasons.most_common(1)[0][0]}; <search.prefix>-rejected lists each"
+    done.problems.append(f"nothing was copied: {reason}, {request.since} to {request.until}")
 
 
 @contextmanager
@@ -217,26 +274,8 @@ class _Copy:
             threads.shutdown(cancel_futures=True)
         if not self._done.stopped and not self._done.problems:
             self._target.finish()
-            self._check_copied()
         self._report()
         return self._done
-
-    def _check_copied(self) -> None:
-        """Note a problem if none of the chosen events is at the target. The archive's tables may all be there."""
-        done, request = self._done, self._plan.request
-        if done.created or done.there or done.left_out or (request.target == "tables" and not done.parts):
-            return
-        reason = "the archive has no such event"
-        if done.rejected:
-            reason = (
-                f"the target rejected {'the only event' if done.rejected == 1 else f'all {done.rejected:,} events'}"
-            )
-        if done.reasons:
-            # Elasticsearch's; a topic has no list of them.
-            reason += (
-                f", most often because of {done.reasons.most_common(1)[0][0]}; <search.prefix>-rejected lists each"
-            )
-        done.problems.append(f"nothing was copied: {reason}, {request.since} to {request.until}")
 
     def _copy(self, part: Part, fetched: Iterator[Future[_Fetched]]) -> None:
         try:

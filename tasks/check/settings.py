@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from custody.errors import counted
+from custody.format.members import has_libdeflate
 from custody.settings import OPTIONS, file_in_use, variables_in_use
 from custody.store.bucket import is_bucket
 from tasks.check.model import Line, Reporter
@@ -32,6 +33,10 @@ def check(settings: Settings) -> Iterator[Line]:
         yield _report.warning(
             message.partition(" ")[0], message, remedy or "use TLS, with certificates that are checked"
         )
+    if settings.drain.compression != "fast" and not has_libdeflate():
+        message = "libdeflate is not installed, so dense batches are made by zlib: 8 % larger, in twice the time"
+        remedy = "install custody-archive[dense], or set drain.compression to fast"
+        yield _report.warning("drain.compression", message, remedy)
     for name, why, remedy in _ineffective(settings):
         yield _report.warning(name, f"{name} has no effect: {why}", remedy)
 
@@ -46,7 +51,7 @@ def _ineffective(settings: Settings) -> Iterator[tuple[str, str, str]]:
         for name in ("endpoint_url", "retention_mode", "sse_kms_key", "legal_hold", "expected_bucket_owner"):
             if getattr(settings.s3, name):
                 yield f"s3.{name}", "the archive is a folder", "set archive to s3://BUCKET/PREFIX, or remove it"
-    for section in ("drain", "audit"):
+    for section in ("drain", "audit", "backfill", "search"):
         given = getattr(settings, section)
         alone = given.workers == 1 or (given.workers == "auto" and given.task_runner != "processes")
         if alone and "task_runner" in given.model_fields_set:

@@ -1,9 +1,11 @@
 """The state and the result of each log in a run."""
 
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal
 
 from confluent_kafka import TopicPartition as Position
@@ -14,6 +16,7 @@ from custody.archive.writer import LogWriter
 from custody.errors import CustodyError, Fenced
 from custody.format.manifest import LastRecord, Manifest, Range
 from custody.format.reasons import Reasons
+from custody.format.times import parse_time
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +128,27 @@ class LogRun:
     append: Future[None] | None = None
     appending_bytes: int = 0
     stopped: bool = False
+    _lingers: tuple[Manifest, float] | None = None
+    """The newest statement, and until when records linger after it, by `time.monotonic`."""
+
+    def lingers(self, seconds: float) -> bool:
+        """Return whether a segment that is not full stays open, since the newest statement is younger than this.
+
+        Lost and unreadable offsets do not linger: Kafka may not show them again.
+        """
+        if not seconds or self.assembler.has_gaps:
+            return False
+        if self.append is not None:
+            # Its statement is not the newest yet.
+            return True
+        newest = self.writer.tip.newest
+        if newest is None:
+            return False
+        if self._lingers is None or self._lingers[0] is not newest:
+            age = (datetime.now(UTC) - parse_time(newest.statement.sealed_at)).total_seconds()
+            # One from the future, by a wrong clock, does not hold records back.
+            self._lingers = newest, time.monotonic() + (seconds - age if age >= 0 else 0.0)
+        return time.monotonic() < self._lingers[1]
 
     @property
     def start(self) -> Position:

@@ -35,6 +35,9 @@ READ_RECORDS = 500
 """Records in one read from librdkafka. So few objects stay in the CPU's cache, which makes a read 40 % cheaper."""
 READ_SECONDS = 0.1
 """How long a read waits for records; also how soon a stop is noticed."""
+CATCHING_UP_OFFSETS = 250_000
+"""A run for which more offsets wait than these, of all its logs, catches up. To make fewer of them dense takes half a
+second at most."""
 MEASURED_LOGS = 8
 """At the end of a run, headroom is measured for this many of the logs that are behind: each takes a read."""
 
@@ -50,9 +53,13 @@ class Loop:
         self._context = context
         self._once = once
         self._deadline = deadline
+        # A log is never silent for longer than its heartbeat.
+        longest = min(context.settings.drain.linger_seconds, context.archive.statement.heartbeat)
+        self._linger = 0.0 if once else longest
         self._appends = appends
         self._intake = Intake(context, appends)
         self._runs = {run.topic_partition: run for run in runs}
+        self._choose_compression()
         self._refused: dict[TopicPartition, int | None] = {}
         """Logs that wait to be read apart, in this order, with the first offset of the batch that was refused."""
         self._has_read_apart = False
@@ -62,6 +69,13 @@ class Loop:
         # With one topic the partition alone is the key, which saves a call for each record.
         one_topic = len({topic for topic, _ in self._runs}) == 1
         self._key: Callable[[Received], object] = partition_of if one_topic else _topic_partition_of
+
+    def _choose_compression(self) -> None:
+        """Begin dense, unless a setting says otherwise or the run has to catch up. Then a log is dense once it has."""
+        waiting = sum(max(0, run.target - run.assembler.position) for run in self._runs.values())
+        compression = self._context.settings.drain.compression
+        for run in self._runs.values():
+            run.assembler.dense = compression == "dense" or (compression == "auto" and waiting <= CATCHING_UP_OFFSETS)
 
     def run(self) -> None:
         """Drain until caught up, out of time, or stopped; then cut the open segments and append them."""
@@ -199,9 +213,12 @@ class Loop:
         for run in active:
             # Records that waited between two runs do not wait for a whole flush time as well.
             caught_up = not run.caught_up and run.assembler.position >= run.target
-            run.caught_up = run.caught_up or caught_up
+            if caught_up:
+                run.caught_up = True
+                run.assembler.dense = self._context.settings.drain.compression != "fast"
             waited = now - run.since >= self._context.settings.drain.flush_seconds
-            if run.assembler.has_records and (waited or (caught_up and not self._once)):
+            due = run.assembler.has_records and (waited or (caught_up and not self._once))
+            if due and not run.lingers(self._linger):
                 self._guard(run, feed, self._appends.cut)
             elif run.append is not None and run.append.done():
                 self._guard(run, feed, self._appends.collect)
@@ -210,9 +227,12 @@ class Loop:
             self._guard(largest, feed, self._appends.cut)
 
     def _finish_log(self, run: LogRun) -> None:
-        """Append a log's last entry of the run: its open segment, skipped offsets, or a heartbeat if one is due."""
+        """Append a log's last entry of the run: its open segment, skipped offsets, or a heartbeat if one is due.
+
+        A segment that lingers is dropped. Kafka keeps its records, and the next run reads them again.
+        """
         if not run.assembler.is_empty:
-            self._guard(run, None, self._appends.cut)
+            self._guard(run, None, self._appends.collect if run.lingers(self._linger) else self._appends.cut)
             return
         self._guard(run, None, self._appends.collect)
         newest = run.writer.tip.newest
@@ -248,9 +268,8 @@ class Loop:
         except CustodyError as error:
             logger.warning("%s: the lag is not known: %s", result.log, error, extra={"log": result.log})
             return
-        position = run.writer.next_offset or 0
-        result.lag = max(0, bounds.end - position)
-        if bounds.stable < bounds.end and position >= bounds.stable:
+        result.lag = max(0, bounds.end - (run.writer.next_offset or 0))
+        if bounds.stable < bounds.end and run.assembler.position >= bounds.stable:
             try:
                 since = self._context.broker.waits_since(*run.topic_partition, bounds.stable)
             except CustodyError as error:
@@ -272,8 +291,9 @@ class Loop:
         """Fail logs of which nothing was archived, and measure how long Kafka keeps what the largest lags wait for."""
         behind = [run for run in self._runs.values() if (run.writer.next_offset or 0) < run.target]
         for run in behind:
-            # The first statement of a log only begins it.
-            if not run.stopped and not stop_requested.is_set() and run.result.statements <= (run.begun.newest is None):
+            # The first statement of a log only begins it. What lingers was read.
+            idle = run.result.statements <= (run.begun.newest is None) and run.assembler.is_empty
+            if idle and not run.stopped and not stop_requested.is_set():
                 self._fail(run, _no_progress(run), None)
         for run in sorted(behind, key=lambda run: -(run.result.lag or 0))[:MEASURED_LOGS]:
             position = run.writer.next_offset or 0

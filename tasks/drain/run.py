@@ -4,7 +4,8 @@ The steps of a record in a run, and what is left if the process dies after each.
 from the archive.
 
 1. fetched         nothing was written; the record is fetched again
-2. assembled       the same: batches are checked and compressed in memory
+2. assembled       the same: batches are checked and compressed in memory. When a run ends, what lingers
+                   (`drain.linger_seconds`) is left like this
 3. segment put     an orphan that no manifest names; the record is fetched and put again
 4. quarantine put  the same
 5. manifest put    the commit: the record is accounted for, and the next run starts after it

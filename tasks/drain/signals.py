@@ -19,6 +19,11 @@ stop_requested = threading.Event()
 """Once it is set, runs in this process finish their open segments and end."""
 
 
+def may_go_on() -> bool:
+    """Return whether no stop was requested in this process. Unlike the event, it can be sent to another one."""
+    return not stop_requested.is_set()
+
+
 @contextmanager
 def stop_on_signals(*kinds: signal.Signals, grace: float | None = None) -> Iterator[None]:
     """Request a stop when a signal arrives, by default SIGTERM. Does nothing outside the main thread.

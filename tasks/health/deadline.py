@@ -157,8 +157,10 @@ class _Watched:
         with self._answer():
             return self._store.level(prefix)
 
-    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
-        objects = self._store.list(prefix, after=after, without=without)
+    def list(
+        self, prefix: str = "", *, after: str = "", through: str = "", without: Collection[str] = ()
+    ) -> Iterator[ObjectInfo]:
+        objects = self._store.list(prefix, after=after, through=through, without=without)
         while True:
             with self._answer():
                 info = next(objects, None)

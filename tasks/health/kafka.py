@@ -251,7 +251,8 @@ class _Comparison:
         """Return a log with how long its records wait."""
         waits = max(0.0, self._now.timestamp() - written)
         health = replace(read.health, lag_seconds=waits)
-        if waits <= self._settings.health.lag_seconds:
+        # What lingers on purpose waits for so long in any case.
+        if waits <= self._settings.health.lag_seconds + self._settings.drain.linger_seconds:
             return read.with_health(health)
         message = (
             f"{counted(lag, 'record waits', 'records wait')} for the archive, the oldest for {duration_text(waits)}"

@@ -18,6 +18,7 @@ from flows.alert import alert
 from flows.audit import audit
 from flows.backfill import backfill
 from flows.drain import drain
+from flows.index import index
 from flows.operate.deploy import DEPLOYMENTS
 from flows.roll import roll
 
@@ -78,7 +79,7 @@ def test_alerts_are_text(trigger: dict[str, Any]) -> None:
     assert ("run" in made) == (trigger["posture"] == "Reactive")
 
 
-@pytest.mark.parametrize("flow", [alert, audit, backfill, drain, roll], ids=lambda flow: flow.name)
+@pytest.mark.parametrize("flow", [alert, audit, backfill, drain, index, roll], ids=lambda flow: flow.name)
 def test_forms_show_one_type_for_each_field(flow: Flow[..., Any]) -> None:
     """Optional parameters have a plain type in the schema, which Prefect's form shows, and a whole sentence each."""
     for schema in flow.parameters.properties.values():

@@ -14,6 +14,7 @@ from rich.console import Console
 import flows.audit
 import flows.backfill
 import flows.drain
+import flows.index
 import flows.publish
 import flows.roll
 from flows.alert import alert
@@ -34,6 +35,7 @@ WORK: dict[str, tuple[Flow[..., Any], Any, str, tuple[Any, ...]]] = {
     "drain": (flows.drain.drain, flows.drain, "_run", ()),
     "roll": (flows.roll.roll, flows.roll, "take_steps", ()),
     "backfill": (flows.backfill.backfill, flows.backfill, "_run", (BEGIN, BEGIN)),
+    "index": (flows.index.index, flows.index, "_run", ()),
 }
 
 

@@ -136,6 +136,7 @@ def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installat
         "alert-now": "flows.alert.alert",
         "backfill-plan": "flows.backfill.backfill",
         "backfill-ad-hoc": "flows.backfill.backfill",
+        "index-ad-hoc": "flows.index.index",
         "roll-daily": "flows.roll.roll",
     }
     assert [timed["schedule"]["cron"] for timed in deployments["audit-nightly"]["schedules"]] == ["17 2 * * *"]
@@ -168,6 +169,7 @@ def test_ticks_come_back_after_everything_was_killed(installation: Drained) -> N
         "custody-audit-failed",
         "custody-audit-silent",
         "custody-backfill-failed",
+        "custody-index-failed",
         "custody-clock-wrong",
         "custody-drain-failed",
         "custody-drain-headroom",

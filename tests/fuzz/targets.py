@@ -624,7 +624,7 @@ def check_orphan(data: bytes) -> None:
     key = layout.records_key(which, layout.Log("audit", 0), first, last, 0, digest)
     chain = _verified()[MAIN]
     found = orphans.check_unnamed(
-        ReadOnlyStore(good().objects | {key: body}), chain, key, lambda _: anything, live=False
+        ReadOnlyStore(good().objects | {key: body}), orphans.Extent.of(chain), key, lambda _: anything, live=False
     )
     assert found is not None
     judge([found])

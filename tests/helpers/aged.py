@@ -17,7 +17,7 @@ import zlib
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache
 from hashlib import sha256
@@ -26,19 +26,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import custody.store.open
+from custody.archive import time_index
+from custody.archive.time_index import Span
 from custody.archive.writer import create_archive
 from custody.errors import TerminalStoreError
 from custody.format import audit, envelope, layout, manifest
-from custody.format.audit import Audit, Covered, Marks
+from custody.format.audit import Audit, Covered, Marks, ObjectRef
 from custody.format.envelope import HeadRef, Tree
 from custody.format.layout import AUDIT_LOG, Log
 from custody.format.times import EPOCH, format_time
 from custody.keys.keyring import new_keyring
 from custody.keys.open import open_signers
 from custody.keys.signers import Signers
+from custody.query.statements import Name, Rows, batch_rows, file_ref, manifest_row, parquet
 from custody.store.folder import FolderStore
 from custody.store.protocol import (
     Capabilities,
@@ -72,9 +76,23 @@ BUCKET = "s3://aged"
 MOST = 1.2
 """How many times the requests may be, of ten times the age."""
 _HASH = 32
+_REREAD = 6
+"""Spans whose files are there."""
 _WRITER = "tests.helpers.aged"
 _EVENT = b'{"event_type":"query_executed","timestamp":"%b","user_id":"user-%04d","request_id":"%012d"}\n'
 _GZIP = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The topic that an archive's logs are of: its name, its cluster and its id there."""
+
+    topic: str = "audit"
+    cluster: str = "cluster"
+    topic_id: str = "topic-1"
+
+
+_AUDIT = Source()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +105,8 @@ class Spec:
         statements: of each log.
         topic: its logs' topic.
         logs: how many partitions.
+        cluster: where the topic is.
+        topic_id: its id there.
     """
 
     archive: str
@@ -94,6 +114,8 @@ class Spec:
     statements: int
     topic: str
     logs: int
+    cluster: str
+    topic_id: str
 
     @property
     def names(self) -> list[Log]:
@@ -102,6 +124,7 @@ class Spec:
 
 
 _opened: dict[Path, "AgedStore"] = {}
+_journal: list[Path | None] = [None]
 
 
 def open_aged(url: str, options: S3Options | None = None) -> Store:
@@ -109,9 +132,12 @@ def open_aged(url: str, options: S3Options | None = None) -> Store:
     if not url.startswith(f"{BUCKET}/"):
         return S3Store(url, options or S3Options())
     folder = Path(url.removeprefix(BUCKET))
-    if folder not in _opened:
-        _opened[folder] = AgedStore(folder)
-    return _opened[folder]
+    return AgedStore.opened(folder)
+
+
+def journal_to(path: Path) -> None:
+    """Let archives that are opened by their URL from now on write their requests to a file, for all processes."""
+    _journal.append(path)
 
 
 def use_aged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +292,7 @@ class Maker:
 
     def __init__(self, spec: Spec, log: Log) -> None:
         self.spec, self.log = spec, log
-        self._id = manifest.LogId("cluster", log.topic, f"id-of-{log.topic}", log.partition, 1)
+        self._id = manifest.LogId(spec.cluster, log.topic, spec.topic_id, log.partition, 1)
         self._minute = int(spec.begin.timestamp()) // 60
 
     def first_offset(self, sequence: int) -> int:
@@ -350,6 +376,34 @@ class Maker:
             )
         )
 
+    def spans(self, end: int, step: int) -> Iterator[Span]:
+        """Yield the spans of the first `end` statements, as an audit makes them."""
+        stored, inflated = len(self.segment(0)), len(self.lines(0))
+        for first in range(0, end, step):
+            stop = min(first + step, end)
+            begin_us, end_us = ((self._minute + number) * 60_000_000 for number in (first, stop))
+            last_us = end_us - 60_000_000 + (9 + EACH) * 1_000_000
+            yield Span(
+                log=str(self.log),
+                first=first,
+                end=stop,
+                sealed=(begin_us + 60_000_000, end_us),
+                event_times=(begin_us + 10_000_000, last_us),
+                kafka_times=(begin_us // 1000 + 10_000, last_us // 1000),
+                first_offset=self.first_offset(first),
+                next_offset=self.first_offset(stop),
+                events=(stop - first) * EACH,
+                stored=(stop - first) * stored,
+                inflated=(stop - first) * inflated,
+                manifests=self._file(first, stop, "manifests"),
+                batches=self._file(first, stop, "batches"),
+            )
+
+    def _file(self, first: int, end: int, name: str) -> ObjectRef:
+        digest = sha256(f"{self.log} {first} {end} {name}".encode()).hexdigest()
+        key = f"{self.log.name}-{self.log.partition}-{first:012}-{end:012}-{name}-{digest[:16]}.parquet"
+        return ObjectRef(f"{time_index.FOLDER}statements/{key}", 20_000, digest)
+
 
 _TO_PATH = str.maketrans("-T:", "///")
 
@@ -364,15 +418,27 @@ def _member(lines: bytes) -> bytes:
     return _GZIP + b"\x01" + size + lines + struct.pack("<II", zlib.crc32(lines), len(lines))
 
 
-def make_archive(folder: Path, statements: int, *, logs: int = 1, topic: str = "audit", end: datetime) -> "AgedStore":
+def make_archive(
+    folder: Path,
+    statements: int,
+    *,
+    logs: int = 1,
+    source: Source = _AUDIT,
+    end: datetime,
+    unaudited: int = 0,
+    span: int | None = None,
+) -> "AgedStore":
     """Make an archive whose newest statement was sealed at `end`, and return its store.
 
     Args:
         folder: for its keyring, its trees, and what is put into it later.
         statements: of each log.
         logs: partitions of its topic.
-        topic: its name.
+        source: its topic.
         end: a whole minute.
+        unaudited: whole days at the end without an audit.
+        span: statements of each span of the time index; None for no index. Of the files that spans name, only the first
+            few are there, for audits that read these statements again. Who needs others reads statements one by one.
     """
     begin = end - timedelta(minutes=statements)
     folder.mkdir(parents=True, exist_ok=True)
@@ -381,7 +447,7 @@ def make_archive(folder: Path, statements: int, *, logs: int = 1, topic: str = "
     signers = open_signers(uri, datetime.now(UTC))
     put = FolderStore(str(folder / "put"))
     archive = create_archive(put, signers.both, retention_days=RETENTION_DAYS).id
-    spec = Spec(archive, begin, statements, topic, logs)
+    spec = Spec(archive, begin, statements, source.topic, logs, source.cluster, source.topic_id)
     trees = []
     for log in spec.names:
         nodes, maker = GrowingNodes(), Maker(spec, log)
@@ -389,20 +455,48 @@ def make_archive(folder: Path, statements: int, *, logs: int = 1, topic: str = "
             nodes.append(envelope.message(maker.line(sequence, nodes.tree(sequence)), manifest.FORMAT))
         nodes.save(folder / f"nodes-{log.partition}")
         trees.append(nodes)
-    _make_audits(folder, spec, trees, signers)
-    stored = {"archive": archive, "begin": begin.isoformat(), "statements": statements, "topic": topic, "logs": logs}
+    audits = statements // DAY - unaudited
+    index = _make_index(put, spec, trees, audits, span) if span else []
+    _make_audits(folder, spec, trees, signers, audits, index)
     # Last: an archive without it is not whole.
-    (folder / "spec.json").write_text(json.dumps(stored))
-    _opened[folder] = AgedStore(folder)
-    return _opened[folder]
+    (folder / "spec.json").write_text(json.dumps(asdict(spec) | {"begin": begin.isoformat()}))
+    return AgedStore.opened(folder)
 
 
-def _make_audits(folder: Path, spec: Spec, trees: Sequence[Nodes], signers: Signers) -> None:
-    """Write the audits: one a day, of the statements of that day."""
+def _make_index(put: Store, spec: Spec, trees: Sequence[Nodes], audits: int, span: int) -> list[ObjectRef]:
+    """Write the time index of what was audited, with the files of the spans that are read again first."""
+    spans: list[Span] = []
+    for log, tree in zip(spec.names, trees, strict=True):
+        maker = Maker(spec, log)
+        of_log = list(maker.spans(audits * DAY, span))
+        for number, each in enumerate(of_log[:_REREAD]):
+            rows: dict[Name, Rows] = {"manifests": Rows("manifests"), "batches": Rows("batches")}
+            for sequence in range(each.first, each.end):
+                statement = manifest.parse_statement(maker.line(sequence, tree.tree(sequence)))
+                rows["manifests"].add(manifest_row(str(log), statement))
+                for row in batch_rows(str(log), statement):
+                    rows["batches"].add(row)
+            refs = {}
+            for name, of_name in rows.items():
+                data = parquet(of_name.table())
+                refs[name] = file_ref(name, log, each.first, each.end, data)
+                put.create(refs[name].key, data)
+            of_log[number] = msgspec.structs.replace(each, **refs)
+        spans += of_log
+    index, made = time_index.extend(spec.archive, audits - 1, time_index.EMPTY, spans)
+    for key, data in made.items():
+        put.create(key, data)
+    return [part.ref for part in index.parts]
+
+
+def _make_audits(
+    folder: Path, spec: Spec, trees: Sequence[Nodes], signers: Signers, count: int, index: list[ObjectRef]
+) -> None:
+    """Write the audits: one a day, of the statements of that day. The newest one refers to the time index."""
     nodes = GrowingNodes()
     sizes = []
     with (folder / "audits").open("wb") as file:
-        for number in range(spec.statements // DAY):
+        for number in range(count):
             size = (number + 1) * DAY
             at = format_time(spec.begin + timedelta(minutes=size))
             heads = dict(zip(map(str, spec.names), (tree.head(size) for tree in trees), strict=True))
@@ -420,7 +514,7 @@ def _make_audits(folder: Path, spec: Spec, trees: Sequence[Nodes], signers: Sign
                 marks={name: Marks(0, 0, at, 0) for name in sorted(heads)},
                 counts={"events": EACH * DAY * spec.logs, "findings": 0},
                 findings=[],
-                objects=[],
+                objects=index if number == count - 1 else [],
                 verdict="verified",
             )
             line = envelope.encode_line(statement)
@@ -487,6 +581,13 @@ class AgedStore:
         self._put = FolderStore(str(folder / "put"))
         self.capabilities = Capabilities(versions=self)
 
+    @classmethod
+    def opened(cls, folder: Path) -> "AgedStore":
+        """Return the store that this process has of a folder."""
+        if folder not in _opened:
+            _opened[folder] = cls(folder, _journal[-1])
+        return _opened[folder]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return AgedStore, (self.folder, self.requests.journal)
 
@@ -494,6 +595,10 @@ class AgedStore:
     def keys(self) -> str:
         """The URI of its keyring."""
         return f"file:{self.folder / 'keyring.json'}"
+
+    def nodes(self, log: Log) -> Nodes:
+        """Return the tree of a log."""
+        return Nodes.open(self.folder / f"nodes-{log.partition}", self.spec.statements)
 
     @cached_property
     def _signers(self) -> Signers:
@@ -504,7 +609,7 @@ class AgedStore:
         """All objects that are made here, in order of keys."""
         spec, size = self.spec, self.spec.statements
         makers = [Maker(spec, log) for log in spec.names]
-        trees = [Nodes.open(self.folder / f"nodes-{log.partition}", size) for log in spec.names]
+        trees = [self.nodes(log) for log in spec.names]
         statements = [self._statements(maker, tree) for maker, tree in zip(makers, trees, strict=True)]
         checkpoints = [self._checkpoints(log, tree, size, HOUR) for log, tree in zip(spec.names, trees, strict=True)]
         audits = self._audits()
@@ -638,7 +743,9 @@ class AgedStore:
             self.requests.count("LIST", prefix)
         return sorted(names), plain
 
-    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", *, after: str = "", through: str = "", without: Collection[str] = ()
+    ) -> Iterator[ObjectInfo]:
         """Yield objects in order of keys. What is left out by `without` is on pages nevertheless, as in S3."""
         infos = merge(
             *(family.infos(prefix, after) for family in self._families if _overlap(family.prefix, prefix)),
@@ -648,8 +755,9 @@ class AgedStore:
         while True:
             self.requests.count("LIST", prefix)
             page = list(islice(infos, PAGE))
-            yield from (info for info in page if info.key[: info.key.find("/") + 1] not in without)
-            if len(page) < PAGE:
+            within = [info for info in page if not through or info.key <= through]
+            yield from (info for info in within if info.key[: info.key.find("/") + 1] not in without)
+            if len(within) < PAGE:
                 return
 
     def remove(self, key: str) -> None:
@@ -663,12 +771,13 @@ class AgedStore:
     def close(self) -> None:
         """Do nothing: there are no connections."""
 
-    def history(self, prefix: str = "") -> Iterator[Version]:
+    def history(self, prefix: str = "", *, after: str = "", through: str = "") -> Iterator[Version]:
         """Yield nothing, since each key has one version; that takes a page for each 1,000 keys."""
-        count = sum(1 for _ in self._put.list(prefix))
+        count = sum(1 for _ in self._put.list(prefix, after=after, through=through))
+        first, last = max(prefix, after), min(prefix + "\x7f", through or "\x7f")
         for family in self._families:
             if prefix.startswith(family.prefix) or family.prefix.startswith(prefix):
-                count += family.after(prefix + "\x7f") - family.after(prefix)
+                count += max(0, family.after(last) - family.after(first))
         for _ in range(max(1, -(-count // PAGE))):
             self.requests.count("VERSIONS", prefix)
         return iter(())

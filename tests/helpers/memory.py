@@ -63,12 +63,17 @@ class MemoryStore:
         folders = {info.key[len(prefix) :].split("/")[0] for info in under if "/" in info.key[len(prefix) :]}
         return sorted(folders), [info for info in under if "/" not in info.key[len(prefix) :]]
 
-    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", *, after: str = "", through: str = "", without: Collection[str] = ()
+    ) -> Iterator[ObjectInfo]:
         self._call("list", prefix)
         listed = sorted(
             key
             for key in self.objects
-            if key.startswith(prefix) and key > after and key[: key.find("/") + 1] not in without
+            if key.startswith(prefix)
+            and key > after
+            and key[: key.find("/") + 1] not in without
+            and (not through or key <= through)
         )
         return (ObjectInfo(key, len(self.objects[key])) for key in listed if key in self.objects)
 
@@ -76,10 +81,10 @@ class MemoryStore:
         self._call("status", key)
         return ObjectStatus(len(self._get(key)), PUT_AT)
 
-    def history(self, prefix: str = "") -> Iterator[Version]:
+    def history(self, prefix: str = "", *, after: str = "", through: str = "") -> Iterator[Version]:
         self._call("history", prefix)
         for key, kept in self.versions.items():
-            if key.startswith(prefix):
+            if key.startswith(prefix) and key > after and (not through or key <= through):
                 for number, data in enumerate(kept):
                     yield Version(key, str(number), data is None, number == 0, len(data or b""))
 

@@ -145,6 +145,9 @@ WRONG = [
     ("CUSTODY_DRAIN__FLUSH_SECONDS", "0", "greater than 0"),
     ("CUSTODY_DRAIN__SECONDS", "inf", "finite"),
     ("CUSTODY_DRAIN__TASK_RUNNER", "dusk", "'dask'"),
+    ("CUSTODY_AUDIT__TASK_RUNNER", "a.b:C d", "package.module:Class"),
+    ("CUSTODY_DASK__ADDRESS", "scheduler:8786", "tls://host:8786"),
+    ("CUSTODY_DASK__WAIT_SECONDS", "inf", "finite"),
     ("CUSTODY_EVENTS__QUARANTINED_SHARE", "5", "less than or equal to 1"),
     ("CUSTODY_HEALTH__LAG_SECONDS", "-1", "greater than 0"),
     ("CUSTODY_KAFKA__TOPICS", "^a(", "regular expression"),
@@ -162,6 +165,40 @@ def test_wrong_variable_is_named_with_what_it_wants(
 ) -> None:
     """The error names the variable and the wanted value."""
     check_wrong_variable(Settings, monkeypatch, variable, value, wants)
+
+
+def test_a_class_is_taken_from_a_variable_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module of a task runner runs as a program, so a file cannot name it in any section."""
+    for section in ("drain", "audit", "backfill", "search"):
+        Path("custody.toml").write_text(f'[{section}]\ntask_runner = "theirs.module:Runner"\n')
+        assert f"set CUSTODY_{section.upper()}__TASK_RUNNER instead" in refusal(Settings)
+    Path("custody.toml").unlink()
+    monkeypatch.setenv("CUSTODY_DRAIN__TASK_RUNNER", "ours.module:Runner")
+    assert Settings().drain.task_runner == "ours.module:Runner"
+
+
+@pytest.mark.parametrize(
+    ("text", "wants"),
+    [
+        ('address = "tls://scheduler:8786"', "needs all of ca_certs, certificate and key_file"),
+        ('ca_certs = "/etc/ca.pem"', "needs all of ca_certs, certificate and key_file"),
+        ('address = "tcp://127.0.0.1:8786"\nadaptive = true', "adaptive is for workers that a run starts"),
+    ],
+)
+def test_settings_of_a_cluster_fit_together(text: str, wants: str) -> None:
+    """Half a certificate, or two ways to get workers, are refused in one line that names the section."""
+    Path("custody.toml").write_text(f"[dask]\n{text}\n")
+    message = refusal(Settings)
+    assert message.startswith("dask in custody.toml: ")
+    assert wants in message
+    assert "\n" not in message
+
+
+def test_a_cluster_that_others_can_use_is_a_risk() -> None:
+    """A scheduler without TLS gives a warning, unless it is this machine's."""
+    assert given_as(dask={"address": "tcp://127.0.0.1:8786"}).insecure() == []
+    (risk,) = given_as(dask={"address": "tcp://scheduler:8786"}).insecure()
+    assert risk.startswith("dask.address is tcp://: others on the network can run programs on its workers")
 
 
 def test_wrong_value_is_shown_where_it_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

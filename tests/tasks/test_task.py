@@ -32,9 +32,11 @@ def test_side_effects_are_not_cached_kept_or_blindly_repeated(name: str) -> None
     assert made.retries == 0 or made.retry_condition_fn is not None
 
 
-@pytest.mark.parametrize("name", ["drain: drain-share", "audit: read-pieces"])
+@pytest.mark.parametrize(
+    "name", ["drain: drain-share", "audit: read-pieces", "backfill: copy-share", "search: index-share"]
+)
 def test_tasks_that_flows_spread_can_be_sent_to_another_process(name: str) -> None:
-    """Processes, Dask and Ray are handed tasks in this form."""
+    """Processes and Dask are handed tasks in this form."""
     sent = cloudpickle.loads(cloudpickle.dumps(TASKS[name]))
     assert (sent.name, sent.fn.__module__) == (TASKS[name].name, TASKS[name].fn.__module__)
 

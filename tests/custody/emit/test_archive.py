@@ -33,6 +33,7 @@ from custody.emit.writer import Options
 from custody.errors import ConfigurationError, TransientStoreError
 from custody.format.layout import check_topic
 from custody.format.manifest import LogId
+from custody.format.members import pack
 from custody.keys.keyring import new_keyring, rotate_keyring
 from custody.keys.trust import open_trust
 from custody.settings import Settings
@@ -138,6 +139,17 @@ def test_events_gather(place: Place) -> None:
     assert 4 <= len(statements) <= 9, "one to begin, about five, and one at the end"
     assert place.numbers() == Counter(range(number))
     place.check()
+
+
+def test_batches_are_dense(place: Place) -> None:
+    """A process that emits has nothing to catch up with, so its batches take time for fewer bytes."""
+    with place.writer() as writer:
+        for number in range(100):
+            writer.write(own("order.paid", number=number, note="the same words again and again"))
+    (log,) = read_archive_records(place.folder / "archive").values()
+    payload = b"".join(line + b"\n" for _, line in log.events)
+    assert {batch["size"] for batch in log.batches if batch["events"] > 10} == {len(pack(payload, dense=True).data)}
+    assert len(pack(payload).data) != len(pack(payload, dense=True).data)
 
 
 def test_many_events_are_sealed_at_once(place: Place) -> None:

@@ -3,10 +3,13 @@
 import contextlib
 import gzip
 import multiprocessing
+import random
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import UTC, datetime
 from hashlib import sha256
 
 import msgspec
@@ -15,28 +18,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custody.errors import FormatError
-from custody.format import limits
+from custody.format import limits, members
 from custody.format.manifest import Batch
-from custody.format.members import inflate, inflate_batch, inflate_stream, inflate_unchecked, pack
+from custody.format.members import (
+    HEADER,
+    has_libdeflate,
+    inflate,
+    inflate_batch,
+    inflate_stream,
+    inflate_unchecked,
+    pack,
+)
+from flows.operate.sample import sample_events
+from tests.helpers.growth import SHAPES, check_growth
 
 PAYLOAD = b'{"a":1}\n' * 1000
+DENSE_SHAPES = {
+    **{name: SHAPES[name] for name in ("zeros", "escapes", "many numbers", "many hashes", "events of many types")},
+    # Long matches that differ at their ends: the worst for a search through a chain of candidates.
+    "matches that end late": lambda size: b"".join(b"%b%04d" % (b"a" * 250, at % 7_919) for at in range(size // 254)),
+    "noise": lambda size: random.Random(1).randbytes(size),
+}
 
 
-@given(st.binary(max_size=5000), st.integers(0, 3))
-def test_round_trip(payload: bytes, level: int) -> None:
-    """Any payload comes back at any level, by isal and by the standard library."""
-    member = pack(payload, level)
+@given(st.binary(max_size=5000), st.integers(0, 3), st.booleans())
+def test_round_trip(payload: bytes, level: int, dense: bool) -> None:
+    """Any payload comes back at any level, and dense, by isal and by the standard library."""
+    member = pack(payload, level, dense=dense)
     assert member.inflated == len(payload)
     assert inflate(member.data, member.inflated) == payload
     assert gzip.decompress(member.data) == payload
 
 
-@given(st.integers(64 * 1024 - 2, 64 * 1024 + 2), st.sampled_from([b"a", b"b"]))
+@given(st.integers(64 * 1024 - 2, 64 * 1024 + 2), st.sampled_from([b"a", b"b"]), st.booleans())
 @settings(max_examples=20)
-def test_large(size: int, filling: bytes) -> None:
+def test_large(size: int, filling: bytes, dense: bool) -> None:
     """Payloads that are hashed beside compressing come back, too, with their own digest."""
     payload = filling * size
-    member = pack(payload, 1)
+    member = pack(payload, 1, dense=dense)
     assert (member.inflated, member.sha256) == (size, sha256(payload).hexdigest())
     assert inflate(member.data, size) == payload
     assert member.data[:8] == b"\x1f\x8b\x08\x00" + bytes(4)
@@ -65,9 +84,53 @@ def test_level(payload: bytes) -> None:
     assert len({pack(payload, level).data for level in (0, 1)}) == 2
 
 
-def test_header() -> None:
+def test_dense_is_smaller() -> None:
+    """Dense members of the sample take less than a fifth of its bytes, and fast ones more, whatever isal's level is."""
+    payload = b"".join(event + b"\n" for event in sample_events(1000, 1, datetime(2026, 3, 1, tzinfo=UTC)))
+    fast, dense = pack(payload), pack(payload, dense=True)
+    assert len(dense.data) < len(payload) / 5 < len(fast.data)
+    assert pack(payload, 3, dense=True) == dense
+    assert has_libdeflate()
+
+
+def test_dense_without_libdeflate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not installed, zlib makes dense members: larger ones, and no less a member."""
+    dense = pack(PAYLOAD, dense=True)
+    monkeypatch.setitem(sys.modules, "deflate", None)
+    members._libdeflate.cache_clear()
+    try:
+        assert not has_libdeflate()
+        plain = pack(PAYLOAD, dense=True)
+    finally:
+        members._libdeflate.cache_clear()
+    assert plain.data == zlib.compress(PAYLOAD, 6, wbits=31) != dense.data
+    assert inflate(plain.data, len(PAYLOAD)) == PAYLOAD
+    assert plain.data.startswith(HEADER)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_what_cannot_be_compressed_stays_within_the_limit(dense: bool) -> None:
+    """A batch of noise becomes no larger than a member may be, and takes little more memory than its member."""
+    payload = random.Random(1).randbytes(limits.BATCH_BYTES // 4)
+    tracemalloc.start()
+    try:
+        member = pack(payload, dense=dense)
+        assert tracemalloc.get_traced_memory()[1] < 2.5 * len(payload)
+    finally:
+        tracemalloc.stop()
+    assert len(member.data) <= len(payload) + (limits.MEMBER_BYTES - limits.BATCH_BYTES) // 4
+
+
+@pytest.mark.parametrize("shape", DENSE_SHAPES)
+def test_dense_takes_time_in_proportion(shape: str) -> None:
+    """No payload makes libdeflate search for a match in more than a bounded time for each byte."""
+    check_growth(lambda payload: pack(payload, dense=True), DENSE_SHAPES[shape])
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_header(dense: bool) -> None:
     """A member has mtime 0 and no file name, so that equal bytes stay equal bytes."""
-    data = pack(PAYLOAD).data
+    data = pack(PAYLOAD, dense=dense).data
     assert data[:4] == b"\x1f\x8b\x08\x00"
     assert data[4:8] == bytes(4)
 

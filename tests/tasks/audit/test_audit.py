@@ -440,6 +440,7 @@ def test_what_was_made_is_referred_to(growing: Growing, monkeypatch: pytest.Monk
     lists = {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "tables/signed").iterdir()}
     sources = {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "reports/sources").iterdir()}
     index = {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "reports/index").glob("*.gz")}
+    index |= {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "reports/turns").iterdir()}
     assert {ref.key for ref in audit_of(growing, 0).objects} == lists | sources | index
     page = put_report(settings(growing), 0, b"<p>all is well</p>")
     run(growing)
@@ -453,7 +454,7 @@ def test_what_was_made_is_referred_to(growing: Growing, monkeypatch: pytest.Monk
     (ref,) = audit_of(growing, 2).objects
     assert ref.key == f"audits/objects/{ref.sha256}"
     listed = [json.loads(line) for line in (growing.folder / ref.key).read_bytes().splitlines()]
-    assert {one["key"].split("/")[1] for one in listed} == {"signed", "sources", "index"}
+    assert {one["key"].split("/")[1] for one in listed} == {"signed", "sources", "index", "turns"}
     assert judged(growing).exit_code == 0
 
 
@@ -471,7 +472,9 @@ def test_a_report_that_nobody_signed_is_not_referred_to(growing: Growing, what: 
     else:
         overwrite(Path(page.removeprefix("file://")), b"<p>all is lost</p>")
     run(growing)
-    assert [ref.key.rpartition("/")[0] for ref in audit_of(growing, 1).objects] == ["reports/sources", "reports/index"]
+    assert [ref.key.rpartition("/")[0] for ref in audit_of(growing, 1).objects] == [
+        *("reports/sources", "reports/index", "reports/turns")
+    ]
 
 
 def test_two_audits_at_once(growing: Growing) -> None:

@@ -172,6 +172,17 @@ def test_dangerous_settings_and_those_without_effect_are_warned_of(growing: Grow
     assert TOKEN not in repr(lines)
 
 
+def test_a_missing_libdeflate_is_warned_of(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It matters unless all batches are fast, and the warning says what to install."""
+    settings = given(growing)
+    assert [line for line in settings_check.check(settings) if line.subject == "drain.compression"] == []
+    monkeypatch.setattr(settings_check, "has_libdeflate", lambda: False)
+    warning = of(settings_check.check(settings), "drain.compression")
+    assert (warning.level, "custody-archive[dense]" in warning.remedy) == ("warning", True)
+    fast = given(growing, drain=DrainSettings(compression="fast"))
+    assert [line for line in settings_check.check(fast) if line.subject == "drain.compression"] == []
+
+
 # Keys.
 
 

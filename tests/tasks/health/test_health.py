@@ -46,7 +46,7 @@ from tasks.roll.record import Action, record
 from tasks.search.client import Search
 from tasks.search.index import index_logs
 from tasks.search.indices import put_cursor
-from tasks.settings import AlertSettings, HealthSettings, KafkaSettings, SearchSettings, Settings
+from tasks.settings import AlertSettings, DrainSettings, HealthSettings, KafkaSettings, SearchSettings, Settings
 from tests.helpers.audit import audit
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
@@ -178,6 +178,10 @@ def test_lag_in_records_and_seconds(site: Site) -> None:
     assert "7 records wait for the archive, the oldest for 30 min" in problem.message
     patient = site.settings(topic, health=HealthSettings(lag_seconds=3600))
     assert not of(health_of(patient, timedelta(minutes=30)), "lag")
+    # What lingers waits on purpose, and for no longer than that.
+    lingering = site.settings(topic, drain=DrainSettings(linger_seconds=1800))
+    assert not of(health_of(lingering, timedelta(minutes=40)), "lag")
+    assert of(health_of(lingering, timedelta(minutes=50)), "lag")
 
 
 def test_headroom(site: Site) -> None:

@@ -1,0 +1,115 @@
+"""Runs tasks on a Dask cluster: one that the settings name, or workers that a run starts on its own machine.
+
+Rules:
+- What is sent to a worker has no secret. A task reads custody's settings on the worker, and Prefect's client there uses
+  the worker's own settings, because Prefect's context would send the credentials of its API.
+- A share whose worker dies is run again by Dask, on another worker. That costs time alone: drains continue from the
+  archive's head, audits after the last piece that they signed, backfills and indexing from what the target has.
+- A cluster that cannot be reached, or has no worker, ends the run with one line, and does not keep it waiting.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import distributed
+from prefect import Task
+from prefect.context import SettingsContext
+from prefect_dask.task_runners import DaskTaskRunner
+
+from custody.errors import ConfigurationError, CustodyError
+from tasks.spread import DaskSettings
+
+_AGAIN = "Nothing is lost: the next run continues"
+
+
+class _UnsentSettings(SettingsContext):
+    """Prefect's settings as they are here. Nothing of them is sent."""
+
+    def serialize(self, include_secrets: bool = True) -> dict[str, Any]:  # noqa: ARG002 - the signature is Prefect's
+        """Return nothing, so that a worker takes its own settings."""
+        return {}
+
+
+class ClusterTaskRunner(DaskTaskRunner):
+    """Dask's task runner of Prefect, which sends no settings of Prefect's."""
+
+    def submit(
+        self,
+        task: Task[..., Any],
+        parameters: dict[str, Any],
+        wait_for: Iterable[Any] | None = None,
+        dependencies: dict[str, set[Any]] | None = None,
+    ) -> Any:
+        """Send a task to a worker."""
+        own = SettingsContext.get()
+        assert own is not None, "Prefect has settings wherever a flow runs"  # noqa: S101
+        with _UnsentSettings(profile=own.profile, settings=own.settings):
+            return super().submit(task, parameters, wait_for, dependencies)
+
+
+def cluster_runner(settings: DaskSettings, workers: int) -> ClusterTaskRunner:
+    """Return a task runner for the cluster of the settings, or for so many workers on this machine.
+
+    Raises:
+        ConfigurationError: the cluster cannot be reached, or has no worker.
+    """
+    if settings.address:
+        security = _security(settings)
+        _reach(settings, settings.address, security)
+        return ClusterTaskRunner(address=settings.address, client_kwargs={"security": security})
+    local = {
+        "n_workers": 1 if settings.adaptive else workers,
+        "threads_per_worker": 1,
+        # Dask would end a worker by its memory. A drain is bounded by itself (docs/large-records.md).
+        "memory_limit": 0,
+        # On a free port. Without Bokeh, which custody does not need, it shows names of tasks and no dashboard.
+        "dashboard_address": "127.0.0.1:0",
+        # Keys made for this run: else everybody on this machine could run programs as this user.
+        "security": True,
+    }
+    adapt = {"minimum": 1, "maximum": workers} if settings.adaptive else None
+    return ClusterTaskRunner(cluster_kwargs=local, adapt_kwargs=adapt)
+
+
+def _security(settings: DaskSettings) -> distributed.Security | None:
+    if settings.ca_certs is None:
+        return None
+    return distributed.Security(  # type: ignore[no-untyped-call]
+        require_encryption=True,
+        tls_ca_file=str(settings.ca_certs),
+        tls_client_cert=str(settings.certificate),
+        tls_client_key=str(settings.key_file),
+    )
+
+
+def _reach(settings: DaskSettings, address: str, security: distributed.Security | None) -> None:
+    """Raise an error unless the scheduler answers and has a worker."""
+    seconds = settings.wait_seconds
+    problem = f"the Dask scheduler at {address} (dask.address) does not answer"
+    try:
+        client = distributed.Client(  # type: ignore[no-untyped-call]
+            address, timeout=seconds, security=security, set_as_default=False
+        )
+        with client:
+            problem = f"the Dask cluster at {address} has had no worker for {seconds:g} s: start one (dask worker)"
+            client.wait_for_workers(1, timeout=seconds)
+    # Certificates that do not fit and files that are missing are OSErrors too.
+    except OSError as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ConfigurationError(f"{problem} ({reason}). {_AGAIN}") from None
+
+
+@contextmanager
+def cluster_errors() -> Iterator[None]:
+    """Raise Dask's errors about its cluster as errors of custody."""
+    try:
+        yield
+    except distributed.KilledWorker as error:
+        raise CustodyError(
+            f"a share of the work was given up, because {error.allowed_failures + 1} Dask workers died while they ran"
+            f" it: look at their logs and memory. {_AGAIN}"
+        ) from None
+    except distributed.CancelledError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CustodyError(f"the Dask cluster dropped a share of the work ({reason}). {_AGAIN}") from None

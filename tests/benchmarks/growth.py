@@ -1,0 +1,454 @@
+"""What commands cost on an archive of a month, a year and seven years: `uv run python -m tests.benchmarks.growth`.
+
+Each archive has a log of one statement a minute, an hourly checkpoint and a nightly audit, up to the minute in which it
+was made. A real broker has a topic that ends where the log does, so there is nothing new. The commands are those that
+run each minute or each night, and those of people who look for a day, an event or a proof.
+
+1. `generated`: a store that makes objects when they are asked for, and counts requests (tests/helpers/aged.py). What
+   making them takes is part of the processor time; what a client of S3 takes is not.
+2. `S3`: SeaweedFS beside it, and S3's own client. Requests are counted where that client sends them.
+3. `folder`: files.
+
+Each command is a process of its own, start and imports included. One that takes too long is ended, and shown as such.
+Old days have no tables of events: only the newest day was audited by a real audit. Reports; judges nothing.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import psutil
+from confluent_kafka import TopicCollection
+from rich.console import Console
+from rich.table import Table
+
+from custody.archive.reader import read_archive
+from custody.format.layout import Log
+from custody.store.open import open_store
+from custody.store.protocol import ObjectInfo, S3Options, Store
+from tasks.metrics.state import LogTotals, State
+from tests.helpers import aged
+from tests.helpers.aged import DAY, EACH, FIRST_OFFSET, AgedStore, Requests, Source
+from tests.servers.kafka import KafkaServer
+from tests.servers.s3 import SeaweedServer
+
+AGES = (30, 365, 2555)
+"""Days: a month, a year, seven years."""
+KINDS = ("GET", "HEAD", "LIST", "VERSIONS", "PUT", "DELETE")
+PIECE = 500
+"""Statements of a span of the time index, and of a piece of an audit: the setting's default."""
+REREAD_DAYS = 36_500
+"""So many that an audit reads one piece again at any age: how much is read again is the setting's price, not growth."""
+SECONDS = 60
+"""The longest time of a command."""
+_COPIERS = 16
+_SLOWEST = 1.2
+"""What an operator is promised at ten times the age; more is marked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An archive to run commands on.
+
+    Attributes:
+        kind: where it lies.
+        days: its age.
+        store: what it was made from.
+        url: its root.
+        environment: variables for a command that opens it.
+    """
+
+    kind: str
+    days: int
+    store: AgedStore
+    url: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> str:
+        """The name of its log."""
+        return f"{self.store.spec.topic}/0"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a command took; `seconds` is None if it was ended."""
+
+    requests: Mapping[str, int]
+    read: int
+    cpu: float
+    seconds: float | None
+    peak_mib: float
+
+    @property
+    def total(self) -> int:
+        """All requests."""
+        return sum(self.requests.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of the table.
+
+    Attributes:
+        title: its name there.
+        arguments: those of the command line, with fields of `fields`; `connect` alone is a call from Python.
+        codes: exit codes that show that it did its work.
+        before: whether it runs once before it is measured, so that nothing is new.
+    """
+
+    title: str
+    arguments: tuple[str, ...]
+    codes: tuple[int, ...] = (0,)
+    before: bool = False
+
+
+COMMANDS = (
+    # Nobody is alerted, and the audit is a day old: warnings.
+    Command("status", ("status",), codes=(0, 1, 3)),
+    Command("drain, nothing new", ("drain", "--once"), before=True),
+    Command("audit, nothing new", ("audit",), codes=(0, 3), before=True),
+    Command("metrics", ("metrics",)),
+    # S3's lifecycle cannot be asked for of a generated archive.
+    Command("roll --dry-run", ("roll", "--dry-run"), codes=(0, 1)),
+    Command(
+        "backfill of a day, dry",
+        (
+            *("backfill", "--dry-run", "--since", "{since}", "--until", "{until}"),
+            *("--to", "folder", "--folder", "{folder}/copy"),
+        ),
+    ),
+    Command("query of a day", ("query", "SELECT count(*) FROM events WHERE day = '{day}'")),
+    Command("connect()", ("connect",)),
+    Command("report", ("report", "--output", "{folder}/report.html")),
+    Command("show a log", ("show", "{log}")),
+    Command("show an event", ("show", "{log}@{offset}")),
+    Command("checkpoint", ("checkpoint",)),
+    Command("evidence", ("evidence", "{log}", "{offset}", "--output", "{folder}/evidence.zip")),
+    Command("verify --state, a day", ("verify", "--state", "{folder}/state.json", "--since", "{since}"), codes=(0, 3)),
+    Command("verify --state, chain", ("verify", "--state", "{folder}/state.json", "--chain-only"), codes=(0, 3)),
+)
+
+
+# --- a command, in a process of its own
+
+
+def measure(archive: Archive, command: Command, folder: Path, kafka: KafkaServer | None, limit: float) -> Figures:
+    """Run a command on an archive in a process of its own, and return what it took."""
+    journal = folder / "journal"
+    fields = _fields(archive, folder)
+    arguments = [argument.format(**fields) for argument in command.arguments]
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("CUSTODY_", "AWS_"))},
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "CUSTODY_ARCHIVE": archive.url,
+        "CUSTODY_KEYS": archive.store.keys,
+        "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap if kafka else "127.0.0.1:1",
+        "CUSTODY_KAFKA__TOPICS": archive.store.spec.topic,
+        "CUSTODY_AUDIT__REREAD_DAYS": str(REREAD_DAYS),
+        "CUSTODY_METRICS__STATE": str(folder / "metrics.json"),
+        **archive.environment,
+    }
+    call = [sys.executable, "-m", "tests.benchmarks.counted", str(journal), *arguments]
+    for _ in range(1 + command.before):
+        journal.unlink(missing_ok=True)
+        (folder / "evidence.zip").unlink(missing_ok=True)
+        figures, code, said = _wait(call, environment, folder, journal, limit)
+        if code is not None and code not in command.codes:
+            raise SystemExit(f"{archive.kind}, {archive.days} days: custody {' '.join(arguments)}: code {code}: {said}")
+    return figures
+
+
+def _wait(
+    call: Sequence[str], environment: Mapping[str, str], folder: Path, journal: Path, limit: float
+) -> tuple[Figures, int | None, str]:
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    with (folder / "output").open("wb") as output:
+        child = subprocess.Popen(call, env=environment, cwd=folder, stdout=output, stderr=output)
+        family = psutil.Process(child.pid)
+        peak, code = 0.0, None
+        while time.perf_counter() - began < limit:
+            with contextlib.suppress(psutil.Error):
+                processes = [family, *family.children(recursive=True)]
+                peak = max(peak, sum(process.memory_info().rss for process in processes) / 1_048_576)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = child.wait(0.05)
+                break
+        else:
+            with contextlib.suppress(psutil.Error):
+                for process in family.children(recursive=True):
+                    process.kill()
+            child.kill()
+            child.wait()
+    seconds = time.perf_counter() - began if code is not None else None
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    counted = Requests.of_journal(journal) if journal.exists() else Requests()
+    said = (folder / "output").read_text(errors="replace")[-2000:]
+    return Figures(counted.by_kind, counted.read_bytes, cpu, seconds, peak), code, said
+
+
+def _fields(archive: Archive, folder: Path) -> dict[str, str]:
+    """Return what arguments may name: the newest whole day, and an event in its middle."""
+    spec = archive.store.spec
+    until = (spec.begin + timedelta(minutes=spec.statements)).replace(hour=0, minute=0)
+    since = until - timedelta(days=1)
+    sequence = int((since - spec.begin) / timedelta(minutes=1)) + DAY // 2
+    return {
+        "folder": str(folder),
+        "log": archive.log,
+        "offset": str(FIRST_OFFSET + sequence * EACH),
+        "day": f"{since:%Y-%m-%d}",
+        "since": since.isoformat(),
+        "until": until.isoformat(),
+    }
+
+
+# --- archives
+
+
+def build(folder: Path, ages: Sequence[int], kafka: KafkaServer | None, *, workers: int = 2) -> list[AgedStore]:
+    """Make archives of these ages, several at a time, or find them where they were kept."""
+    sources = _topics(kafka, ages) if kafka else {days: Source(_topic(days)) for days in ages}
+    end = datetime.now(UTC).replace(second=0, microsecond=0)
+
+    def make(days: int) -> AgedStore:
+        at = folder / f"{days}"
+        if not (at / "spec.json").exists():
+            shutil.rmtree(at, ignore_errors=True)
+            source = sources[days]
+            more = ["--cluster", source.cluster, "--topic-id", source.topic_id or "", "--end", end.isoformat()]
+            call = [sys.executable, "-m", "tests.benchmarks.growth", "--make", str(at), "--ages", str(days), *more]
+            subprocess.run(call, check=True)
+        return AgedStore(at)
+
+    with ThreadPoolExecutor(workers) as threads:
+        # The oldest one takes longest, so it begins first.
+        made = dict(zip(sorted(ages, reverse=True), threads.map(make, sorted(ages, reverse=True)), strict=True))
+    if kafka:
+        _set_ends(kafka, [made[days] for days in ages])
+    return [made[days] for days in ages]
+
+
+def _topic(days: int) -> str:
+    return f"audit.{days}-days"
+
+
+def _topics(kafka: KafkaServer, ages: Sequence[int]) -> dict[int, Source]:
+    """Return the topics of a broker, one for each age; they are made if they are not there."""
+    there = kafka.admin.list_topics(timeout=20).topics
+    for days in ages:
+        if _topic(days) not in there:
+            kafka.create_topic(_topic(days))
+    cluster = kafka.admin.describe_cluster().result(20).cluster_id
+    answers = kafka.admin.describe_topics(TopicCollection([_topic(days) for days in ages]))
+    return {days: Source(_topic(days), str(cluster), str(answers[_topic(days)].result(20).topic_id)) for days in ages}
+
+
+def _set_ends(kafka: KafkaServer, stores: Sequence[AgedStore]) -> None:
+    """Let each topic begin and end where its log ends, as if retention had deleted all that was archived."""
+    ends = {store.spec.topic: FIRST_OFFSET + store.spec.statements * EACH for store in stores}
+    if all(kafka.watermarks(topic) == (end, end) for topic, end in ends.items()):
+        return
+    kafka.stop()
+    for topic, end in ends.items():
+        folder = kafka.folder / "data" / f"{topic}-0"
+        for path in folder.iterdir():
+            if path.name != "partition.metadata":
+                path.unlink()
+        (folder / f"{end:020}.log").touch()
+    data = kafka.folder / "data"
+    for name in (".kafka_cleanshutdown", "recovery-point-offset-checkpoint", "log-start-offset-checkpoint"):
+        (data / name).unlink(missing_ok=True)
+    (data / "replication-offset-checkpoint").unlink(missing_ok=True)
+    kafka.start()
+
+
+def copy_to_folder(store: AgedStore, folder: Path) -> None:
+    """Write an archive's objects as files, without waiting for the disk."""
+    made: set[Path] = set()
+    for info in store.list():
+        path = folder / info.key
+        if path.parent not in made:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made.add(path.parent)
+        path.write_bytes(store.read(info.key, limit=1 << 26))
+
+
+def copy_to_s3(store: AgedStore, to: Store) -> None:
+    """Put an archive's objects into a bucket."""
+
+    def copy(info: ObjectInfo) -> None:
+        to.create(info.key, store.read(info.key, limit=1 << 26))
+
+    with ThreadPoolExecutor(_COPIERS) as threads:
+        for _ in threads.map(copy, store.list()):
+            pass
+
+
+def write_states(archive: Archive, folder: Path) -> None:
+    """Write the heads that a verifier saw a day ago, and what was counted for metrics until then."""
+    spec = archive.store.spec
+    size = spec.statements - DAY
+    head = archive.store.nodes(Log(spec.topic, 0)).head(size)
+    totals = LogTotals(size, "", {"query_executed": size * EACH}, size, size, complete=True)
+    counted = State(spec.archive, spec.begin.timestamp(), {archive.log: totals})
+    (folder / "metrics.json").write_bytes(msgspec.json.encode(counted))
+    pin = read_archive(archive.store).pin
+    entry = {
+        "archive": {"id": pin.id, "sha256": pin.sha256},
+        "heads": {archive.log: {"size": head.size, "root": head.root.hex()}},
+    }
+    url = open_store(archive.url).url if archive.kind == "folder" else archive.url
+    path = folder / "state.json"
+    path.write_text(json.dumps({"format": "custody/state/1", "archives": {url: entry}}))
+    path.chmod(0o600)
+
+
+# --- the table
+
+
+def table_of(kind: str, days: Sequence[int], rows: Mapping[str, Sequence[Figures]]) -> Table:
+    """Return the table of one kind of store: for each command a row an age."""
+    table = Table(f"{kind}: command", "days", *KINDS, "MiB read", "requests", "CPU s", "wall s", "peak MiB", "growth")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for title, figures in rows.items():
+        growths = ["", *(_growth(before, after) for before, after in pairwise(figures))]
+        for number, (age, each) in enumerate(zip(days, figures, strict=True)):
+            ended = each.seconds is None
+            table.add_row(
+                title if number == 0 else "",
+                f"{age:,}",
+                *(f"{each.requests.get(name, 0):,}" if kind != "folder" else "" for name in KINDS),
+                f"{each.read / 1_048_576:.1f}" if kind != "folder" else "",
+                f"{each.total:,}" if kind != "folder" else "",
+                f"{each.cpu:.1f}",
+                f"> {SECONDS}" if ended else f"{each.seconds:.1f}",
+                f"{each.peak_mib:.0f}",
+                growths[number],
+                end_section=number == len(figures) - 1,
+            )
+    return table
+
+
+def _growth(before: Figures, after: Figures) -> str:
+    """Return how many times the requests and the processor time are, of the age before."""
+    if before.seconds is None or after.seconds is None:
+        return "ended"
+    cpu = after.cpu / max(before.cpu, 0.01)
+    requests = after.total / before.total if before.total else 1.0
+    mark = " !" if max(cpu, requests) > _SLOWEST else ""
+    return f"{requests:.2f}, {cpu:.2f}{mark}" if before.total else f"{cpu:.2f}{mark}"
+
+
+def run(
+    archives: Sequence[Archive], kafka: KafkaServer | None, titles: Sequence[str], limit: float
+) -> dict[str, list[Figures]]:
+    """Run each command on each archive, and return the figures of each command."""
+    rows: dict[str, list[Figures]] = {}
+    with tempfile.TemporaryDirectory(prefix="custody-growth-") as name:
+        folders = {archive.days: Path(name) / str(archive.days) for archive in archives}
+        for archive in archives:
+            folders[archive.days].mkdir()
+            write_states(archive, folders[archive.days])
+        for command in COMMANDS:
+            if titles and not any(title in command.title for title in titles):
+                continue
+            if kafka is None and command.title.startswith("drain"):
+                continue
+            rows[command.title] = [
+                measure(archive, command, folders[archive.days], kafka, limit) for archive in archives
+            ]
+            print(f"{archives[0].kind}: {command.title}", file=sys.stderr, flush=True)
+    return rows
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
+
+
+def main() -> None:
+    """Build, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ages", type=_numbers, default=list(AGES), help="days, with commas between them")
+    parser.add_argument("--folder", type=_numbers, default=[3, 30], help="ages that are also written as files")
+    parser.add_argument("--s3", type=_numbers, default=[1, 3], help="ages that are also put into SeaweedFS")
+    parser.add_argument(
+        "--commands", type=lambda text: text.split(","), default=[], help="parts of titles; default all"
+    )
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="the longest time of a command")
+    parser.add_argument("--keep", type=Path, help="a folder in which archives are kept, and found the next time")
+    parser.add_argument("--no-kafka", action="store_true", help="without a broker, and so without the drain")
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--cluster", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--topic-id", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--end", type=datetime.fromisoformat, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.make:
+        (days,) = options.ages
+        source = Source(_topic(days), options.cluster, options.topic_id)
+        aged.make_archive(options.make, days * DAY, source=source, end=options.end, unaudited=1, span=PIECE)
+        return
+    with tempfile.TemporaryDirectory(prefix="custody-growth-") as name, contextlib.ExitStack() as stack:
+        folder = options.keep or Path(name)
+        kafka = None
+        if not options.no_kafka:
+            kafka = KafkaServer(folder.absolute() / "kafka")
+            kafka.start()
+            stack.callback(kafka.kill)
+        _report(options, folder.absolute(), kafka, stack)
+
+
+def _report(options: argparse.Namespace, folder: Path, kafka: KafkaServer | None, stack: contextlib.ExitStack) -> None:
+    console = Console(width=200)
+    console.print(f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
+    began = time.perf_counter()
+    ages = sorted({*options.ages, *options.folder, *options.s3})
+    stores = dict(zip(ages, build(folder, ages, kafka), strict=True))
+    console.print(f"made {', '.join(f'{days:,} days' for days in ages)} in {time.perf_counter() - began:.0f} s")
+    of_kinds = {
+        "folder": [],
+        "S3": [],
+        "generated": [Archive("generated", days, stores[days], stores[days].url) for days in options.ages],
+    }
+    for days in options.folder:
+        at = folder / f"files-{days}"
+        shutil.rmtree(at, ignore_errors=True)
+        copy_to_folder(stores[days], at)
+        of_kinds["folder"].append(Archive("folder", days, stores[days], str(at)))
+    if options.s3:
+        server = stack.enter_context(SeaweedServer(folder / "seaweed"))
+        for days in options.s3:
+            os.environ.update(server.environment())
+            bucket = server.make_bucket(versioned=True)
+            url = f"s3://{bucket}/archive"
+            s3 = {"CUSTODY_S3__ENDPOINT_URL": server.endpoint_url, **server.environment()}
+            with contextlib.closing(open_store(url, S3Options(endpoint_url=server.endpoint_url))) as to:
+                copy_to_s3(stores[days], to)
+            of_kinds["S3"].append(Archive("S3", days, stores[days], url, s3))
+    for kind, archives in of_kinds.items():
+        if archives:
+            days = [archive.days for archive in archives]
+            console.print(table_of(kind, days, run(archives, kafka, options.commands, options.seconds)))
+    console.print(f"growth: requests and processor time, as times of the row before; ! above {_SLOWEST}")
+    console.print(f"whole run: {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Flows on a Dask cluster of two workers: the same archive as with threads, and nothing lost with a worker.
+
+Longer than 5 seconds, because two workers start, and each imports Prefect.
+"""
+
+import gzip
+import os
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+import distributed
+import psutil
+import pytest
+from distributed.diagnostics.plugin import SchedulerPlugin
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+from custody.archive.writer import create_archive
+from custody.errors import ConfigurationError
+from custody.keys.keyring import new_keyring
+from custody.store.open import open_store
+from custody.verify.run import verify
+from flows.audit import audit
+from flows.backfill import backfill
+from flows.cluster import cluster_runner
+from flows.drain import drain
+from flows.index import index
+from flows.operate.sample import sample_events
+from flows.runners import run_parallel
+from tasks.search.task import find_logs
+from tasks.settings import Settings
+from tasks.spread import DaskSettings
+from tests.helpers.reading import read_archive_records
+from tests.helpers.search import delete_indices, documents
+from tests.servers.elasticsearch import ElasticsearchServer
+from tests.servers.kafka import KafkaServer
+from tests.servers.ports import free_ports
+
+PARTITIONS = 3
+EVENTS = 900
+SECRETS = ("passphrase-of-the-keyring", "prefect:credentials-of-its-api")
+
+
+class Sent(SchedulerPlugin):
+    """Keeps what the scheduler is handed, as it is kept there and sent to workers."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.tasks: list[bytes] = []
+
+    def transition(self, key: Any, start: str, finish: str, *_: Any, stimulus_id: str, **more: Any) -> None:  # noqa: ARG002
+        if finish == "processing":
+            self.tasks.append(cloudpickle.dumps(self.scheduler.tasks[key].run_spec))
+
+
+class Site:
+    """A folder of settings, which the processes of the cluster read too, with a topic and its events."""
+
+    def __init__(self, folder: Path, kafka: KafkaServer) -> None:
+        self.folder, self.kafka, self.file = folder, kafka, folder / "custody.toml"
+        self.cluster: Any = None
+        self.cluster_of_runs = ""
+        self.sent: Sent
+        new_keyring(folder / "keyring.json", datetime.now(UTC) - timedelta(days=1), SECRETS[0])
+
+    def topic(self) -> str:
+        """Make a topic, and produce its events."""
+        topic = self.kafka.create_topic(self.kafka.unused_name("audit.dask"), PARTITIONS)
+        producer = self.kafka.producer()
+        for partition in range(PARTITIONS):
+            for value in sample_events(EVENTS, partition, datetime.now(UTC) - timedelta(hours=1)):
+                producer.produce(topic, value, partition=partition)
+        assert producer.flush(30) == 0
+        return topic
+
+    def use(self, archive: str, topic: str, runner: str, more: str = "") -> Path:
+        """Write the settings for an archive, which is created if it is new, and return its folder."""
+        spread = f'workers = 2\ntask_runner = "{runner}"\n'
+        self.file.write_text(
+            f'archive = "{self.folder / archive}"\nkeys = "file:{self.folder}/keyring.json"\n'
+            f'[kafka]\nbootstrap_servers = "{self.kafka.bootstrap}"\ntopics = ["{topic}"]\ngroup = "{topic}"\n'
+            f"[drain]\nbatch_events = 20\nsegment_bytes = 20000\n{spread}"
+            f"[audit]\npiece_statements = 5\nreport = false\ntables = false\n{spread}[backfill]\n{spread}"
+            f"[dask]\n{self.cluster_of_runs}\n{more}"
+        )
+        folder = self.folder / archive
+        if not folder.exists():
+            settings = Settings()
+            create_archive(open_store(settings.archive), settings.signers(datetime.now(UTC)).both)
+        return folder
+
+    def judge(self) -> int:
+        """Return how many events the archive of the settings holds, after the verifier has read all of it."""
+        settings = Settings()
+        report = verify(open_store(settings.archive), settings.own_trust(), now=datetime.now(UTC), workers=0)
+        assert {finding.finding for finding in report.findings} <= {"orphan"}, list(report.findings)
+        return sum(log.events for log in report.logs)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, kafka: KafkaServer, server: None) -> Iterator[Site]:  # noqa: ARG001
+    """A cluster of two workers, who have custody's settings, the passphrase and Prefect's credentials by themselves."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in [name for name in os.environ if name.startswith("CUSTODY_")]:
+            patched.delenv(name)
+        made = Site(tmp_path_factory.mktemp("dask"), kafka)
+        patched.setenv("CUSTODY_CONFIG", str(made.file))
+        patched.setenv("CUSTODY_KEYRING_PASSPHRASE", SECRETS[0])
+        patched.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
+        patched.setenv("PREFECT_API_AUTH_STRING", SECRETS[1])
+        with (
+            temporary_settings({PREFECT_API_AUTH_STRING: SECRETS[1]}),
+            distributed.LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0
+            ) as cluster,
+        ):
+            made.cluster, made.cluster_of_runs = cluster, f'address = "{cluster.scheduler_address}"'
+            made.sent = Sent(cluster.scheduler)
+            cluster.scheduler.add_plugin(made.sent)
+            yield made
+
+
+def events_of(archive: Path) -> dict[str, list[tuple[int, bytes]]]:
+    return {name: log.events for name, log in read_archive_records(archive).items()}
+
+
+def test_the_same_archive_as_with_threads(site: Site, elastic: ElasticsearchServer) -> None:
+    """A drain on Dask writes the archive that one on threads writes. Audit, index and backfill read all of it there.
+
+    What is sent to workers holds no secret.
+    """
+    topic, now = site.topic(), datetime.now(UTC)
+    archives = {}
+    for runner in ("threads", "dask"):
+        archives[runner] = site.use(runner, topic, runner)
+        assert drain(once=True, return_state=True).is_completed()
+        assert site.judge() == PARTITIONS * EVENTS
+    threads, dask = (events_of(archive) for archive in archives.values())
+    assert threads == dask
+    assert [len(events) for events in dask.values()] == [EVENTS] * PARTITIONS
+
+    ended = audit(return_state=True)
+    assert f"verified. {PARTITIONS * EVENTS:,} events" in str(ended.message)
+    copy = site.folder / "copy"
+    ended = backfill(now - timedelta(days=1), now, target="folder", folder=str(copy), return_state=True)
+    assert f"{PARTITIONS * EVENTS:,} copied" in str(ended.message)
+    files = sorted((copy / topic).rglob("*.gz"))
+    assert [line for path in files for line in gzip.decompress(path.read_bytes()).splitlines()] == [
+        value for events in dask.values() for _, value in events
+    ]
+    search = f'url = "{elastic.url}"\nreplicas = 0\nprefix = "{elastic.unused_prefix()}"\n'
+    site.use("dask", topic, "dask", f'[search]\nworkers = 2\ntask_runner = "dask"\n{search}')
+    try:
+        ended = index(return_state=True)
+        assert ended.is_completed(), ended.message
+        assert len(documents(Settings())) == PARTITIONS * EVENTS
+    finally:
+        delete_indices(Settings())
+
+    sent = site.sent.tasks
+    assert sum(topic.encode() in task for task in sent) >= 8, "two shares of each flow at least"
+    assert [secret for secret in SECRETS if any(secret.encode() in task for task in sent)] == []
+
+
+def test_a_worker_that_is_killed_costs_time_alone(site: Site) -> None:
+    """Dask runs a dead worker's share again on the other one, and each event is archived once, in order."""
+    topic = site.topic()
+    site.use("killed", topic, "dask")
+    manifests = site.folder / "killed" / "manifests"
+    left: list[int] = []
+
+    def kill() -> None:
+        while len(list(manifests.rglob("*.json"))) < 3:
+            threading.Event().wait(0.01)
+        busy = next(state for state in site.cluster.scheduler.workers.values() if state.processing)
+        psutil.Process(site.cluster.workers[busy.name].pid).kill()
+        left.append(PARTITIONS * EVENTS - sum(len(events) for events in events_of(site.folder / "killed").values()))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    ended = drain(once=True, return_state=True)
+    killer.join()
+    assert ended.is_completed(), ended.message
+    assert left[0] > 0
+    assert site.judge() == PARTITIONS * EVENTS
+
+
+def test_a_run_starts_workers_of_its_own(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without an address a run starts its workers, and what they say to each other is encrypted."""
+    monkeypatch.setattr(site, "cluster_of_runs", "adaptive = true")
+    site.use("own", "nothing", "dask")
+    caplog.set_level("INFO", "distributed")
+    assert run_parallel(find_logs, [((),), ((),)], "dask", 1) == [[], []]
+    assert "Register worker addr: tls://127.0.0.1" in caplog.text
+    assert "tcp://" not in caplog.text
+
+
+def test_a_cluster_that_does_not_answer_fails_in_one_line() -> None:
+    """A scheduler that is not there, and one without workers, end a run after `dask.wait_seconds`."""
+    address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    with pytest.raises(ConfigurationError, match="does not answer") as refused:
+        cluster_runner(DaskSettings(address=address, wait_seconds=0.2), 2)
+    assert "\n" not in str(refused.value)
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as empty,  # type: ignore[no-untyped-call]
+        pytest.raises(ConfigurationError, match="has had no worker"),
+    ):
+        cluster_runner(DaskSettings(address=empty.scheduler_address, wait_seconds=0.2), 2)
