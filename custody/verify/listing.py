@@ -39,7 +39,7 @@ NO_NAMES = frozenset({"", ".", ".."})
 _BUCKETS = 64
 _BUCKET_BYTES = 131_072
 """What is more in a bucket goes to a file: that is with more than a million objects."""
-_DIGEST_BYTES = 8
+DIGEST_BYTES = 8
 
 Failed = Callable[[str, CustodyError], None]
 """Called for each folder that cannot be listed, with the error. The others are still listed."""
@@ -283,7 +283,7 @@ class Names:
     def __init__(self, key: bytes | None = None) -> None:
         """Begin. A worker process gets the `key` of the digests, so that they can be compared."""
         self.key = key or os.urandom(16)
-        self._keyed = blake2b(digest_size=_DIGEST_BYTES, key=self.key)
+        self._keyed = blake2b(digest_size=DIGEST_BYTES, key=self.key)
         # One thread lists objects while another reads the statements that name them.
         self._lock = threading.Lock()
         self._listed = [_Bucket() for _ in range(_BUCKETS)]
@@ -309,8 +309,8 @@ class Names:
 
     def take_named(self, digests: bytes) -> None:
         """Add objects that manifests name, by their digests, one after another."""
-        for start in range(0, len(digests), _DIGEST_BYTES):
-            self._put(self._named, digests[start : start + _DIGEST_BYTES])
+        for start in range(0, len(digests), DIGEST_BYTES):
+            self._put(self._named, digests[start : start + DIGEST_BYTES])
 
     def unnamed(self) -> frozenset[bytes]:
         """Return the digests of objects that were listed but not named."""
@@ -348,7 +348,7 @@ class Names:
     def _digests(self, bucket: "_Bucket") -> set[bytes]:
         blocks = [os.pread(self._file.fileno(), size, start) for start, size in bucket.blocks] if self._file else []
         data = b"".join((*blocks, bucket.kept))
-        return {data[start : start + _DIGEST_BYTES] for start in range(0, len(data), _DIGEST_BYTES)}
+        return {data[start : start + DIGEST_BYTES] for start in range(0, len(data), DIGEST_BYTES)}
 
 
 @dataclass(slots=True)
