@@ -13,6 +13,7 @@ A worker process follows a log as this one would (`reading.follow`), and sends b
 
 import contextlib
 import multiprocessing
+import pickle
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,6 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn, Self
 
-from custody.errors import CustodyError
 from custody.findings import Accepted, Findings
 from custody.format import layout
 from custody.format.envelope import Algorithm
@@ -307,11 +307,15 @@ def _work(connection: Connection, given: Given) -> None:
         while True:
             chain = connection.recv()
             portions = _Portions(connection)
-            followed: Followed | None = None
-            with contextlib.suppress(CustodyError, _NeedsMoreError):
+            try:
                 followed = _follow(chain, given, reader, portions)
                 portions.send()
-            connection.send(followed)
+                result = pickle.dumps(followed)
+            except (OSError, EOFError):
+                raise
+            except Exception:  # noqa: BLE001 - the verifier does it again, and shows what it is
+                result = pickle.dumps(None)
+            connection.send_bytes(result)
 
 
 def _follow(chain: Chain, given: Given, reader: Reader, portions: _Portions) -> Followed | None:
