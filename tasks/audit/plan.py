@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from custody.archive import sources, time_index
-from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, read_archive
+from custody.archive.reader import Holds, choose_logs, find_tip, named_logs, read_archive
 from custody.archive.readings import newest_reading
 from custody.archive.search import sealed_between
 from custody.archive.time_index import TimeIndex
@@ -153,9 +153,8 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         archive = read_trusted_archive(store, trust).id
         tip = find_audits(store, archive, trust)
         before = clean_audit(store, archive, trust, tip)
-        # A log with a known head is audited even if all its objects are gone.
-        known = map(log_named, {*(before.heads if before else ()), *trust.heads} - {str(layout.AUDIT_LOG)})
-        logs = choose_logs({*list_logs(store), *known}, request.logs)
+        # A log with a known head is audited even if all its objects are gone, and one that has nothing but checkpoints.
+        logs = choose_logs(named_logs(store, {*(before.heads if before else ()), *trust.heads}), request.logs)
         holds = standing(store, archive, trust)
         newest = newest_reading(store, archive, trust, tip.head.size)
         index = time_index.read(store, newest) if newest and (request.since or request.until) else time_index.EMPTY

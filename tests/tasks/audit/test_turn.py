@@ -24,7 +24,7 @@ from tasks.audit.turn import choose, share_of
 from tasks.settings import AuditSettings, Settings
 from tests.helpers.archives import member
 from tests.helpers.audit import audit
-from tests.helpers.nights import LockingStore, Nights, Spread, opened, settings_of
+from tests.helpers.nights import FIRST, LockingStore, Nights, Spread, opened, settings_of
 from tests.helpers.sample import event
 from tests.servers.s3 import SeaweedServer
 
@@ -41,10 +41,13 @@ def put(key: str, store: LockingStore, _: Spread) -> str:
     return key
 
 
-def plant(date: str, store: LockingStore, _: Spread) -> str:
+def plant(
+    date: str, store: LockingStore, _: Spread, first: int = FIRST + 7, last: int | None = None, folder: str = "events"
+) -> str:
     """Put a segment, well named, that no statement names: another event at an offset that has one."""
     data = member(event(7).replace(b"request-7", b"planted-7") + b"\n")
-    key = f"events/{date}-audit.grows-0-{7:020}-{7:020}-{sha256(data).hexdigest()[:16]}.jsonl.gz"
+    offsets = f"{first:020}-{first if last is None else last:020}"
+    key = f"{folder}/{date}-audit.grows-0-{offsets}-{sha256(data).hexdigest()[:16]}.jsonl.gz"
     store.objects[key] = data
     return key
 
@@ -161,13 +164,21 @@ FOREIGN = (
     *("manifests/audit.grows/0/000000000033/x", "manifests/audit.grows/0/zz", "manifests/audit.grows/0/!"),
     *("checkpoints/x", "checkpoints/audit.grows/0/x", "checkpoints/audit.grows/0/000000000020x"),
     *("checkpoints/audit.grows/0/!", "audits/x", "audits/objects/x", "checkpoints/audits/0/x"),
+    *("checkpoints/ghost/0/x", "checkpoints/audit.grows@2/0/x", "manifests/ghost/0/x"),
 )
+DATE = "2026/03/02/19/34/56"
 CHANGES: Mapping[str, tuple[str, Change]] = {
     **{f"foreign {key}": ("foreign", partial(put, key)) for key in FOREIGN},
     "unlisted, at its date": ("unlisted", partial(plant, "2026/03/01/19/34/56")),
     "unlisted, long before": ("unlisted", partial(plant, "1999/01/01/00/00/00")),
     "unlisted, long after": ("unlisted", partial(plant, "2099/12/31/23/59/59")),
     "unlisted, of no log": ("unlisted", plant_for_no_log),
+    "unlisted, before the first offset": ("unlisted", partial(plant, DATE, first=5)),
+    "unlisted, up to the first offset": ("unlisted", partial(plant, DATE, first=5, last=FIRST + 2)),
+    "unlisted, to beyond the end": ("unlisted", partial(plant, DATE, first=FIRST + 7, last=2**63 - 1)),
+    "unlisted, in quarantine": ("unlisted", partial(plant, DATE, folder="quarantine")),
+    "beyond the end": ("orphan", partial(plant, DATE, first=10**15)),
+    "beyond the end, in quarantine": ("unlisted", partial(plant, DATE, first=10**15, folder="quarantine")),
     "segment removed": ("segment-missing", remove_segment),
     "segment replaced": ("segment-hash", replace_segment),
     "segment longer": ("segment-size", lengthen_segment),
@@ -195,7 +206,8 @@ def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nights, Spr
         nights = Nights(store, settings_of(grown.keyring, days=REREAD, piece=4, tables=True), datetime.now(UTC))
         for _ in range(3):
             assert nights.audit().verdict == "notices"
-        yield nights, grown
+    # Not before: other tests of this module open archives of their own.
+    yield nights, grown
 
 
 def branch(nights: Nights) -> Nights:
