@@ -136,7 +136,7 @@ class _Read:
     end: int | None
     read: Read
     surveyed: int
-    """Where the survey of their chain begins. It is of new statements."""
+    """Where the survey of their chain begins. It is of new statements, and of all in a full audit."""
 
 
 def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
@@ -163,7 +163,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         sizes = turn.sizes if turn else {}
         reads = {log: _reads(store, log, before, request, settings, now, holds(log), sizes, index) for log in logs}
         listing = _listing(store, reads, turn if before else None, request, settings, now, holds)
-        report = _survey(store, trust, settings, before, reads, listing, now)
+        report = _survey(store, trust, settings, before, reads, listing, now, full=request.full)
         others: list[dict[str, Any]] = []
         indexed = {name: marks.indexed for name, marks in before.marks.items()} if before else {}
         if settings.search.url:
@@ -263,9 +263,16 @@ def _survey(
     reads: Mapping[Log, Sequence[_Read]],
     listing: _Listing,
     now: datetime,
+    *,
+    full: bool,
 ) -> Report:
-    """Check the chain of the new statements, and list what belongs to no piece. Pieces check their own chain."""
-    spans = {log: [Span(read.surveyed, read.end) for read in of if read.read == "new"] for log, of in reads.items()}
+    """Check the chain of the new statements, and list what belongs to no piece. Pieces check their own chain.
+
+    A full audit checks the chain of all statements, as one from end to end.
+    """
+    spans = {
+        log: [Span(read.surveyed, read.end) for read in of if full or read.read == "new"] for log, of in reads.items()
+    }
     expired = {log_named(name): marks.expired for name, marks in before.marks.items()} if before else {}
     scope = Scope(
         {log: of for log, of in spans.items() if of},

@@ -31,7 +31,7 @@ import pytest
 
 import custody.store.open
 from custody.archive import time_index
-from custody.archive.time_index import Span
+from custody.archive.time_spans import Span
 from custody.archive.writer import create_archive
 from custody.errors import TerminalStoreError
 from custody.format import audit, envelope, layout, manifest
@@ -508,7 +508,7 @@ def _make_index(put: Store, spec: Spec, trees: Sequence[Nodes], audits: int, spa
     index, made = time_index.extend(spec.archive, audits - 1, time_index.EMPTY, spans)
     for key, data in made.items():
         put.create(key, data)
-    return [part.ref for part in index.parts]
+    return [index.ref] if index.ref else []
 
 
 def _make_audits(
