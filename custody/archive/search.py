@@ -1,8 +1,9 @@
 """Finds the statements of a log that have an offset or a time.
 
-Searches for an offset take O(log n) reads. Searches for a time read every manifest: clocks go wrong, so times follow no
-order. All of them step over slots without a valid entry in the same way: if a later entry passes over it, they do too.
-The parameter `holds` is that of `reader`.
+Searches for an offset take O(log n) reads. Clocks go wrong, so times follow no order: searches for a time read every
+manifest that may have been sealed then. Which these are, the index by time says (`time_index`); without one, or where
+it covers nothing, they are all. All searches step over slots without a valid entry in the same way: if a later entry
+passes over it, they do too. The parameter `holds` is that of `reader`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 from custody.archive.reader import Holds, find_tip, manifests_from, read_manifest
+from custody.archive.time_index import EMPTY, TimeIndex
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import limits
 from custody.format.layout import Log
@@ -19,7 +21,7 @@ from custody.format.times import parse_time
 from custody.store.protocol import Store
 
 _PARALLEL = 32
-_SLOW = 2
+_SLOW = 1
 """Guesses in a row, each of which left more than half, after which the next one is in the middle."""
 
 
@@ -90,46 +92,66 @@ def sealed_between(
     holds: Holds[Manifest],
     *,
     first: int = 0,
+    index: TimeIndex = EMPTY,
 ) -> Sequence[int]:
     """Return which of a log's sequences `[first, size)` were sealed from `since` on and before `until`, in order.
 
-    Reads all manifests if there is a bound. Nothing else is sound: days in keys are Kafka's, and a copy of an archive
-    has new dates. A slot that was passed over goes with the statement that passes over it. Any other slot without a
-    valid statement is included, because its time is not known. Raises StoreError if the store does not give one.
+    If there is a bound, it reads the manifests of which the index does not say enough. Nothing else is sound: days in
+    keys are Kafka's, and a copy of an archive has new dates. A slot that was passed over goes with the statement that
+    passes over it. Any other slot without a valid statement is included, because its time is not known. Raises
+    StoreError if the store does not give one.
     """
     if since is None and until is None:
         return range(first, size)
     chosen: list[int] = []
-    for sequence, statement in _statements(store, log, range(first, size), holds):
-        if statement is not None:
-            sealed_at = parse_time(statement.sealed_at)
-            if (since and sealed_at < since) or (until and sealed_at >= until):
-                while chosen and chosen[-1] >= sequence - len(statement.passed_over):
-                    chosen.pop()
-                continue
-        chosen.append(sequence)
+    for slots, span in index.ranges(log, first, size, lambda span: span.sealed_within(since, until)):
+        if span is not None and not span.sealed_within(since, until):
+            continue
+        if span is not None and span.all_sealed_within(since, until):
+            chosen += slots
+            continue
+        for sequence, statement in _statements(store, log, slots, holds):
+            if statement is not None:
+                sealed_at = parse_time(statement.sealed_at)
+                if (since and sealed_at < since) or (until and sealed_at >= until):
+                    while chosen and chosen[-1] >= sequence - len(statement.passed_over):
+                        chosen.pop()
+                    continue
+            chosen.append(sequence)
     return chosen
 
 
-def sealed_from(store: Store, log: Log, first: int, moment: datetime, holds: Holds[Manifest]) -> int:
+def sealed_from(
+    store: Store, log: Log, first: int, moment: datetime, holds: Holds[Manifest], index: TimeIndex = EMPTY
+) -> int:
     """Return where, from an offset on, a log's first statement sealed at or after a time begins; else the log's end.
 
-    Reads each manifest up to there. So a statement that a wrong clock sealed long ago makes no later one old. Raises as
-    `first_sequence`.
+    Reads each manifest up to there, unless the index says that it was sealed before. So a statement that a wrong clock
+    sealed long ago makes no later one old. Raises as `first_sequence`.
     """
     tip = find_tip(store, log, holds)
     size = tip.head.size
     start = first_sequence(store, log, size, lambda statement: statement.next_offset > first, holds)
     position: int | None = None
-    for sequence, statement in _statements(store, log, range(start, size), holds):
-        if statement is None:
+    for slots, span in index.ranges(log, start, size, lambda span: span.sealed_within(moment, None)):
+        if span is not None and not span.sealed_within(moment, None):
+            if position is not None and span.first_offset != position:
+                raise _no_statement(log, slots.start, position)
+            position = span.next_offset if slots.stop == span.end else None
             continue
-        if position is not None and statement.first_offset != position:
-            raise FormatError(f"no valid statement of {log} before sequence {sequence} has offset {position}")
-        if parse_time(statement.sealed_at) >= moment:
-            return statement.first_offset
-        position = statement.next_offset
+        for sequence, statement in _statements(store, log, slots, holds):
+            if statement is None:
+                continue
+            if position is not None and statement.first_offset != position:
+                raise _no_statement(log, sequence, position)
+            if parse_time(statement.sealed_at) >= moment:
+                return statement.first_offset
+            position = statement.next_offset
     return tip.newest.statement.next_offset if tip.newest else 0
+
+
+def _no_statement(log: Log, sequence: int, position: int) -> FormatError:
+    return FormatError(f"no valid statement of {log} before sequence {sequence} has offset {position}")
 
 
 def _statements(

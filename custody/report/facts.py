@@ -3,8 +3,8 @@
 Rules:
 - Verdicts are those of signed audits. What is seen besides, such as a slot that is empty now, is a problem: it can make
   the verdict of the page worse, never better.
-- Statements are read for figures only, from the newest back to the beginning of the period. So a nightly report of some
-  weeks costs no more because an archive is old.
+- Statements are read for figures only, and only those that the audit's time index does not put outside of the period.
+  So a nightly report of some weeks costs no more because an archive is old.
 - A log is in the report if it has objects, or a head that an audit or `trust.json` names, or a finding.
 """
 
@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from custody.archive import reader, sources
+from custody.archive import reader, sources, time_index
 from custody.archive.sources import Source
 from custody.archive.trusted import check_archive, check_keys, unverified
 from custody.archive.writer import writer_name
@@ -146,7 +146,8 @@ def gather(
     audits = walk(store, archive, trust, audit)
     problems = [*([problem] if problem else []), *audits.problems]
     newest = _require_audit(store, audits, problems)
-    reading = LogReader(store, archive, trust, made_at, audits, Period(since, until), Figures(), problems)
+    index = time_index.read(store, newest.statement)
+    reading = LogReader(store, archive, trust, made_at, audits, Period(since, until), index, Figures(), problems)
     logs = [reading.log(name) for name in reading.names()]
     audit_log = reading.audit_log(newest.statement.sequence)
     unchecked = unverified(trust, reading.unchecked, ", and no trusted checkpoint covers these statements")

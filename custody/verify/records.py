@@ -119,7 +119,7 @@ def check_records(
     beneath = look_beneath(logs.store, UNPROTECTED, findings, _ranges(stretches))
     granted = {log: [(0, end.expired)] for log, end in ends.items() if end.expired}
     report_history(beneath.history, lambda log: granted.get(log, []), logs, findings, lambda _: False)
-    return listed.complete
+    return listed.complete and beneath.complete
 
 
 class _Search:

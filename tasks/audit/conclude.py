@@ -180,17 +180,16 @@ def _merged(
     plan: Plan, results: Sequence[PieceResult], of_sources: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
     """Return all findings, the worst first. A finding of the survey that a piece repeats is reported once."""
-    surveyed: dict[tuple[str, str | None], list[tuple[int, int]]] = {}
+    surveyed: dict[tuple[str | None, ...], list[tuple[int, int]]] = {}
     for finding in plan.findings:
         # -1, not 0: a finding without a statement is not about the first one.
         first = finding.get("sequence", -1)
-        spans = surveyed.setdefault((finding["finding"], finding.get("log")), [])
-        spans.append((first, finding.get("through", first)))
+        surveyed.setdefault(_subject(finding), []).append((first, finding.get("through", first)))
     merged = [*plan.findings, *of_sources]
     for result in results:
         for finding in result.findings:
             sequence = finding.get("sequence", -1)
-            reported = surveyed.get((finding["finding"], finding.get("log")), ())
+            reported = surveyed.get(_subject(finding), ())
             marks = plan.marks.get(finding.get("log", ""))
             expired = finding["finding"] == "segment-missing" and marks is not None and sequence < marks.expired
             if not expired and not any(first <= sequence <= through for first, through in reported):
@@ -199,6 +198,11 @@ def _merged(
         merged,
         key=lambda finding: (-_SEVERITIES[finding["severity"]], finding.get("log", ""), finding.get("sequence", -1)),
     )
+
+
+def _subject(finding: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """Return what a finding is about: a log, and if it names no statement, an object."""
+    return finding["finding"], finding.get("log"), None if "sequence" in finding else finding.get("key")
 
 
 def _covered(pieces: Sequence[Piece]) -> dict[str, list[Covered]]:

@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from custody.archive import sources
+from custody.archive import sources, time_index
 from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, read_archive
 from custody.archive.readings import newest_reading
 from custody.archive.search import sealed_between
+from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import read_trusted_archive, standing
 from custody.errors import CustodyError, FormatError
 from custody.findings import finding
@@ -135,7 +136,7 @@ class _Read:
     end: int | None
     read: Read
     surveyed: int
-    """Where the survey of their chain begins. It is of new statements."""
+    """Where the survey of their chain begins. It is of new statements, and of all in a full audit."""
 
 
 def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
@@ -157,11 +158,12 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         logs = choose_logs({*list_logs(store), *known}, request.logs)
         holds = standing(store, archive, trust)
         newest = newest_reading(store, archive, trust, tip.head.size)
+        index = time_index.read(store, newest) if newest and (request.since or request.until) else time_index.EMPTY
         turn = turns.read(store, newest)
         sizes = turn.sizes if turn else {}
-        reads = {log: _reads(store, log, before, request, settings, now, holds(log), sizes) for log in logs}
+        reads = {log: _reads(store, log, before, request, settings, now, holds(log), sizes, index) for log in logs}
         listing = _listing(store, reads, turn if before else None, request, settings, now, holds)
-        report = _survey(store, trust, settings, before, reads, listing, now)
+        report = _survey(store, trust, settings, before, reads, listing, now, full=request.full)
         others: list[dict[str, Any]] = []
         indexed = {name: marks.indexed for name, marks in before.marks.items()} if before else {}
         if settings.search.url:
@@ -261,9 +263,16 @@ def _survey(
     reads: Mapping[Log, Sequence[_Read]],
     listing: _Listing,
     now: datetime,
+    *,
+    full: bool,
 ) -> Report:
-    """Check the chain of the new statements, and list what belongs to no piece. Pieces check their own chain."""
-    spans = {log: [Span(read.surveyed, read.end) for read in of if read.read == "new"] for log, of in reads.items()}
+    """Check the chain of the new statements, and list what belongs to no piece. Pieces check their own chain.
+
+    A full audit checks the chain of all statements, as one from end to end.
+    """
+    spans = {
+        log: [Span(read.surveyed, read.end) for read in of if full or read.read == "new"] for log, of in reads.items()
+    }
     expired = {log_named(name): marks.expired for name, marks in before.marks.items()} if before else {}
     scope = Scope(
         {log: of for log, of in spans.items() if of},
@@ -387,13 +396,14 @@ def _reads(
     now: datetime,
     holds: Holds[Manifest],
     sizes: Mapping[str, int],
+    index: TimeIndex,
 ) -> list[_Read]:
     """Return the statements to read of a log, in order. `sizes` is as in `Turn`."""
     seen = before.heads.get(str(log)) if before else None
     old = seen.size if seen else 0
     if request.since or request.until:
         size = find_tip(store, log, holds, old).head.size
-        sequences = sealed_between(store, log, size, request.since, request.until, holds)
+        sequences = sealed_between(store, log, size, request.since, request.until, holds, index=index)
         position = count()
         # Consecutive sequences, less their position among the chosen ones, have the same number.
         spans = [list(span) for _, span in groupby(sequences, lambda sequence: sequence - next(position))]

@@ -1,6 +1,7 @@
 """Plans a backfill: chooses the statements and batches whose times overlap a range, from the manifests.
 
-It reads no events, and changes nothing. Statements that trusted keys did not sign are left out, and are a problem of
+It reads no events, and changes nothing. The index by time says which statements have no event in the range; only the
+others are read. Statements that trusted keys did not sign are left out, and are a problem of
 the plan; so is a log that was longer. Without keys no signature is checked, and a warning says so.
 
 The estimate uses the restore times that AWS documents, and rough speeds of our own. Prices depend on the region and the
@@ -19,9 +20,11 @@ from typing import Literal, TypeVar, get_args
 
 import msgspec
 
+from custody.archive import time_index
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, after_hole, choose_logs, find_tip, named_logs, read_archive, read_manifest
 from custody.archive.search import sealed_between
+from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import Judge, beyond_end, check_keys, empty_slots, known_heads, unverified
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import limits
@@ -79,7 +82,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         folder: the folder, for the target `folder`.
         tier: how segments in an archive storage class are restored: faster, or cheaper.
         late_days: read only statements sealed between a day before the range and this many days after it. This saves
-            reading all manifests of a long archive, but does not find events that came later.
+            reading manifests that no index by time covers, but does not find events that came later.
     """
 
     since: datetime
@@ -219,9 +222,12 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
         parts: list[Part] = []
         searched = 0
         unchecked: dict[Log, int] = {}
+        index = time_index.find(store, archive, trust)
+        for problem in index.problems:
+            logger.warning("%s", problem)
         for log in choose_logs(named_logs(store, trust.heads), request.logs):
             judge = Judge(store, log, statements_of(log), archive, trust)
-            sequences = _sequences(store, log, request, problems, judge, known_heads(trust, log))
+            sequences = _sequences(store, log, request, problems, judge, known_heads(trust, log), index)
             searched += len(sequences)
             # The end was read, too: only what is chosen counts.
             judge.unchecked = 0
@@ -261,8 +267,9 @@ def _sequences(
     problems: list[str],
     judge: Judge,
     heads: Sequence[tuple[str, Head]],
+    index: TimeIndex,
 ) -> Sequence[int]:
-    """Return the statements of a log that are searched.
+    """Return the statements of a log that are searched: those of which the index does not say that they have no event.
 
     A log without an end, with slots after it that have no valid statement, or that was longer, is a problem.
     """
@@ -279,10 +286,14 @@ def _sequences(
         problems.append(f"{log}: {empty_slots(form, [(size, tip.size)])}")
     elif shorter := beyond_end(store, log, form, judge, size, [(head.size, origin) for origin, head in heads]):
         problems.append(f"{log}: {shorter}")
+    with_events = list(index.slots(log, 0, size, lambda span: span.events_within(request.since, request.until)))
+    # Without an index there may be millions.
+    searched = with_events[0] if len(with_events) == 1 else [sequence for slots in with_events for sequence in slots]
     if request.late_days is None:
-        return range(size)
+        return searched
     since, until = shift(request.since, -LEEWAY), shift(request.until, timedelta(days=request.late_days))
-    return sealed_between(store, log, size, since, until, holds)
+    sealed = set(sealed_between(store, log, size, since, until, holds, index=index))
+    return [sequence for sequence in searched if sequence in sealed]
 
 
 def choose_pieces(

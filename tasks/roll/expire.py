@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
-from custody.archive.forms import statements_of
+from custody.archive.forms import AUDITS, statements_of
 from custody.archive.guesses import audited_sizes
 from custody.archive.reader import Tip, list_logs, read_manifest
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, read_trusted_archive
@@ -45,7 +45,7 @@ from custody.format.archive_file import ArchiveFile
 from custody.format.audit import Audit
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
-from custody.format.times import parse_time, shift
+from custody.format.times import format_time, parse_time, shift
 from custody.keys.trust import Trust
 from custody.query import tables
 from custody.store.open import open_store
@@ -54,6 +54,7 @@ from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
 from tasks.audit.signed import clean_audit
 from tasks.roll.clock import AHEAD, History
+from tasks.roll.followed import Followed, keep_followed, read_followed
 from tasks.roll.record import Action
 from tasks.settings import Settings
 
@@ -156,8 +157,12 @@ def check_confirmed(settings: Settings) -> None:
         )
 
 
-def read_clocks(settings: Settings) -> list[datetime]:
+def read_clocks(settings: Settings, *, keep: bool = False) -> list[datetime]:
     """Return the times that do not come from the host's clock; none if nothing is archived.
+
+    Args:
+        settings: the settings.
+        keep: whether what was followed is written down for the next roll.
 
     Raises:
         CustodyError: the archive or the keys cannot be opened, or the archive does not answer.
@@ -171,11 +176,11 @@ def read_clocks(settings: Settings) -> list[datetime]:
             # The end of life reports a log that cannot be read.
             with suppress(CustodyError):
                 tips[log] = find_trusted_tip(store, log, archive.id, trust, sizes.get(str(log), 0))
-        return _other_clocks(store, archive, trust, tips)
+        return _other_clocks(store, archive, trust, tips, settings if keep else None)
 
 
 def _other_clocks(
-    store: Store, archive: ArchiveFile, trust: Trust, tips: Mapping[Log, Tip[Manifest]]
+    store: Store, archive: ArchiveFile, trust: Trust, tips: Mapping[Log, Tip[Manifest]], keep: Settings | None
 ) -> list[datetime]:
     """Return the store's time of the newest manifest and that of the newest audit; after a jump, the time before it."""
     sealed = [parse_time(tip.newest.statement.sealed_at) for tip in tips.values() if tip.newest]
@@ -186,7 +191,16 @@ def _other_clocks(
     audited = [parse_time(audit.sealed_at)] if audit else []
     newest = max(sealed + audited)
     history = History(store, archive, trust, tips)
-    history.follow(audits.head.size, newest)
+    known = read_followed(
+        store, archive.id, trust, audits.head, Judge(store, layout.AUDIT_LOG, AUDITS, archive.id, trust)
+    )
+    if known is not None:
+        history.resume(known)
+    time, following = history.follow(audits.head.size, newest)
+    if keep is not None and time is not None and audits.head.size:
+        root, at = audits.head.root.hex(), format_time(time)
+        note = Followed(archive=archive.id, sealed_at=at, audits=audits.head.size, root=root, time=at, next=following)
+        keep_followed(keep, store, note, known)
     if not history.believes(newest):
         return [history.time or min(sealed)]
     keys = [layout.manifest_key(log, tip.head.size - 1) for log, tip in tips.items() if tip.newest]

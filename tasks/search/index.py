@@ -19,11 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 
+from custody.archive import time_index
 from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest
 from custody.archive.search import sealed_between
+from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import check_keys, standing, unverified
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing, counted
 from custody.format import layout
@@ -99,7 +101,7 @@ class Indexer:
         self._problems = problems
         self._settings, self._store, self._search, self._archive = settings.search, store, search, archive
         self._bulk = Bulk(search)
-        self._holds = standing(store, archive, trust)
+        self._holds, self._trust = standing(store, archive, trust), trust
         for _, message in unverified(trust, {}):
             logger.warning("unverified: %s", message)
         self._cursors: dict[Log, int] = {}
@@ -214,10 +216,17 @@ class Indexer:
     def _pass_old(self, log: Log, sequence: int, oldest: datetime) -> int:
         """Return a sequence from one on; all statements before it are too old.
 
-        Each statement is read: a wrong clock may have sealed an old one among recent ones.
+        Each statement is read of which the index by time does not say that: a wrong clock may have sealed an old one
+        among recent ones.
         """
-        end = sequence + _AHEAD
-        return next(iter(sealed_between(self._store, log, end, oldest, None, self._holds(log), first=sequence)), end)
+        index = self._time_index
+        end = max(sequence + _AHEAD, index.end(log))
+        young = sealed_between(self._store, log, end, oldest, None, self._holds(log), first=sequence, index=index)
+        return next(iter(young), end)
+
+    @cached_property
+    def _time_index(self) -> TimeIndex:
+        return time_index.find(self._store, self._archive, self._trust)
 
     def _next(self, log: Log, sequence: int, *, holes: bool) -> tuple[Statement | None, dict[int, str]]:
         """Return the first readable statement from a sequence on, and the problems of those before it.

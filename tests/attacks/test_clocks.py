@@ -10,13 +10,16 @@ import pytest
 
 import custody
 from custody.archive import reader, search
+from custody.archive.time_index import EMPTY, TimeIndex, extend
+from custody.archive.time_spans import SpanMaker
 from custody.archive.trusted import standing
 from custody.format import audit as form
+from custody.format.layout import Log
 from custody.format.times import EPOCH, format_time, kafka_moment, moment_of, parse_time, shift
 from custody.keys.secret import Secret
 from custody.keys.trust import Trust, TrustedKey, open_trust
 from custody.store.open import open_store
-from custody.store.protocol import S3Options
+from custody.store.protocol import S3Options, Store
 from custody.verify.run import verify
 from tasks.audit.plan import Request as AuditRequest
 from tasks.audit.plan import plan_audit
@@ -60,6 +63,19 @@ def chosen(moments: Sequence[datetime], since: datetime | None, until: datetime 
     ]
 
 
+def indexed(store: Store, log: Log, chance: random.Random) -> TimeIndex:
+    """Return an index of spans of any sizes: some are left out, and of some nothing is known."""
+    spans, first = [], 0
+    while first < 40:
+        end = min(first + chance.randrange(1, 8), 40)
+        maker = SpanMaker(str(log), first, end)
+        for sequence in range(first + chance.choice((0, 0, 0, 1)), end):
+            maker.add(reader.read_manifest(store, log, sequence, lambda *_: True).statement)
+        spans += [maker.span()] if chance.random() < 0.8 else []
+        first = end
+    return extend("", 0, EMPTY, spans)[0]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_searches_by_time_need_no_order(tmp_path: Path, seed: int) -> None:
     """Each search gives exactly the statements sealed in its range, in whatever order the clocks were."""
@@ -69,14 +85,17 @@ def test_searches_by_time_need_no_order(tmp_path: Path, seed: int) -> None:
     store = open_store(str(made.folder))
     (log,) = reader.list_logs(store)
     holds = standing(store, None, Trust())(log)
+    index = indexed(store, log, chance)
     for _ in range(30):
         since, until = sorted(chance.choices([*moments, NOW, NOW + 9 * YEAR], k=2))
         for low, high in ((since, until), (since, None), (None, until)):
-            sequences = search.sealed_between(store, log, 40, low, high, holds)
-            assert list(sequences) == chosen(moments, low, high), seed
+            for known in (EMPTY, index):
+                sequences = search.sealed_between(store, log, 40, low, high, holds, index=known)
+                assert list(sequences) == chosen(moments, low, high), seed
         first = chance.randrange(200)
         young = [sequence for sequence in range(first // 5, 40) if moments[sequence] >= since]
-        assert search.sealed_from(store, log, first, since, holds) == (young[0] * 5 if young else 200), seed
+        for known in (EMPTY, index):
+            assert search.sealed_from(store, log, first, since, holds, known) == (young[0] * 5 if young else 200), seed
 
 
 WRONG = {
@@ -97,19 +116,22 @@ def test_a_wrong_clock_hides_no_statement(tmp_path: Path, name: str, monkeypatch
     made = archive_of(tmp_path / "a", moments)
     given = settings(made)
     since, until = NOW - timedelta(days=27, hours=1), NOW - timedelta(days=20, hours=1)
-    wanted = chosen(moments, since, until)
+    wanted, early = chosen(moments, since, until), chosen(moments, since - timedelta(days=1), until)
+    request = Request(since=since, until=until, target="folder", folder="x", late_days=0)
+    plans = []
     for _ in range(2):
+        plans.append(plan_backfill(given, request))
         with closing(custody.connect(str(made.folder), since=since, until=until)) as opened:
             for table in ("manifests", "events"):
                 rows = opened.table(table).select("sequence").distinct().order("sequence").fetchall()
                 assert [sequence for (sequence,) in rows] == wanted, table
-        # Now with the tables that an audit makes.
+        # Now with the tables and the index that an audit makes.
         audit(given)
     plan = plan_audit(given, AuditRequest(since=since, until=until), NOW)
     assert [n for piece in plan.pieces for n in range(piece.first, piece.end)] == wanted
-    request = Request(since=since, until=until, target="folder", folder="x", late_days=0)
-    early = chosen(moments, since - timedelta(days=1), until)
-    assert plan_backfill(given, request).statements == len(early)
+    assert plans[0].statements == len(early)
+    assert plans[1].statements <= len(early)
+    assert plans[0].parts == plans[1].parts
 
 
 def test_an_audit_of_a_time_without_statements(tmp_path: Path) -> None:
