@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from custody.errors import TransientStoreError
 from custody.format import layout
+from custody.format.audit import parse as parse_audit
 from custody.format.layout import Log
 from custody.format.manifest import parse
 from custody.format.times import format_time
-from custody.store.protocol import S3Options
+from custody.store.protocol import ObjectInfo, S3Options
 from custody.verify.records import Stretch, names_of
 from tasks.audit.turn import choose, share_of
 from tasks.settings import AuditSettings, Settings
@@ -197,7 +198,7 @@ CHANGES: Mapping[str, tuple[str, Change]] = {
 
 
 @pytest.fixture(scope="module")
-def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nights, Spread]]:
+def aged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Nights, Spread]:
     """An archive that was audited for some nights, in the middle of a turn."""
     store = LockingStore()
     grown = Spread(tmp_path_factory.mktemp("aged"), store)
@@ -207,7 +208,7 @@ def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nights, Spr
         for _ in range(3):
             assert nights.audit().verdict == "notices"
     # Not before: other tests of this module open archives of their own.
-    yield nights, grown
+    return nights, grown
 
 
 def branch(nights: Nights) -> Nights:
@@ -225,6 +226,52 @@ def test_a_change_is_found_in_time(aged: tuple[Nights, Spread], change: str) -> 
         key = apply(nights.store, grown)
         found = [(night, seen) for night, seen, of in nights.until(REREAD) if seen == name and (not key or of == key)]
     assert found, f"{name} {key} was not found in {REREAD} nights"
+
+
+def test_a_part_that_cannot_be_listed_is_next_again(aged: tuple[Nights, Spread]) -> None:
+    """A night in which the store refuses costs that night, and not a whole turn."""
+
+    def night_of(refused: int | None) -> int:
+        nights = branch(aged[0])
+        key = layout.checkpoint_key(LOG, 19) + "x"
+        nights.store.objects[key] = b"x"
+        listed = nights.store.list
+        with opened(nights.store), pytest.MonkeyPatch.context() as patch:
+            for night in range(1, 2 * REREAD):
+
+                def refuse(prefix: str = "", night: int = night, **more: Any) -> Iterator[ObjectInfo]:
+                    if night == refused and prefix.startswith(layout.checkpoint_prefix(LOG)):
+                        raise TransientStoreError("503: slow down")
+                    return listed(prefix, **more)
+
+                patch.setattr(nights.store, "list", refuse)
+                if any(problem.get("key") == key for problem in nights.audit().findings):
+                    return night
+        raise AssertionError("it was not found")
+
+    found = night_of(None)
+    assert night_of(found) == found + 1
+
+
+def test_what_is_handed_on_is_also_known_without_it(aged: tuple[Nights, Spread]) -> None:
+    """If it is removed each night, old statements are read again as fast as with it, whatever an archive grows by."""
+
+    def covered(keep: bool) -> list[tuple[int, int]]:
+        nights, grown = branch(aged[0]), aged[1]
+        grown.store, kept = nights.store, grown._statements
+        spans: list[tuple[int, int]] = []
+        with opened(nights.store):
+            for _ in range(REREAD):
+                grown.append(9)
+                if not keep:
+                    for key in [key for key in nights.store.objects if key.startswith("reports/turns/")]:
+                        del nights.store.objects[key]
+                made = parse_audit(nights.store.objects[layout.audit_key(nights.audit().sequence)]).statement
+                spans += [(span.from_, span.to) for span in made.covered[str(LOG)] if span.read == "again"]
+        grown._statements = kept
+        return spans
+
+    assert covered(keep=False) == covered(keep=True)
 
 
 def test_nothing_is_found_where_nothing_changed(aged: tuple[Nights, Spread]) -> None:
