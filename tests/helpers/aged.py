@@ -118,6 +118,11 @@ class Spec:
     topic_id: str
 
     @property
+    def source(self) -> Source:
+        """Its topic."""
+        return Source(self.topic, self.cluster, self.topic_id)
+
+    @property
     def names(self) -> list[Log]:
         """Its logs, in the order of their segments' keys within a second."""
         return sorted((Log(self.topic, number) for number in range(self.logs)), key=lambda log: f"{log.partition}-")
@@ -292,7 +297,7 @@ class Maker:
 
     def __init__(self, spec: Spec, log: Log) -> None:
         self.spec, self.log = spec, log
-        self._id = manifest.LogId(spec.cluster, log.topic, spec.topic_id, log.partition, 1)
+        self.identity = manifest.LogId(spec.cluster, log.topic, spec.topic_id, log.partition, 1)
         self._minute = int(spec.begin.timestamp()) // 60
 
     def first_offset(self, sequence: int) -> int:
@@ -355,7 +360,7 @@ class Maker:
         return manifest.encode(
             manifest.Statement(
                 archive=self.spec.archive,
-                log=self._id,
+                log=self.identity,
                 sequence=sequence,
                 tree=tree,
                 previous_epoch=None,
