@@ -22,7 +22,7 @@ from custody.format.times import parse_time
 from custody.store.protocol import Store
 
 _PARALLEL = 32
-_SLOW = 2
+_SLOW = 1
 """Guesses in a row, each of which left more than half, after which the next one is in the middle."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from custody.archive import sources, time_index
-from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, read_archive
+from custody.archive.reader import Holds, choose_logs, find_tip, named_logs, read_archive
 from custody.archive.readings import newest_reading
 from custody.archive.search import sealed_between
 from custody.archive.time_index import TimeIndex
@@ -136,7 +136,7 @@ class _Read:
     end: int | None
     read: Read
     surveyed: int
-    """Where the survey of their chain begins. It is of new statements."""
+    """Where the survey of their chain begins. It is of new statements, and of all in a full audit."""
 
 
 def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
@@ -153,9 +153,8 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         archive = read_trusted_archive(store, trust).id
         tip = find_audits(store, archive, trust)
         before = clean_audit(store, archive, trust, tip)
-        # A log with a known head is audited even if all its objects are gone.
-        known = map(log_named, {*(before.heads if before else ()), *trust.heads} - {str(layout.AUDIT_LOG)})
-        logs = choose_logs({*list_logs(store), *known}, request.logs)
+        # A log with a known head is audited even if all its objects are gone, and one that has nothing but checkpoints.
+        logs = choose_logs(named_logs(store, {*(before.heads if before else ()), *trust.heads}), request.logs)
         holds = standing(store, archive, trust)
         newest = newest_reading(store, archive, trust, tip.head.size)
         index = time_index.read(store, newest) if newest and (request.since or request.until) else time_index.EMPTY
@@ -163,7 +162,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         sizes = turn.sizes if turn else {}
         reads = {log: _reads(store, log, before, request, settings, now, holds(log), sizes, index) for log in logs}
         listing = _listing(store, reads, turn if before else None, request, settings, now, holds)
-        report = _survey(store, trust, settings, before, reads, listing, now)
+        report = _survey(store, trust, settings, before, reads, listing, now, full=request.full)
         others: list[dict[str, Any]] = []
         indexed = {name: marks.indexed for name, marks in before.marks.items()} if before else {}
         if settings.search.url:
@@ -263,9 +262,16 @@ def _survey(
     reads: Mapping[Log, Sequence[_Read]],
     listing: _Listing,
     now: datetime,
+    *,
+    full: bool,
 ) -> Report:
-    """Check the chain of the new statements, and list what belongs to no piece. Pieces check their own chain."""
-    spans = {log: [Span(read.surveyed, read.end) for read in of if read.read == "new"] for log, of in reads.items()}
+    """Check the chain of the new statements, and list what belongs to no piece. Pieces check their own chain.
+
+    A full audit checks the chain of all statements, as one from end to end.
+    """
+    spans = {
+        log: [Span(read.surveyed, read.end) for read in of if full or read.read == "new"] for log, of in reads.items()
+    }
     expired = {log_named(name): marks.expired for name, marks in before.marks.items()} if before else {}
     scope = Scope(
         {log: of for log, of in spans.items() if of},
