@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
@@ -186,7 +186,7 @@ CHANGES: Mapping[str, tuple[str, Change]] = {
 
 
 @pytest.fixture(scope="module")
-def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nights, Spread]]:
+def aged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Nights, Spread]:
     """An archive that was audited for some nights, in the middle of a turn."""
     store = LockingStore()
     grown = Spread(tmp_path_factory.mktemp("aged"), store)
@@ -195,7 +195,7 @@ def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nights, Spr
         nights = Nights(store, settings_of(grown.keyring, days=REREAD, piece=4, tables=True), datetime.now(UTC))
         for _ in range(3):
             assert nights.audit().verdict == "notices"
-        yield nights, grown
+    return nights, grown
 
 
 def branch(nights: Nights) -> Nights:
