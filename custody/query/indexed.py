@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from custody.archive.forms import statements_of
-from custody.archive.time_index import EVENT_SLACK, Bounds, Span
+from custody.archive.time_spans import EVENT_SLACK, Bounds, Span
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format.layout import Log, parse_log_text
 from custody.format.manifest import Statement

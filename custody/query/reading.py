@@ -19,7 +19,8 @@ from custody.archive import reader, search, time_index
 from custody.archive.audit_findings import read_findings
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.readings import newest_reading
-from custody.archive.time_index import Span, TimeIndex
+from custody.archive.time_index import TimeIndex
+from custody.archive.time_spans import Span
 from custody.archive.trusted import check_archive, unverified
 from custody.errors import CustodyError, FormatError, ObjectMissing
 from custody.format import layout
@@ -145,6 +146,8 @@ class Reading:
             chosen += spans
             tabled += several
         recent.finish()
+        for problem in index.problems:
+            self.warnings.add("ignored", None, problem)
         chosen.sort(key=lambda span: (span.log, span.first))
         indexed = Indexed(self._entries, chosen, self._period, self._folder, recent)
         for log, files in tabled:
@@ -156,7 +159,7 @@ class Reading:
         """Return the spans of a log that may have statements of the period, and the slots that no span covers."""
         spans: list[Span] = []
         ranges: list[Range] = [(gap.start, gap.stop) for gap in index.gaps(log, 0, index.end(log))]
-        for span in index.of(log):
+        for span in index.overlapping(log, self._period.since, self._period.until):
             if span.sealed is None:
                 ranges.append((span.first, span.end))
             elif self._period.has(moment(span.sealed[0])) and self._period.has(moment(span.sealed[1])):
@@ -218,8 +221,6 @@ class Reading:
             for name in {name for each in known.values() for name in each.heads}
         }
         index = time_index.read(self._store, audit) if audit else time_index.EMPTY
-        for problem in index.problems:
-            self.warnings.add("ignored", None, problem)
         return audit, index
 
     # --- audits and warnings

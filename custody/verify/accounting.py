@@ -59,6 +59,7 @@ _GIVEN = frozenset(
         "following",
         "within",
         "part",
+        "each",
         "granted",
     }
 )

@@ -6,6 +6,7 @@ times that fit are believed again. So a correct clock needs no operator, unless 
 
 A statement that is believed was there when the store put it: if the next one is a jump, or there is none, that time
 counts too. Before the first audit all statements are read. An audit that records a confirmed clock begins the history.
+What an earlier roll believed after some audits is not followed again (`tasks.roll.followed`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from custody.format.manifest import Manifest
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
+from tasks.roll.followed import Followed
 
 AHEAD = timedelta(days=1)
 """How far a clock may be ahead of all others."""
@@ -47,17 +49,26 @@ class History:
         self._judges = {log: Judge(store, log, statements_of(log), archive.id, trust) for log in tips}
         self._judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive.id, trust)
         self._next = dict.fromkeys(tips, 0)
+        self._first = 0
+
+    def resume(self, followed: Followed) -> None:
+        """Go on after the audits that an earlier roll followed."""
+        self._first, self.time = followed.audits, parse_time(followed.time)
+        self._next = {log: followed.next.get(str(log), 0) for log in self._tips}
 
     def believes(self, moment: datetime) -> bool:
         """Return whether a time is no jump."""
         return self.time is not None and moment - self.time <= self._limit
 
-    def follow(self, audits: int, newest: datetime) -> None:
+    def follow(self, audits: int, newest: datetime) -> tuple[datetime | None, dict[str, int]]:
         """Follow the history up to the newest signed time.
 
         Args:
             audits: the number of audits.
             newest: the newest time.
+
+        Returns:
+            The time that is believed after the last audit, and how many statements of each log were followed by then.
 
         Raises:
             StoreError: the archive does not answer.
@@ -73,15 +84,17 @@ class History:
                 self.time = max(self.time, sealed_at)
                 for log in self._tips:
                     self._next[log] = max(self._next[log], _head(audit, log))
+        reached = self.time, {str(log): size for log, size in self._next.items()}
         if not self.believes(newest):
             self._walk({log: tip.head.size for log, tip in self._tips.items()})
+        return reached
 
     def _audits(self, size: int) -> list[Audit]:
-        """Return the audits that count, from the newest one that confirms a clock on."""
+        """Return the audits that count and are not followed yet, from the newest one that confirms a clock on."""
         audits: list[Audit] = []
         with ThreadPoolExecutor(_PARALLEL) as threads:
-            for end in range(size, 0, -_PARALLEL):
-                numbers = range(end - 1, max(end - _PARALLEL, 0) - 1, -1)
+            for end in range(size, self._first, -_PARALLEL):
+                numbers = range(end - 1, max(end - _PARALLEL, self._first) - 1, -1)
                 for audit in threads.map(self._audit, numbers):
                     if audit is not None:
                         audits.append(audit)

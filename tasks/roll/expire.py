@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
-from custody.archive.forms import statements_of
+from custody.archive.forms import AUDITS, statements_of
 from custody.archive.guesses import audited_sizes
 from custody.archive.reader import Tip, list_logs, read_manifest
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, read_trusted_archive
@@ -45,7 +45,7 @@ from custody.format.archive_file import ArchiveFile
 from custody.format.audit import Audit
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
-from custody.format.times import parse_time, shift
+from custody.format.times import format_time, parse_time, shift
 from custody.keys.trust import Trust
 from custody.query import tables
 from custody.store.open import open_store
@@ -54,6 +54,7 @@ from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
 from tasks.audit.signed import clean_audit
 from tasks.roll.clock import AHEAD, History
+from tasks.roll.followed import Followed, keep_followed, read_followed
 from tasks.roll.record import Action
 from tasks.settings import Settings
 
@@ -82,7 +83,8 @@ def expire(
         clocks: what `read_clocks` returned; by default it is called.
 
     Yields:
-        One action for each log whose `expired` was signed or could not be signed, and one for each object.
+        One action for each log whose `expired` was signed or could not be signed, and one for each object. A failed one
+        if there are logs, but no time of a statement is known.
 
     Raises:
         ConfigurationError: `tiers.life_days` is less than what `archive.json` or `trust.json` promises.
@@ -105,10 +107,10 @@ def expire(
             else:
                 works[log] = work
         clocks = read_clocks(settings) if clocks is None else clocks
-        if not clocks:
+        if not clocks and not works:
             return
-        if now - max(clocks) > AHEAD:
-            action = _clock(store.url, now, max(clocks), days, confirmed=confirm_clock, dry_run=dry_run)
+        if not clocks or now - max(clocks) > AHEAD:
+            action = _clock(store.url, now, clocks, days, confirmed=confirm_clock, dry_run=dry_run)
             yield action
             if action.outcome == "failed":
                 return
@@ -156,8 +158,12 @@ def check_confirmed(settings: Settings) -> None:
         )
 
 
-def read_clocks(settings: Settings) -> list[datetime]:
+def read_clocks(settings: Settings, *, keep: bool = False) -> list[datetime]:
     """Return the times that do not come from the host's clock; none if nothing is archived.
+
+    Args:
+        settings: the settings.
+        keep: whether what was followed is written down for the next roll.
 
     Raises:
         CustodyError: the archive or the keys cannot be opened, or the archive does not answer.
@@ -171,11 +177,11 @@ def read_clocks(settings: Settings) -> list[datetime]:
             # The end of life reports a log that cannot be read.
             with suppress(CustodyError):
                 tips[log] = find_trusted_tip(store, log, archive.id, trust, sizes.get(str(log), 0))
-        return _other_clocks(store, archive, trust, tips)
+        return _other_clocks(store, archive, trust, tips, settings if keep else None)
 
 
 def _other_clocks(
-    store: Store, archive: ArchiveFile, trust: Trust, tips: Mapping[Log, Tip[Manifest]]
+    store: Store, archive: ArchiveFile, trust: Trust, tips: Mapping[Log, Tip[Manifest]], keep: Settings | None
 ) -> list[datetime]:
     """Return the store's time of the newest manifest and that of the newest audit; after a jump, the time before it."""
     sealed = [parse_time(tip.newest.statement.sealed_at) for tip in tips.values() if tip.newest]
@@ -186,15 +192,31 @@ def _other_clocks(
     audited = [parse_time(audit.sealed_at)] if audit else []
     newest = max(sealed + audited)
     history = History(store, archive, trust, tips)
-    history.follow(audits.head.size, newest)
+    known = read_followed(
+        store, archive.id, trust, audits.head, Judge(store, layout.AUDIT_LOG, AUDITS, archive.id, trust)
+    )
+    if known is not None:
+        history.resume(known)
+    time, following = history.follow(audits.head.size, newest)
+    if keep is not None and time is not None and audits.head.size:
+        root, at = audits.head.root.hex(), format_time(time)
+        note = Followed(archive=archive.id, sealed_at=at, audits=audits.head.size, root=root, time=at, next=following)
+        keep_followed(keep, store, note, known)
     if not history.believes(newest):
         return [history.time or min(sealed)]
     keys = [layout.manifest_key(log, tip.head.size - 1) for log, tip in tips.items() if tip.newest]
     return [max(store.status(key).created for key in keys), *audited]
 
 
-def _clock(url: str, now: datetime, newest: datetime, days: int, *, confirmed: bool, dry_run: bool) -> Action:
-    """Return the action for a host's clock that is far ahead of all others: failed, unless it is confirmed."""
+def _clock(url: str, now: datetime, clocks: Sequence[datetime], days: int, *, confirmed: bool, dry_run: bool) -> Action:
+    """Return the action for a host's clock that is far ahead of all others: failed, unless it is confirmed.
+
+    It is failed in any case if there are logs, and no clock of a statement is known.
+    """
+    if not clocks:
+        why = "no valid statement of any log was found, so no time but the host's is known: run `custody verify`"
+        return Action("expire", url, "failed", why)
+    newest = max(clocks)
     problem = f"the host's clock says {now:%Y-%m-%d %H:%M}, but the newest manifest and audit that do not jump"
     problem = f"{problem} ahead of those before are not later than {newest:%Y-%m-%d %H:%M}"
     if not confirmed:

@@ -81,7 +81,7 @@ def roll_all(settings: Settings, now: datetime, *, dry_run: bool = False, confir
         check_confirmed(settings)
     actions: list[Action] = []
     # The time is the same for all steps, also after a step that signs something.
-    clocks = cache(lambda: read_clocks(settings))
+    clocks = cache(lambda: read_clocks(settings, keep=not dry_run))
     try:
         for name, step in STEPS.items():
             try:

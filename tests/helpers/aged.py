@@ -26,19 +26,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import custody.store.open
+from custody.archive import time_index
+from custody.archive.time_spans import Span
 from custody.archive.writer import create_archive
 from custody.errors import TerminalStoreError
 from custody.format import audit, envelope, layout, manifest
-from custody.format.audit import Audit, Covered, Marks
+from custody.format.audit import Audit, Covered, Marks, ObjectRef
 from custody.format.envelope import HeadRef, Tree
 from custody.format.layout import AUDIT_LOG, Log
 from custody.format.times import EPOCH, format_time
 from custody.keys.keyring import new_keyring
 from custody.keys.open import open_signers
 from custody.keys.signers import Signers
+from custody.query.statements import Name, Rows, batch_rows, file_ref, manifest_row, parquet
 from custody.store.folder import FolderStore
 from custody.store.protocol import (
     Capabilities,
@@ -72,6 +76,8 @@ BUCKET = "s3://aged"
 MOST = 1.2
 """How many times the requests may be, of ten times the age."""
 _HASH = 32
+_REREAD = 6
+"""Spans whose files are there."""
 _WRITER = "tests.helpers.aged"
 _EVENT = b'{"event_type":"query_executed","timestamp":"%b","user_id":"user-%04d","request_id":"%012d"}\n'
 _GZIP = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
@@ -112,6 +118,11 @@ class Spec:
     topic_id: str
 
     @property
+    def source(self) -> Source:
+        """Its topic."""
+        return Source(self.topic, self.cluster, self.topic_id)
+
+    @property
     def names(self) -> list[Log]:
         """Its logs, in the order of their segments' keys within a second."""
         return sorted((Log(self.topic, number) for number in range(self.logs)), key=lambda log: f"{log.partition}-")
@@ -126,9 +137,7 @@ def open_aged(url: str, options: S3Options | None = None) -> Store:
     if not url.startswith(f"{BUCKET}/"):
         return S3Store(url, options or S3Options())
     folder = Path(url.removeprefix(BUCKET))
-    if folder not in _opened:
-        _opened[folder] = AgedStore(folder, _journal[-1])
-    return _opened[folder]
+    return AgedStore.opened(folder)
 
 
 def journal_to(path: Path) -> None:
@@ -261,20 +270,28 @@ class GrowingNodes(Nodes):
         self._growing: list[bytearray] = []
         super().__init__(self._growing)
         self.size = 0
+        self._range: list[bytes] = []
+        self._hex: list[str] = []
 
     def append(self, message: bytes) -> None:
         """Append an entry, as it is signed."""
-        node, level = merkle.leaf_hash(message), 0
-        size = self.size = self.size + 1
+        node, level, size = merkle.leaf_hash(message), 0, self.size
         while True:
             if level == len(self._growing):
                 self._growing.append(bytearray())
             self._growing[level] += node
-            if size & 1:
-                return
-            node = merkle.node_hash(bytes(self._growing[level][-2 * _HASH : -_HASH]), node)
-            size >>= 1
+            if not size >> level & 1:
+                break
+            node = merkle.node_hash(self._range.pop(), node)
+            self._hex.pop()
             level += 1
+        self._range.append(node)
+        self._hex.append(node.hex())
+        self.size += 1
+
+    def next_tree(self) -> Tree:
+        """Return what the next entry states of those before it."""
+        return Tree(self.size, merkle.range_root(tuple(self._range)).hex(), list(self._hex))
 
     def save(self, path: Path) -> None:
         """Write the nodes to a file, level after level."""
@@ -288,7 +305,7 @@ class Maker:
 
     def __init__(self, spec: Spec, log: Log) -> None:
         self.spec, self.log = spec, log
-        self._id = manifest.LogId(spec.cluster, log.topic, spec.topic_id, log.partition, 1)
+        self.identity = manifest.LogId(spec.cluster, log.topic, spec.topic_id, log.partition, 1)
         self._minute = int(spec.begin.timestamp()) // 60
 
     def first_offset(self, sequence: int) -> int:
@@ -299,40 +316,49 @@ class Maker:
         """Return when a statement was sealed: at the end of its minute."""
         return self.spec.begin + timedelta(minutes=sequence + 1)
 
+    def _minute_text(self, sequence: int) -> str:
+        """Return when a statement's minute begins, without its seconds."""
+        day, minute = divmod(self._minute + sequence, DAY)
+        return f"{_day_text(day)}T{minute // 60:02}:{minute % 60:02}:"
+
     def times(self, sequence: int) -> list[str]:
         """Return the times of a statement's events."""
-        day, minute = divmod(self._minute + sequence, DAY)
-        hour, minute = divmod(minute, 60)
-        text = f"{_day_text(day)}T{hour:02}:{minute:02}:"
+        text = self._minute_text(sequence)
         return [f"{text}{second:02}.000000Z" for second in range(10, 10 + EACH)]
 
     def lines(self, sequence: int) -> bytes:
         """Return the events of a statement."""
+        return self._lines(sequence, self.times(sequence))
+
+    def _lines(self, sequence: int, times: Sequence[str]) -> bytes:
         offset = self.first_offset(sequence)
         return b"".join(
             _EVENT % (moment.encode(), (offset + number) % 10_000, offset + number)
-            for number, moment in enumerate(self.times(sequence))
+            for number, moment in enumerate(times)
         )
 
     def segment(self, sequence: int) -> bytes:
         """Return the segment of a statement: one gzip member, whose lines are stored as they are."""
         return _member(self.lines(sequence))
 
-    def segment_key(self, sequence: int, digest: str | None = None) -> str:
+    def segment_key(self, sequence: int) -> str:
         """Return the key of a statement's segment."""
-        digest = digest or sha256(self.segment(sequence)).hexdigest()
+        times = self.times(sequence)
+        return self._key(sequence, times, sha256(_member(self._lines(sequence, times))).hexdigest())
+
+    def _key(self, sequence: int, times: Sequence[str], digest: str) -> str:
         first = self.first_offset(sequence)
-        date = self.times(sequence)[0][:19].translate(_TO_PATH)
         offsets = f"{first:020}-{first + EACH - 1:020}"
+        date = times[0][:19].translate(_TO_PATH)
         return f"events/{date}-{self.log.name}-{self.log.partition}-{offsets}-{digest[:16]}.jsonl.gz"
 
     def line(self, sequence: int, tree: Tree) -> bytes:
         """Return line 1 of a statement, by the tree before it."""
-        lines = self.lines(sequence)
+        times = self.times(sequence)
+        lines = self._lines(sequence, times)
         member = _member(lines)
         digest = sha256(member).hexdigest()
         first = self.first_offset(sequence)
-        times = self.times(sequence)
         kafka_ms = (self._minute + sequence) * 60_000 + 10_000
         batch = manifest.Batch(
             number=sequence,
@@ -351,7 +377,7 @@ class Maker:
         return manifest.encode(
             manifest.Statement(
                 archive=self.spec.archive,
-                log=self._id,
+                log=self.identity,
                 sequence=sequence,
                 tree=tree,
                 previous_epoch=None,
@@ -362,15 +388,43 @@ class Maker:
                 lost=None,
                 unreadable=[],
                 passed_over=[],
-                sealed_at=f"{self.times(sequence + 1)[0][:17]}00.000000Z",
+                sealed_at=f"{self._minute_text(sequence + 1)}00.000000Z",
                 writer=_WRITER,
-                segment=manifest.SegmentRef(self.segment_key(sequence, digest), len(member), digest),
+                segment=manifest.SegmentRef(self._key(sequence, times, digest), len(member), digest),
                 batches=[batch],
                 quarantine=None,
                 expired=None,
                 types={"query_executed": EACH},
             )
         )
+
+    def spans(self, end: int, step: int) -> Iterator[Span]:
+        """Yield the spans of the first `end` statements, as an audit makes them."""
+        stored, inflated = len(self.segment(0)), len(self.lines(0))
+        for first in range(0, end, step):
+            stop = min(first + step, end)
+            begin_us, end_us = ((self._minute + number) * 60_000_000 for number in (first, stop))
+            last_us = end_us - 60_000_000 + (9 + EACH) * 1_000_000
+            yield Span(
+                log=str(self.log),
+                first=first,
+                end=stop,
+                sealed=(begin_us + 60_000_000, end_us),
+                event_times=(begin_us + 10_000_000, last_us),
+                kafka_times=(begin_us // 1000 + 10_000, last_us // 1000),
+                first_offset=self.first_offset(first),
+                next_offset=self.first_offset(stop),
+                events=(stop - first) * EACH,
+                stored=(stop - first) * stored,
+                inflated=(stop - first) * inflated,
+                manifests=self._file(first, stop, "manifests"),
+                batches=self._file(first, stop, "batches"),
+            )
+
+    def _file(self, first: int, end: int, name: str) -> ObjectRef:
+        digest = sha256(f"{self.log} {first} {end} {name}".encode()).hexdigest()
+        key = f"{self.log.name}-{self.log.partition}-{first:012}-{end:012}-{name}-{digest[:16]}.parquet"
+        return ObjectRef(f"{time_index.FOLDER}statements/{key}", 20_000, digest)
 
 
 _TO_PATH = str.maketrans("-T:", "///")
@@ -387,7 +441,14 @@ def _member(lines: bytes) -> bytes:
 
 
 def make_archive(
-    folder: Path, statements: int, *, logs: int = 1, source: Source = _AUDIT, end: datetime, unaudited: int = 0
+    folder: Path,
+    statements: int,
+    *,
+    logs: int = 1,
+    source: Source = _AUDIT,
+    end: datetime,
+    unaudited: int = 0,
+    span: int | None = None,
 ) -> "AgedStore":
     """Make an archive whose newest statement was sealed at `end`, and return its store.
 
@@ -398,6 +459,8 @@ def make_archive(
         source: its topic.
         end: a whole minute.
         unaudited: whole days at the end without an audit.
+        span: statements of each span of the time index; None for no index. Of the files that spans name, only the first
+            few are there, for audits that read these statements again. Who needs others reads statements one by one.
     """
     begin = end - timedelta(minutes=statements)
     folder.mkdir(parents=True, exist_ok=True)
@@ -411,18 +474,47 @@ def make_archive(
     for log in spec.names:
         nodes, maker = GrowingNodes(), Maker(spec, log)
         for sequence in range(statements):
-            nodes.append(envelope.message(maker.line(sequence, nodes.tree(sequence)), manifest.FORMAT))
+            nodes.append(envelope.message(maker.line(sequence, nodes.next_tree()), manifest.FORMAT))
         nodes.save(folder / f"nodes-{log.partition}")
         trees.append(nodes)
-    _make_audits(folder, spec, trees, signers, statements // DAY - unaudited)
+    audits = statements // DAY - unaudited
+    index = _make_index(put, spec, trees, audits, span) if span else []
+    _make_audits(folder, spec, trees, signers, audits, index)
     # Last: an archive without it is not whole.
     (folder / "spec.json").write_text(json.dumps(asdict(spec) | {"begin": begin.isoformat()}))
-    _opened[folder] = AgedStore(folder)
-    return _opened[folder]
+    return AgedStore.opened(folder)
 
 
-def _make_audits(folder: Path, spec: Spec, trees: Sequence[Nodes], signers: Signers, count: int) -> None:
-    """Write the audits: one a day, of the statements of that day."""
+def _make_index(put: Store, spec: Spec, trees: Sequence[Nodes], audits: int, span: int) -> list[ObjectRef]:
+    """Write the time index of what was audited, with the files of the spans that are read again first."""
+    spans: list[Span] = []
+    for log, tree in zip(spec.names, trees, strict=True):
+        maker = Maker(spec, log)
+        of_log = list(maker.spans(audits * DAY, span))
+        for number, each in enumerate(of_log[:_REREAD]):
+            rows: dict[Name, Rows] = {"manifests": Rows("manifests"), "batches": Rows("batches")}
+            for sequence in range(each.first, each.end):
+                statement = manifest.parse_statement(maker.line(sequence, tree.tree(sequence)))
+                rows["manifests"].add(manifest_row(str(log), statement))
+                for row in batch_rows(str(log), statement):
+                    rows["batches"].add(row)
+            refs = {}
+            for name, of_name in rows.items():
+                data = parquet(of_name.table())
+                refs[name] = file_ref(name, log, each.first, each.end, data)
+                put.create(refs[name].key, data)
+            of_log[number] = msgspec.structs.replace(each, **refs)
+        spans += of_log
+    index, made = time_index.extend(spec.archive, audits - 1, time_index.EMPTY, spans)
+    for key, data in made.items():
+        put.create(key, data)
+    return [index.ref] if index.ref else []
+
+
+def _make_audits(
+    folder: Path, spec: Spec, trees: Sequence[Nodes], signers: Signers, count: int, index: list[ObjectRef]
+) -> None:
+    """Write the audits: one a day, of the statements of that day. The newest one refers to the time index."""
     nodes = GrowingNodes()
     sizes = []
     with (folder / "audits").open("wb") as file:
@@ -444,7 +536,7 @@ def _make_audits(folder: Path, spec: Spec, trees: Sequence[Nodes], signers: Sign
                 marks={name: Marks(0, 0, at, 0) for name in sorted(heads)},
                 counts={"events": EACH * DAY * spec.logs, "findings": 0},
                 findings=[],
-                objects=[],
+                objects=index if number == count - 1 else [],
                 verdict="verified",
             )
             line = envelope.encode_line(statement)
@@ -510,6 +602,13 @@ class AgedStore:
         self.spec = Spec(**stored | {"begin": datetime.fromisoformat(stored["begin"])})
         self._put = FolderStore(str(folder / "put"))
         self.capabilities = Capabilities(versions=self)
+
+    @classmethod
+    def opened(cls, folder: Path) -> "AgedStore":
+        """Return the store that this process has of a folder."""
+        if folder not in _opened:
+            _opened[folder] = cls(folder, _journal[-1])
+        return _opened[folder]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AgedStore, (self.folder, self.requests.journal)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -22,8 +22,11 @@ from tests.helpers.audit import audit
 from tests.helpers.memory import PUT_AT, MemoryStore
 from tests.helpers.sample import BEGINNING_MS, Growing, Message, event
 
-MODE, DAYS = "COMPLIANCE", 30
+MODE: Literal["COMPLIANCE"] = "COMPLIANCE"
+DAYS = 30
 HOUR_MS = 3_600_000
+FIRST = 1_000
+"""The first offset of each log: Kafka has deleted what was before."""
 
 
 @dataclass
@@ -68,7 +71,9 @@ class Spread(Growing):
         self.hours = 0
         """By how many hours its first record is later."""
 
-    def append(self, statements: int, *_: Any, each: int = 5, **__: Any) -> None:
+    def append(self, statements: int, *more: Any, each: int = 5, **named: Any) -> None:
+        assert not more
+        assert not named
         uri = f"file:{self.keyring}"
         signers = open_signers(uri, datetime.now(UTC))
         writer = LogWriter(
@@ -81,8 +86,9 @@ class Spread(Growing):
             clock=lambda: self.sealed_at(self._statements),
         )
         writer.open()
-        start = writer.next_offset or 0
-        assembler = Assembler(start, batch_events=3, segment_bytes=2**20, level=1, number=writer.next_batch)
+        assembler = Assembler(
+            writer.next_offset or FIRST, batch_events=3, segment_bytes=2**20, level=1, number=writer.next_batch
+        )
         for _ in range(statements):
             at = assembler.position
             assembler.add([Message(offset, event(offset), self._time(offset)) for offset in range(at, at + each)])

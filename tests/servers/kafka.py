@@ -461,7 +461,16 @@ def fetch() -> Path:
     Raises:
         KafkaUnavailableError: there is no Maven, or it cannot fetch them.
     """
-    home = CACHE / f"kafka-{VERSION}"
+    return fetch_jars(CACHE / f"kafka-{VERSION}", _POM)
+
+
+def fetch_jars(home: Path, pom: str) -> Path:
+    """Return the folder with the jars that a project needs, fetched by Maven unless they are there. Raises as `fetch`.
+
+    Args:
+        home: where they are kept.
+        pom: the project.
+    """
     libs, partial = home / "libs", home / "partial"
     home.mkdir(parents=True, exist_ok=True)
     with locked(home / "lock"):
@@ -469,9 +478,9 @@ def fetch() -> Path:
             return libs
         maven = shutil.which("mvn")
         if maven is None:
-            raise KafkaUnavailableError(f"no Maven (mvn): it fetches Kafka {VERSION}")
+            raise KafkaUnavailableError(f"no Maven (mvn): it fetches {home.name}")
         shutil.rmtree(partial, ignore_errors=True)
-        (home / "pom.xml").write_text(_POM)
+        (home / "pom.xml").write_text(pom)
         command = [maven, "-q", "-B", "-f", str(home / "pom.xml"), "dependency:copy-dependencies"]
         try:
             done = subprocess.run(
@@ -484,9 +493,9 @@ def fetch() -> Path:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise KafkaUnavailableError(f"Maven did not fetch Kafka {VERSION} within {_FETCH_SECONDS} s") from None
+            raise KafkaUnavailableError(f"Maven did not fetch {home.name} within {_FETCH_SECONDS} s") from None
         if done.returncode:
-            raise KafkaUnavailableError(f"Maven cannot fetch Kafka {VERSION}: {(done.stdout + done.stderr)[-500:]}")
+            raise KafkaUnavailableError(f"Maven cannot fetch {home.name}: {(done.stdout + done.stderr)[-500:]}")
         partial.rename(libs)
     return libs
 

@@ -158,10 +158,10 @@ def test_the_earliest_clock_counts_for_indices(
     """An index is old only if it is by every clock, also if another clock agrees with the host's."""
     audit(given)
     before = daily_indices(search)
-    monkeypatch.setattr("tasks.roll.run.read_clocks", lambda _: [LATER, NOW])
+    monkeypatch.setattr("tasks.roll.run.read_clocks", lambda *_, **__: [LATER, NOW])
     assert [one for one in roll_all(given, LATER) if one.what == "delete"] == []
     assert before <= daily_indices(search)
-    monkeypatch.setattr("tasks.roll.run.read_clocks", lambda _: [LATER, LATER])
+    monkeypatch.setattr("tasks.roll.run.read_clocks", lambda *_, **__: [LATER, LATER])
     assert {one.outcome for one in roll_all(given, LATER) if one.target in before} == {"done"}
     assert not before & daily_indices(search)
 
