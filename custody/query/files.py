@@ -25,7 +25,7 @@ from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMiss
 from custody.query import tables
 from custody.store.protocol import Store
 
-_AHEAD = 2
+_AHEAD = 4
 """Files that are read ahead, each of 16 MiB or little more."""
 _OPTIONS = {"batch_readahead": 4, "fragment_readahead": 2}
 """Row groups of a file, and local files, that Arrow reads ahead."""

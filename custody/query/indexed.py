@@ -5,6 +5,7 @@ was signed, costs a warning at most: the same rows are made from the statements.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from custody.query.warned import Period
 
 Files = Sequence[tuple[tables.TableFile, Ref | None]]
 """The tables of a range of statements, each with what was signed of it."""
+_READERS = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOST = (FormatError, ObjectMissing, ObjectArchived)
 
@@ -79,12 +81,19 @@ class Indexed:
 
     def parts(self, name: str, condition: Any) -> Iterator[Part]:
         """Yield the parts of a table that may have rows which meet a condition."""
-        for span in self._pruned[name].meeting(condition):
+        spans = list(self._pruned[name].meeting(condition))
+
+        def parts(span: Span) -> list[Part]:
             key = (name, span.log, span.first)
             if key not in self._parts:
                 log = parse_log_text(span.log)
                 self._parts[key] = self._makers[name](span, log) if log else []
-            yield from self._parts[key]
+            return self._parts[key]
+
+        # Each span of events has a list of tables, which is read first.
+        with ThreadPoolExecutor(_READERS) as threads:
+            for several in threads.map(parts, spans):
+                yield from several
 
     # --- statements
 
