@@ -10,14 +10,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 import custody
 import custody.query.connect
+from custody.errors import TerminalStoreError
 from custody.format import layout
 from custody.format.layout import Log
-from custody.format.times import format_time
+from custody.format.times import EPOCH, format_time
 from custody.keys.trust import open_trust
+from custody.query.connect import open_archive
 from custody.report.facts import gather
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, ObjectStatus, Store
@@ -340,3 +343,27 @@ def test_a_query_that_ends_early(young: Hourly, read: int) -> None:
         assert len(result.fetchmany(read)) == read
         assert connection.execute("SELECT request_id FROM events LIMIT 1").fetchone()
         connection.execute("SELECT * FROM events")
+
+
+@pytest.mark.parametrize("part", ["manifests/", "tables/signed/", "tables/day=", "reports/index/", "audits/"])
+def test_a_store_that_refuses(young: Hourly, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """A query whose rows the archive refuses fails, and says why: it shows no fewer rows. The next one works."""
+    store: Any = Counting(open_store(str(young.folder)))
+    monkeypatch.setattr(custody.query.connect, "open_store", lambda *_: store)
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{young.keyring}")
+    connection, reading = open_archive(str(young.folder))
+    real = store.read
+
+    def read(key: str, **more: Any) -> bytes:
+        if key.startswith(part):
+            raise TerminalStoreError(f"403 for {key}")
+        return bytes(real(key, **more))
+
+    with closing(connection):
+        store.read = read
+        with pytest.raises(duckdb.Error, match=f"403 for {part}"):
+            connection.execute("SELECT * FROM events").fetchall()
+        assert isinstance(reading.failure, TerminalStoreError)
+        store.read = real
+        assert len(connection.execute("SELECT * FROM events").fetchall()) == len(young.between(EPOCH, NOW))
+        assert reading.failure is None
