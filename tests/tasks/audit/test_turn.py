@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 
 from custody.errors import TransientStoreError
 from custody.format import layout
+from custody.format.audit import parse as parse_audit
 from custody.format.layout import Log
 from custody.format.manifest import parse
 from custody.format.times import format_time
-from custody.store.protocol import S3Options
+from custody.store.protocol import ObjectInfo, S3Options
 from custody.verify.records import Stretch, names_of
 from tasks.audit.turn import choose, share_of
 from tasks.settings import AuditSettings, Settings
 from tests.helpers.archives import member
 from tests.helpers.audit import audit
-from tests.helpers.nights import LockingStore, Nights, Spread, opened, settings_of
+from tests.helpers.nights import FIRST, LockingStore, Nights, Spread, opened, settings_of
 from tests.helpers.sample import event
 from tests.servers.s3 import SeaweedServer
 
@@ -41,10 +42,13 @@ def put(key: str, store: LockingStore, _: Spread) -> str:
     return key
 
 
-def plant(date: str, store: LockingStore, _: Spread) -> str:
+def plant(
+    date: str, store: LockingStore, _: Spread, first: int = FIRST + 7, last: int | None = None, folder: str = "events"
+) -> str:
     """Put a segment, well named, that no statement names: another event at an offset that has one."""
     data = member(event(7).replace(b"request-7", b"planted-7") + b"\n")
-    key = f"events/{date}-audit.grows-0-{7:020}-{7:020}-{sha256(data).hexdigest()[:16]}.jsonl.gz"
+    offsets = f"{first:020}-{first if last is None else last:020}"
+    key = f"{folder}/{date}-audit.grows-0-{offsets}-{sha256(data).hexdigest()[:16]}.jsonl.gz"
     store.objects[key] = data
     return key
 
@@ -161,13 +165,21 @@ FOREIGN = (
     *("manifests/audit.grows/0/000000000033/x", "manifests/audit.grows/0/zz", "manifests/audit.grows/0/!"),
     *("checkpoints/x", "checkpoints/audit.grows/0/x", "checkpoints/audit.grows/0/000000000020x"),
     *("checkpoints/audit.grows/0/!", "audits/x", "audits/objects/x", "checkpoints/audits/0/x"),
+    *("checkpoints/ghost/0/x", "checkpoints/audit.grows@2/0/x", "manifests/ghost/0/x"),
 )
+DATE = "2026/03/02/19/34/56"
 CHANGES: Mapping[str, tuple[str, Change]] = {
     **{f"foreign {key}": ("foreign", partial(put, key)) for key in FOREIGN},
     "unlisted, at its date": ("unlisted", partial(plant, "2026/03/01/19/34/56")),
     "unlisted, long before": ("unlisted", partial(plant, "1999/01/01/00/00/00")),
     "unlisted, long after": ("unlisted", partial(plant, "2099/12/31/23/59/59")),
     "unlisted, of no log": ("unlisted", plant_for_no_log),
+    "unlisted, before the first offset": ("unlisted", partial(plant, DATE, first=5)),
+    "unlisted, up to the first offset": ("unlisted", partial(plant, DATE, first=5, last=FIRST + 2)),
+    "unlisted, to beyond the end": ("unlisted", partial(plant, DATE, first=FIRST + 7, last=2**63 - 1)),
+    "unlisted, in quarantine": ("unlisted", partial(plant, DATE, folder="quarantine")),
+    "beyond the end": ("orphan", partial(plant, DATE, first=10**15)),
+    "beyond the end, in quarantine": ("unlisted", partial(plant, DATE, first=10**15, folder="quarantine")),
     "segment removed": ("segment-missing", remove_segment),
     "segment replaced": ("segment-hash", replace_segment),
     "segment longer": ("segment-size", lengthen_segment),
@@ -186,7 +198,7 @@ CHANGES: Mapping[str, tuple[str, Change]] = {
 
 
 @pytest.fixture(scope="module")
-def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nights, Spread]]:
+def aged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Nights, Spread]:
     """An archive that was audited for some nights, in the middle of a turn."""
     store = LockingStore()
     grown = Spread(tmp_path_factory.mktemp("aged"), store)
@@ -195,7 +207,8 @@ def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nights, Spr
         nights = Nights(store, settings_of(grown.keyring, days=REREAD, piece=4, tables=True), datetime.now(UTC))
         for _ in range(3):
             assert nights.audit().verdict == "notices"
-        yield nights, grown
+    # Not before: other tests of this module open archives of their own.
+    return nights, grown
 
 
 def branch(nights: Nights) -> Nights:
@@ -213,6 +226,52 @@ def test_a_change_is_found_in_time(aged: tuple[Nights, Spread], change: str) -> 
         key = apply(nights.store, grown)
         found = [(night, seen) for night, seen, of in nights.until(REREAD) if seen == name and (not key or of == key)]
     assert found, f"{name} {key} was not found in {REREAD} nights"
+
+
+def test_a_part_that_cannot_be_listed_is_next_again(aged: tuple[Nights, Spread]) -> None:
+    """A night in which the store refuses costs that night, and not a whole turn."""
+
+    def night_of(refused: int | None) -> int:
+        nights = branch(aged[0])
+        key = layout.checkpoint_key(LOG, 19) + "x"
+        nights.store.objects[key] = b"x"
+        listed = nights.store.list
+        with opened(nights.store), pytest.MonkeyPatch.context() as patch:
+            for night in range(1, 2 * REREAD):
+
+                def refuse(prefix: str = "", night: int = night, **more: Any) -> Iterator[ObjectInfo]:
+                    if night == refused and prefix.startswith(layout.checkpoint_prefix(LOG)):
+                        raise TransientStoreError("503: slow down")
+                    return listed(prefix, **more)
+
+                patch.setattr(nights.store, "list", refuse)
+                if any(problem.get("key") == key for problem in nights.audit().findings):
+                    return night
+        raise AssertionError("it was not found")
+
+    found = night_of(None)
+    assert night_of(found) == found + 1
+
+
+def test_what_is_handed_on_is_also_known_without_it(aged: tuple[Nights, Spread]) -> None:
+    """If it is removed each night, old statements are read again as fast as with it, whatever an archive grows by."""
+
+    def covered(keep: bool) -> list[tuple[int, int]]:
+        nights, grown = branch(aged[0]), aged[1]
+        grown.store, kept = nights.store, grown._statements
+        spans: list[tuple[int, int]] = []
+        with opened(nights.store):
+            for _ in range(REREAD):
+                grown.append(9)
+                if not keep:
+                    for key in [key for key in nights.store.objects if key.startswith("reports/turns/")]:
+                        del nights.store.objects[key]
+                made = parse_audit(nights.store.objects[layout.audit_key(nights.audit().sequence)]).statement
+                spans += [(span.from_, span.to) for span in made.covered[str(LOG)] if span.read == "again"]
+        grown._statements = kept
+        return spans
+
+    assert covered(keep=False) == covered(keep=True)
 
 
 def test_nothing_is_found_where_nothing_changed(aged: tuple[Nights, Spread]) -> None:
