@@ -3,8 +3,9 @@
 Rules:
 - These pages are made whole: docs/options.md of the commands' own help, docs/views.md of the list of SQL's tables, and
   docs/findings.md of the explanations of findings.
-- In three pages somebody wrote the text, and the tables between two comments are made: the exit codes in
-  docs/commands.md, the fields of the six types in docs/events.md, and the metrics in docs/metrics.md.
+- In four pages somebody wrote the text, and the tables between two comments are made: the exit codes in
+  docs/commands.md, the fields of the six types in docs/events.md, the metrics in docs/metrics.md, and what is reckoned
+  from docs/figures.md in docs/scale.md.
 - In the tables of docs/settings.md the names, their order and the defaults come from the code. The meanings stay as
   somebody wrote them; a new setting begins with the description that `custody config` shows.
 """
@@ -30,6 +31,7 @@ from custody.query import views
 from custody.settings import OPERATORS_SECTIONS, S3_MEANINGS
 from tasks.metrics.catalogue import BUCKETS, CATALOGUE
 from tasks.settings import Settings
+from tests.benchmarks import simulation
 
 PAGES = Path(__file__).resolve().parent
 MIB = 1024 * 1024
@@ -221,6 +223,7 @@ MADE: Mapping[str, tuple[str, Callable[[], Iterator[str]]]] = {
     "commands.md": ("custody/cli/common.py", exit_codes),
     "events.md": ("custody/format/events.py", events),
     "metrics.md": ("tasks/metrics/catalogue.py", metrics),
+    "scale.md": ("tests/benchmarks/simulation.py", lambda: simulation.page(simulation.default())),
 }
 """By page, the module whose values the part between the comments has, and what makes that part."""
 

@@ -274,7 +274,7 @@ class AuditSettings(BaseModel):
         default=30,
         ge=1,
         le=limits.RETENTION_DAYS,
-        description="Nightly audits read every statement again within this many days",
+        description="Nightly audits read every statement, and list every key, again within this many days",
     )
     piece_statements: int = Field(
         default=500, ge=1, le=100_000, description="Statements in a piece: after each piece an audit can resume"

@@ -61,6 +61,7 @@ PAGES_NOT_RUN = {
     "CONTRIBUTING.md": "runs the tests themselves",
     "docs/figures.md": "benchmarks of many minutes",
     "docs/machines.md": "starts a cluster; tests/flows/test_dask.py runs flows on one",
+    "docs/scale.md": "tests/test_scale.py runs the script",
     "docs/sizing.md": "a benchmark; tests/tasks/drain/test_pace.py measures what it says of the sample",
     "docs/releasing.md": "builds a release; tests/custody/test_wheel.py builds and installs the wheel",
     "deployments/README.md": "installs services as root; tests/deployments check the files",

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
+from custody.archive.hints import unmisled
 from custody.archive.reader import Holds, find_tip, manifests_from, read_manifest
-from custody.archive.time_index import EMPTY, Span, TimeIndex
+from custody.archive.time_index import EMPTY, TimeIndex
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import limits
 from custody.format.layout import Log
@@ -104,7 +105,7 @@ def sealed_between(
     if since is None and until is None:
         return range(first, size)
     chosen: list[int] = []
-    for slots, span in _in_order(index, log, first, size):
+    for slots, span in index.ranges(log, first, size, lambda span: span.sealed_within(since, until)):
         if span is not None and not span.sealed_within(since, until):
             continue
         if span is not None and span.all_sealed_within(since, until):
@@ -133,7 +134,7 @@ def sealed_from(
     size = tip.head.size
     start = first_sequence(store, log, size, lambda statement: statement.next_offset > first, holds)
     position: int | None = None
-    for slots, span in _in_order(index, log, start, size):
+    for slots, span in index.ranges(log, start, size, lambda span: span.sealed_within(moment, None)):
         if span is not None and not span.sealed_within(moment, None):
             if position is not None and span.first_offset != position:
                 raise _no_statement(log, slots.start, position)
@@ -152,12 +153,6 @@ def sealed_from(
 
 def _no_statement(log: Log, sequence: int, position: int) -> FormatError:
     return FormatError(f"no valid statement of {log} before sequence {sequence} has offset {position}")
-
-
-def _in_order(index: TimeIndex, log: Log, first: int, end: int) -> Iterator[tuple[range, Span | None]]:
-    """Yield the slots `[first, end)` of a log in order, with the span that they are in."""
-    for slots in index.slots(log, first, end, lambda _: True):
-        yield slots, index.at(log, slots.start)
 
 
 def _statements(
@@ -203,15 +198,19 @@ def find_statement(
         log: the log.
         offset: of the record in Kafka.
         holds: whether an entry is valid where it stands.
-        near: a size that the log may have; a wrong one only costs requests.
+        near: a size that the log may have. A wrong one only costs requests: see `hints`.
     """
-    end = _entry_before(store, log, near, holds)
-    if end is None or end[1].statement.next_offset <= offset:
-        tip = find_tip(store, log, holds, near)
-        if tip.newest is None:
-            return None
-        end = tip.head.size - 1, tip.newest
-    return _accounting(store, log, offset, end, holds)
+
+    def search(near: int) -> tuple[int, Manifest] | None:
+        end = _entry_before(store, log, near, holds)
+        if end is None or end[1].statement.next_offset <= offset:
+            tip = find_tip(store, log, holds, near)
+            if tip.newest is None:
+                return None
+            end = tip.head.size - 1, tip.newest
+        return _accounting(store, log, offset, end, holds)
+
+    return unmisled(search, near, lambda accounting: accounting is not None)
 
 
 def _entry_before(store: Store, log: Log, size: int, holds: Holds[Manifest]) -> tuple[int, Manifest] | None:

@@ -1,14 +1,16 @@
 """The index of an archive by time: which statements were sealed when, and when their events and records are from.
 
-An audit makes it while it reads statements (`tasks.audit.time_index`), and refers to its objects by their SHA-256. It
-is derived from the archive, and no evidence. `custody audit --full` makes it anew. Rules:
+An audit makes it while it reads statements (`tasks.audit.time_index`), and refers to it by its SHA-256. It is derived
+from the archive, and no evidence. `custody audit --full` makes it anew. Rules:
 
 - A span is of consecutive statements of a log. The spans of a log are sorted and disjoint. What lies in no span is
   read statement by statement (`gaps`). So what is missing, damaged or of another archive costs time, and hides nothing.
 - A span whose statements could not all be read has no times. It overlaps every time.
-- No span goes beyond the head that the audit signed for its log.
-- Objects are merged as in an LSM tree: an audit adds an object with its spans, and merges it with the newest ones as
-  long as they are not more than twice as large. So there are O(log n) objects, and each span is written O(log n) times.
+- Spans are kept in parts: objects that are merged as in an LSM tree. An audit adds a part with its spans, and merges it
+  with the newest ones as long as they have not more than twice as many. So each span is written O(log n) times.
+- A part has a bounded number of spans. The map, to which the audit refers, has the runs of each part: adjacent spans of
+  a log as one. So a reader gets the map and the few parts that its time needs, however old the archive is.
+- No run goes beyond the head that the audit signed for its log.
 
 With keys, an index counts only if a trusted key signed the audit that refers to it. What that key, or a fault, made
 wrong is found by the audits that read the same statements again.
@@ -16,13 +18,10 @@ wrong is found by the audits that read the same statements again.
 
 import gzip
 import zlib
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from hashlib import sha256
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -30,243 +29,203 @@ from custody.archive.audit_findings import listed_objects
 from custody.archive.forms import AUDITS
 from custody.archive.reader import find_end
 from custody.archive.readings import newest_reading
+from custody.archive.time_spans import Span, check, order, runs_of
 from custody.archive.trusted import Judge
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import layout, limits
 from custody.format.audit import Audit, ObjectRef
 from custody.format.envelope import Int
 from custody.format.layout import Log
-from custody.format.manifest import Statement
-from custody.format.times import microseconds_of, parse_time
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
 
 FORMAT: Literal["custody/time-index/1"] = "custody/time-index/1"
+MAP_FORMAT: Literal["custody/time-index-map/1"] = "custody/time-index-map/1"
 FOLDER = "reports/index/"
 SIZE_LIMIT = 64 * limits.MIB
 INFLATED_LIMIT = 512 * limits.MIB
-MERGED_LIMIT = 16 * limits.MIB
-"""Objects are not merged beyond this size: some 100,000 spans, so that an audit never writes more at once."""
-MOST_SPANS = 50_000
-"""Spans that are added as one object: some 8 MiB."""
-SMALL = 16 * 1024
-"""Objects below this size are merged with any newer one."""
-EVENT_SLACK = 1_000
-"""A batch's times may be 1 ms off (FORMAT.md, Manifest). In microseconds."""
-
-Bounds = tuple[int, int]
-"""The smallest and the largest value."""
+MOST_SPANS = 8_192
+"""Spans of a part, if the archive has few logs: 1.6 MB, or two years of four logs."""
+_EACH_LOG = 64
+"""Spans of a part for each log: of many logs a part has a few each, and the map would be as large as the parts."""
+SMALL = 64
+"""Parts with no more spans are merged with any newer one: a request costs more than they do."""
 
 
-class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """Statements `[first, end)` of a log, which an audit read together.
+class Part(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A part of the index, as a line of the map.
 
     Attributes:
-        log: `<log>/<partition>`.
-        first: sequence of the first slot.
-        end: sequence after the last one.
-        sealed: when the statements were sealed, in µs since 1970; None if not all of them could be read.
-        event_times: bounds of the events' own times, in µs since 1970, at most 1 ms off; None without events.
-        kafka_times: bounds of the records' Kafka timestamps, in ms since 1970; None if there is none.
-        first_offset: the first offset that the statements account for.
-        next_offset: the offset after the last one.
-        events: how many events they have.
-        quarantined: how many records are in quarantine.
-        stored: bytes of their objects, as stored.
-        inflated: bytes of their events.
-        tables: the signed list of the tables of their events; None if there is none.
-        manifests: a Parquet file with the rows of the view `manifests`; None if there is none.
-        batches: one with the rows of the view `batches`; None if there is none, or no batch.
+        ref: the object with its spans.
+        many: how many it has.
+        runs: they, adjacent ones of a log as one.
     """
-
-    log: str
-    first: Int
-    end: Int
-    sealed: Bounds | None = None
-    event_times: Bounds | None = None
-    kafka_times: Bounds | None = None
-    first_offset: Int = 0
-    next_offset: Int = 0
-    events: Int = 0
-    quarantined: Int = 0
-    stored: Int = 0
-    inflated: Int = 0
-    tables: ObjectRef | None = None
-    manifests: ObjectRef | None = None
-    batches: ObjectRef | None = None
-
-    def sealed_within(self, since: datetime | None, until: datetime | None) -> bool:
-        """Return whether a statement may have been sealed from `since` on and before `until`."""
-        return self.sealed is None or _overlaps(self.sealed, since, until, 0)
-
-    def events_within(self, since: datetime | None, until: datetime | None) -> bool:
-        """Return whether an event may have a time of its own from `since` on and before `until`."""
-        if self.sealed is None:
-            return True
-        return self.event_times is not None and _overlaps(self.event_times, since, until, EVENT_SLACK)
-
-    def all_sealed_within(self, since: datetime | None, until: datetime | None) -> bool:
-        """Return whether it is known that all statements were sealed from `since` on and before `until`."""
-        if self.sealed is None:
-            return False
-        low, high = self.sealed
-        return (since is None or low >= microseconds_of(since)) and (until is None or high < microseconds_of(until))
-
-
-def _overlaps(bounds: Bounds, since: datetime | None, until: datetime | None, slack: int) -> bool:
-    low, high = bounds[0] - slack, bounds[1] + slack
-    return (since is None or high >= microseconds_of(since)) and (until is None or low < microseconds_of(until))
-
-
-class SpanMaker:
-    """Makes the span of a log's slots `[first, end)` from their statements, taken in order.
-
-    It has times only if the statements are those of all of these slots. A slot that one of them passes over has none.
-    """
-
-    def __init__(self, log: str, first: int, end: int) -> None:
-        self._next = first
-        self._whole = True
-        self._made = Span(log=log, first=first, end=end)
-
-    def add(self, statement: Statement) -> None:
-        """Add the next statement."""
-        made, batches, quarantine = self._made, statement.batches, statement.quarantine
-        begin = max(statement.sequence - len(statement.passed_over), made.first)
-        self._whole = self._whole and begin == self._next
-        self._next = statement.sequence + 1
-        times = [microseconds_of(parse_time(text)) for batch in batches for text in (batch.min_time, batch.max_time)]
-        kafka = [each for batch in batches if (time := batch.kafka_time) for each in (time.min, time.max)]
-        self._made = msgspec.structs.replace(
-            made,
-            sealed=_widened(made.sealed, [microseconds_of(parse_time(statement.sealed_at))]),
-            event_times=_widened(made.event_times, times),
-            kafka_times=_widened(made.kafka_times, kafka),
-            first_offset=statement.first_offset if made.sealed is None else made.first_offset,
-            next_offset=statement.next_offset,
-            events=made.events + sum(batch.events for batch in batches),
-            quarantined=made.quarantined + (quarantine.records if quarantine else 0),
-            stored=made.stored + sum(ref.size for ref in (statement.segment, quarantine) if ref),
-            inflated=made.inflated + sum(batch.inflated for batch in batches),
-        )
-
-    def span(self) -> Span:
-        """Return the span, without tables."""
-        made = self._made
-        whole = self._whole and self._next == made.end
-        return made if whole else Span(log=made.log, first=made.first, end=made.end)
-
-
-def _widened(bounds: Bounds | None, values: Sequence[int]) -> Bounds | None:
-    values = [*(bounds or ()), *values]
-    return (min(values), max(values)) if values else None
-
-
-class _Head(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    format: Literal["custody/time-index/1"]
-    archive: str
-
-
-_head: msgspec.json.Decoder[_Head] = msgspec.json.Decoder(_Head)
-_span: msgspec.json.Decoder[Span] = msgspec.json.Decoder(Span)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """An object of the index: its reference, and its spans."""
 
     ref: ObjectRef
-    spans: tuple[Span, ...]
+    many: Int
+    runs: list[Span]
 
 
-@dataclass(frozen=True)
+Spans = Callable[[Part], Sequence[Span]]
+"""Returns the spans of a part. Raises FormatError, ObjectMissing or ObjectArchived if they cannot be had."""
+
+
+class Contradiction(FormatError):
+    """What was signed contradicts itself."""
+
+
 class TimeIndex:
-    """The index, as far as it could be read.
+    """The index. Its parts are read when they are needed.
 
     Attributes:
-        parts: its objects, the oldest first.
-        problems: why some of it could not be read; what it covered is read statement by statement.
-        audit: the audit that refers to it; None if there is none.
-        missing: the problems of objects that are not there, as in a copy of an archive without its `reports/`.
+        ref: the map; None if there is none.
+        parts: its parts, the oldest first.
+        problems: why some of it could not be read so far; what it covered is read statement by statement.
+        missing: those of objects that are not there, as in a copy of an archive without its `reports/`.
+        contradictions: those that only who signed the index can have made.
     """
 
-    parts: tuple[Part, ...] = ()
-    problems: tuple[str, ...] = ()
-    audit: int | None = None
-    missing: frozenset[str] = frozenset()
-
-    @cached_property
-    def logs(self) -> dict[str, tuple[Span, ...]]:
-        """The spans of each log, sorted and disjoint. Of two that overlap, the later one is left out."""
-        grouped: dict[str, list[Span]] = {}
+    def __init__(self, parts: Sequence[Part], spans: Spans, ref: ObjectRef | None = None) -> None:
+        self.parts, self.ref = tuple(parts), ref
+        self.problems: list[str] = []
+        self.missing: set[str] = set()
+        self.contradictions: set[str] = set()
+        self._read = spans
+        self._spans: dict[str, Sequence[Span]] = {}
+        self._grouped: dict[str, dict[str, list[Span]]] = {}
+        self._lost: set[str] = set()
+        self._runs: dict[str, list[tuple[Span, Part]]] = {}
         for part in self.parts:
-            for span in part.spans:
-                grouped.setdefault(span.log, []).append(span)
-        return {log: tuple(_disjoint(spans)) for log, spans in grouped.items()}
-
-    def of(self, log: Log) -> Sequence[Span]:
-        """Return the spans of a log."""
-        return self.logs.get(str(log), ())
+            for run in part.runs:
+                self._runs.setdefault(run.log, []).append((run, part))
+        for name, runs in self._runs.items():
+            self._runs[name] = list(_disjoint(runs))
 
     def end(self, log: Log) -> int:
         """Return where the last span of a log ends. Before it there may be `gaps`."""
-        spans = self.of(log)
-        return spans[-1].end if spans else 0
+        runs = self._runs.get(str(log))
+        return runs[-1][0].end if runs else 0
 
-    def gaps(self, log: Log, first: int, end: int) -> Iterator[range]:
-        """Yield the slots in `[first, end)` of a log that are in no span, in order."""
-        return self.slots(log, first, end, lambda _: False)
+    def ranges(
+        self, log: Log, first: int, end: int, wanted: Callable[[Span], bool]
+    ) -> Iterator[tuple[range, Span | None]]:
+        """Yield the slots `[first, end)` of a log in order, with their span: None for those in none, or of a lost part.
+
+        Spans of a run that is not wanted as a whole are not read: the run stands for them.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        for slots, span, part in self._walk(log, first, end, wanted):
+            yield slots, None if part is not None and self.is_lost(part) else span
 
     def slots(self, log: Log, first: int, end: int, wanted: Callable[[Span], bool]) -> Iterator[range]:
-        """Yield the slots in `[first, end)` of a log that are in a wanted span or in none, in order.
+        """Yield the slots in `[first, end)` of a log in order that are in a wanted span, in none, or of a lost part."""
+        for slots, span in self.ranges(log, first, end, wanted):
+            if span is None or wanted(span):
+                yield slots
 
-        Slots of a span, and those between two spans, are ranges of their own.
-        """
-        for span in self.of(log):
-            if span.end <= first:
-                continue
-            if span.first >= end:
-                break
-            if first < span.first:
-                yield range(first, span.first)
-                first = span.first
-            stop = min(span.end, end)
-            if wanted(span):
-                yield range(first, stop)
-            first = stop
-        if first < end:
-            yield range(first, end)
+    def gaps(self, log: Log, first: int, end: int) -> Iterator[range]:
+        """Yield the slots in `[first, end)` of a log that are in no span, in order: not those of a lost part either."""
+        return (slots for slots, _, part in self._walk(log, first, end, lambda _: False) if part is None)
 
     def overlapping(self, log: Log, since: datetime | None, until: datetime | None) -> Sequence[Span]:
-        """Return the spans that may have a statement sealed from `since` on and before `until`."""
-        return [span for span in self.of(log) if span.sealed_within(since, until)]
+        """Return the spans that may have a statement sealed from `since` on and before `until`.
+
+        A part that turns out to be lost is one span without times. Raises as `ranges`.
+        """
+        return self._chosen(log, 0, self.end(log), lambda span: span.sealed_within(since, until))
 
     def with_events(self, log: Log, since: datetime | None, until: datetime | None) -> Sequence[Span]:
         """Return the spans that may have an event whose own time is from `since` on and before `until`."""
-        return [span for span in self.of(log) if span.events_within(since, until)]
+        return self._chosen(log, 0, self.end(log), lambda span: span.events_within(since, until))
 
-    def at(self, log: Log, sequence: int) -> Span | None:
-        """Return the span that a slot is in."""
-        spans = self.of(log)
-        index = bisect_left(spans, sequence + 1, key=lambda span: span.end)
-        return spans[index] if index < len(spans) and spans[index].first <= sequence else None
+    def of(self, log: Log) -> Sequence[Span]:
+        """Return all spans of a log. Reads all parts that have some."""
+        return self._chosen(log, 0, self.end(log), lambda _: True)
+
+    def between(self, log: Log, first: int, end: int) -> Sequence[Span]:
+        """Return the spans of a log that have a slot in `[first, end)`. Those of lost parts are left out."""
+        return [span for _, span in self.ranges(log, first, end, lambda _: True) if span is not None]
+
+    def lost(self, log: Log, first: int, end: int) -> Sequence[Span]:
+        """Return the runs of parts that could not be read and have a slot in `[first, end)` of a log."""
+        runs = self._runs.get(str(log), ())
+        return [run for run, part in runs if run.first < end and run.end > first and self.is_lost(part)]
+
+    def spans(self, part: Part) -> Sequence[Span] | None:
+        """Return the spans of a part; None if it is lost, which is then one of the `problems`."""
+        key = part.ref.key
+        if key not in self._spans and key not in self._lost:
+            try:
+                self._spans[key] = self._read(part)
+            except (FormatError, ObjectMissing, ObjectArchived) as error:
+                self._lost.add(key)
+                self.lose(key, error)
+        return self._spans.get(key)
+
+    def is_lost(self, part: Part) -> bool:
+        """Return whether a part was to be read, and could not be."""
+        return part.ref.key in self._lost
+
+    def lose(self, key: str, error: CustodyError) -> None:
+        """Note that an object cannot be used."""
+        self.problems.append(f"a part of the index by time is not used: {key}: {error}")
+        if isinstance(error, ObjectMissing):
+            self.missing.add(self.problems[-1])
+        if isinstance(error, Contradiction):
+            self.contradictions.add(self.problems[-1])
+
+    def _chosen(self, log: Log, first: int, end: int, wanted: Callable[[Span], bool]) -> list[Span]:
+        return [span for _, span, _ in self._walk(log, first, end, wanted) if span is not None and wanted(span)]
+
+    def _walk(
+        self, log: Log, first: int, end: int, wanted: Callable[[Span], bool]
+    ) -> Iterator[tuple[range, Span | None, Part | None]]:
+        for run, part in self._runs.get(str(log), ()):
+            if run.end <= first:
+                continue
+            if run.first >= end:
+                break
+            if first < run.first:
+                yield range(first, run.first), None, None
+                first = run.first
+            for span in self._of_run(run, part, wanted):
+                if span.end > first and span.first < end:
+                    yield range(first, min(span.end, end)), span, part
+                    first = min(span.end, end)
+        if first < end:
+            yield range(first, end), None, None
+
+    def _of_run(self, run: Span, part: Part, wanted: Callable[[Span], bool]) -> Sequence[Span]:
+        lost = Span(log=run.log, first=run.first, end=run.end)
+        if not wanted(run):
+            return [lost if self.is_lost(part) else run]
+        spans = self.spans(part)
+        if spans is None:
+            return [lost]
+        key = part.ref.key
+        if key not in self._grouped:
+            self._grouped[key] = {}
+            for span in spans:
+                self._grouped[key].setdefault(span.log, []).append(span)
+        return [span for span in self._grouped[key].get(run.log, ()) if run.first <= span.first < run.end]
 
 
-def _disjoint(spans: Iterable[Span]) -> Iterator[Span]:
+def _disjoint(runs: Iterable[tuple[Span, Part]]) -> Iterator[tuple[Span, Part]]:
+    """Yield runs in order. Of two that overlap, the later one is left out."""
     end = 0
-    for span in sorted(spans, key=lambda span: (span.first, span.end)):
-        if span.first >= end:
-            yield span
-            end = span.end
+    for run, part in sorted(runs, key=lambda each: (each[0].first, each[0].end)):
+        if run.first >= end:
+            yield run, part
+            end = run.end
 
 
-EMPTY = TimeIndex()
+def _none(part: Part) -> Sequence[Span]:
+    raise FormatError(f"there is no {part.ref.key}")
 
 
-def stated(store: Store, audit: Audit) -> Sequence[ObjectRef]:
-    """Return which of an audit's objects are parts of the index, the oldest first."""
-    listed = listed_objects(store, audit.objects[0]) if len(audit.objects) == 1 else ()
-    return [ref for ref in (*audit.objects, *listed) if ref.key.startswith(FOLDER)]
+EMPTY = TimeIndex((), _none)
 
 
 def read(store: Store, audit: Audit) -> TimeIndex:
@@ -275,18 +234,35 @@ def read(store: Store, audit: Audit) -> TimeIndex:
     Raises:
         StoreError: the store does not answer.
     """
-    parts: list[Part] = []
-    problems: list[str] = []
-    missing: set[str] = set()
-    for ref in stated(store, audit):
-        try:
-            spans = _read_part(store, audit, ref)
-        except (FormatError, ObjectMissing, ObjectArchived) as error:
-            problems.append(f"a part of the index of audit {audit.sequence} is not used: {ref.key}: {error}")
-            missing |= {problems[-1]} if isinstance(error, ObjectMissing) else set()
-        else:
-            parts.append(Part(ref, tuple(spans)))
-    return TimeIndex(tuple(parts), tuple(problems), audit.sequence, frozenset(missing))
+    listed = listed_objects(store, audit.objects[0]) if len(audit.objects) == 1 else ()
+    ref = next((ref for ref in (*audit.objects, *listed) if ref.key.startswith(FOLDER)), None)
+    if ref is None:
+        return EMPTY
+
+    def spans(part: Part) -> Sequence[Span]:
+        read = parse(_signed(store, part.ref), audit.archive, FORMAT, _span)
+        for span in read:
+            check(span)
+        if len(read) != part.many or runs_of(read) != part.runs:
+            raise Contradiction("its spans are not those of the map")
+        return read
+
+    try:
+        parts = parse(_signed(store, ref), audit.archive, MAP_FORMAT, _part)
+        _check_runs(audit, parts)
+    except (FormatError, ObjectMissing, ObjectArchived) as error:
+        index = TimeIndex((), _none)
+        index.lose(ref.key, error)
+        return index
+    return TimeIndex(parts, spans, ref)
+
+
+def _check_runs(audit: Audit, parts: Sequence[Part]) -> None:
+    for run in (run for part in parts for run in part.runs):
+        check(run)
+        head = audit.heads.get(run.log)
+        if head is None or run.end > head.size:
+            raise Contradiction(f"it goes beyond the head of {run.log[:300]!r} that the audit signed")
 
 
 def find(store: Store, archive: str | None, trust: Trust) -> TimeIndex:
@@ -305,34 +281,42 @@ def find(store: Store, archive: str | None, trust: Trust) -> TimeIndex:
     judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
     try:
         size = find_end(store, AUDITS, judge.stands).head.size
-    except CustodyError as error:
-        return TimeIndex(problems=(f"the time index is not used, because the newest audit is not known: {error}",))
+    except FormatError as error:
+        index = TimeIndex((), _none)
+        index.lose(layout.AUDITS, error)
+        return index
     audit = newest_reading(store, archive, trust, size, signed=bool(trust.keys))
     return read(store, audit) if audit else EMPTY
 
 
-def _read_part(store: Store, audit: Audit, ref: ObjectRef) -> Iterator[Span]:
+class _Head(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    format: str
+    archive: str
+
+
+_head: msgspec.json.Decoder[_Head] = msgspec.json.Decoder(_Head)
+_span: msgspec.json.Decoder[Span] = msgspec.json.Decoder(Span)
+_part: msgspec.json.Decoder[Part] = msgspec.json.Decoder(Part)
+L = TypeVar("L")
+
+
+def _signed(store: Store, ref: ObjectRef) -> bytes:
     if ref.size > SIZE_LIMIT:
         raise FormatError(f"it is larger than {SIZE_LIMIT} bytes")
     data = store.read(ref.key, limit=ref.size)
     if sha256(data).hexdigest() != ref.sha256:
         raise FormatError("it differs from the signed digest")
-    return (span for span in parse(audit.archive, data) if span.end <= _known(audit, span.log))
+    return data
 
 
-def _known(audit: Audit, log: str) -> int:
-    head = audit.heads.get(log)
-    return head.size if head else 0
+def encode(archive: str, form: str, lines: Iterable[Span | Part]) -> bytes:
+    """Return the bytes of an object: gzip of JSON lines, a head and then the lines."""
+    encoded = map(msgspec.json.encode, (_Head(form, archive), *lines))
+    return gzip.compress(b"\n".join(encoded) + b"\n", compresslevel=6, mtime=0)
 
 
-def encode(archive: str, spans: Iterable[Span]) -> bytes:
-    """Return the bytes of an object: gzip of JSON lines, a head and then the spans in order."""
-    lines = (msgspec.json.encode(line) for line in (_Head(FORMAT, archive), *sorted(spans, key=_order)))
-    return gzip.compress(b"\n".join(lines) + b"\n", mtime=0)
-
-
-def parse(archive: str, data: bytes) -> list[Span]:
-    """Return the spans of an object.
+def parse(data: bytes, archive: str, form: str, decoder: "msgspec.json.Decoder[L]") -> list[L]:
+    """Return the lines of an object behind its head.
 
     Raises:
         FormatError: the bytes are no such object, or one of another archive.
@@ -340,14 +324,12 @@ def parse(archive: str, data: bytes) -> list[Span]:
     lines = iter(_inflate(data).splitlines())
     try:
         head = _head.decode(next(lines, b""))
-        spans = [_span.decode(line) for line in lines]
+        parsed = [decoder.decode(line) for line in lines]
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FormatError(f"it has another form: {error}") from None
-    if head.archive != archive:
-        raise FormatError("it is of another archive")
-    for span in spans:
-        _check(span)
-    return spans
+    if (head.format, head.archive) != (form, archive):
+        raise FormatError("it is of another format, or of another archive")
+    return parsed
 
 
 def _inflate(data: bytes) -> bytes:
@@ -361,64 +343,68 @@ def _inflate(data: bytes) -> bytes:
     return lines
 
 
-def _check(span: Span) -> None:
-    if span.first >= span.end or span.first_offset > span.next_offset:
-        raise FormatError(f"the span {span.first} to {span.end} of {span.log[:300]!r} is empty or reversed")
-    for bounds in (span.sealed, span.event_times, span.kafka_times):
-        if bounds and bounds[0] > bounds[1]:
-            raise FormatError(f"the span {span.first} to {span.end} of {span.log[:300]!r} has reversed times")
-    if span.sealed is None and (span.event_times or span.manifests or span.batches):
-        raise FormatError(f"the span {span.first} to {span.end} of {span.log[:300]!r} has no times, but their tables")
-
-
-def extend(archive: str, audit: int, known: TimeIndex, new: Iterable[Span]) -> tuple[TimeIndex, dict[str, bytes]]:
-    """Add spans. Pure.
+def extend(
+    archive: str, audit: int, known: TimeIndex, new: Iterable[Span], replaced: Collection[tuple[str, int]] = ()
+) -> tuple[TimeIndex, dict[str, bytes]]:
+    """Add spans. Puts nothing.
 
     Args:
         archive: the archive's id.
         audit: sequence of the audit that adds them.
-        known: what the audit before refers to.
+        known: what the audit before refers to. Lost parts are left out.
         new: the spans. Of two that overlap, readers use the first one only.
+        replaced: the log and the first sequence of each known span that is left out.
 
     Returns:
         The index to which the audit refers, and the objects that are to be put, by key.
+
+    Raises:
+        StoreError: the store does not answer.
     """
-    parts, made = list(known.parts), dict[str, bytes]()
-    ordered = sorted(new, key=_order)
-    for start in range(0, len(ordered), MOST_SPANS):
-        spans = ordered[start : start + MOST_SPANS]
-        data = encode(archive, spans)
-        size, several = len(data), False
-        while parts and parts[-1].ref.size <= max(2 * size, SMALL) and parts[-1].ref.size + size <= MERGED_LIMIT:
+    parts, freed = _kept(known, replaced)
+    ordered = sorted([*freed, *new], key=order)
+    if not ordered and tuple(parts) == known.parts:
+        return known, {}
+    most = max(MOST_SPANS, _EACH_LOG * len({run.log for part in parts for run in part.runs} | {s.log for s in ordered}))
+    made: dict[str, tuple[bytes, Sequence[Span]]] = {}
+    for start in range(0, len(ordered), most):
+        spans = ordered[start : start + most]
+        while parts and parts[-1].many <= max(2 * len(spans), SMALL) and parts[-1].many + len(spans) <= most:
             last = parts.pop()
-            made.pop(last.ref.key, None)
-            spans += last.spans
-            size, several = size + last.ref.size, True
-        data = encode(archive, spans) if several else data
-        digest = sha256(data).hexdigest()
-        ref = ObjectRef(f"{FOLDER}{audit:012}-{digest[:16]}.jsonl.gz", len(data), digest)
-        parts.append(Part(ref, tuple(sorted(spans, key=_order))))
-        made[ref.key] = data
-    return TimeIndex(tuple(parts), audit=audit), made
+            before = made.pop(last.ref.key)[1] if last.ref.key in made else known.spans(last)
+            spans += before or ()
+        spans.sort(key=order)
+        data = encode(archive, FORMAT, spans)
+        ref = _reference(f"{audit:012}", data)
+        parts.append(Part(ref, len(spans), runs_of(spans)))
+        made[ref.key] = data, spans
+    data = encode(archive, MAP_FORMAT, parts)
+    ref = _reference(f"{audit:012}-map", data)
+
+    def spans_of(part: Part) -> Sequence[Span]:
+        if part.ref.key in made:
+            return made[part.ref.key][1]
+        spans = known.spans(part)
+        return _none(part) if spans is None else spans
+
+    return TimeIndex(parts, spans_of, ref), {key: data for key, (data, _) in made.items()} | {ref.key: data}
 
 
-def without(known: TimeIndex, spans: Collection[tuple[str, int]]) -> tuple[TimeIndex, list[Span]]:
-    """Return the index without the parts that have one of these spans, and the other spans of these parts. Pure.
-
-    Args:
-        known: the index.
-        spans: the log and the first sequence of each.
-    """
+def _kept(known: TimeIndex, replaced: Collection[tuple[str, int]]) -> tuple[list[Part], list[Span]]:
+    """Return the parts without a span that is replaced, and the other spans of the parts with one."""
     kept: list[Part] = []
     freed: list[Span] = []
     for part in known.parts:
-        left = [span for span in part.spans if (span.log, span.first) not in spans]
-        if len(left) == len(part.spans):
+        if known.is_lost(part):
+            continue
+        runs = ((run.log, run.first, run.end) for run in part.runs)
+        if not any(log == name and first <= sequence < end for log, first, end in runs for name, sequence in replaced):
             kept.append(part)
         else:
-            freed += left
-    return TimeIndex(tuple(kept), audit=known.audit), freed
+            freed += [span for span in known.spans(part) or () if (span.log, span.first) not in replaced]
+    return kept, freed
 
 
-def _order(span: Span) -> tuple[str, int]:
-    return span.log, span.first
+def _reference(name: str, data: bytes) -> ObjectRef:
+    digest = sha256(data).hexdigest()
+    return ObjectRef(f"{FOLDER}{name}-{digest[:16]}.jsonl.gz", len(data), digest)

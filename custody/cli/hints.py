@@ -20,10 +20,8 @@ def explain(error: Exception, sql: str) -> list[str]:
         error: of DuckDB.
         sql: the SQL that failed.
     """
-    text = str(error).strip()
-    if text.startswith("Traceback "):
-        # Our own code failed to read a file for it.
-        text = text.splitlines()[-1].partition(": ")[2]
+    # Where our own code failed to read a file for it, DuckDB adds how.
+    text = str(error).partition(" Detail: Python exception: ")[0].strip()
     hint = ""
     if table := _TABLE.search(text):
         near = difflib.get_close_matches(table[1].lower(), NAMES, 2)

@@ -93,7 +93,7 @@ def query(  # noqa: PLR0913 - its options
     try:
         import duckdb
 
-        from custody.query.connect import connect
+        from custody.query.connect import open_archive
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"`custody query` needs {error.name}, which is not installed: install custody with its extra `query`"
@@ -101,17 +101,17 @@ def query(  # noqa: PLR0913 - its options
     from custody.cli import render
     from custody.cli.rows import Rows
 
-    with render.working("reading the archive"):
-        connection = connect(since=since, until=until, trust=trust)
+    connection, reading = open_archive(since=since, until=until, trust=trust)
     try:
-        unverified = bool(connection.execute("FROM warnings WHERE kind = 'unverified'").fetchone())
-        with render.working("querying"):
+        # The archive is read now, as far as the SQL needs it.
+        with render.working("reading the archive"):
             if (result := connection.execute(text)) is None:
                 raise ConfigurationError("the SQL has no statement: write one, such as 'SELECT count(*) FROM events'")
         if limit is None and output is None and form not in {"csv", "json"} and render.console().is_terminal:
             limit = ROWS_SHOWN
         names = [column[0] for column in result.description or ()]
         rows = Rows(names, result.fetchmany, limit or None)
+        unverified = reading.warnings.are_unverified
         pieces = _pieces(form, rows, unverified=unverified, spreadsheet=spreadsheet, to_file=output is not None)
         encoded = (piece.encode("utf-8", "backslashreplace") for piece in pieces)
         if output is None:
@@ -123,7 +123,7 @@ def query(  # noqa: PLR0913 - its options
                 staged.writelines(encoded)
             terminal.echo(f"Wrote {escape(str(output))}: {rows.summary}.")
     except duckdb.Error as error:
-        raise CustodyError(*explain(error, text)) from None
+        raise reading.failure or CustodyError(*explain(error, text)) from None
     finally:
         connection.close()
 

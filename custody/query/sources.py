@@ -10,7 +10,7 @@ from custody.format.sources import STARTED, STOPPED
 _BITS = 32
 
 VIEW = f"""
-CREATE VIEW sources AS
+CREATE TEMP VIEW sources AS
 WITH numbered AS (
     -- A table that no key of ours signed may have other numbers.
     SELECT source, CASE WHEN source_seq >= 1 THEN source_seq END AS number, event_type, time

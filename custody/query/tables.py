@@ -147,7 +147,7 @@ _other_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Other)
 _HOSTILE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
-_REPEATING = [
+REPEATING = [
     *("event_type", "topic", "log", "api_key_id", "status", "failure_reason", "resource_type", "field_name"),
     *("operation", "tier", "severity", "alert_type", "action_taken", "resource", "changed_by", "approval_status"),
     sources.SOURCE,
@@ -172,7 +172,7 @@ class TableFile:
 
 def open_file(path: str) -> Any:
     """Return a writer of a Parquet file, with zstd, statistics, and dictionaries for columns with repeating values."""
-    return pq.ParquetWriter(path, SCHEMA, compression="zstd", compression_level=1, use_dictionary=_REPEATING)
+    return pq.ParquetWriter(path, SCHEMA, compression="zstd", compression_level=1, use_dictionary=REPEATING)
 
 
 def table_key(log: layout.Log, day: str, first: int, end: int, number: int, total: int, data: bytes) -> str:

@@ -11,6 +11,7 @@ from custody.archive import reader
 from custody.archive.audit_findings import StatedFinding
 from custody.archive.covered import Coverage
 from custody.archive.forms import form_of, statements_of
+from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import Judge, beyond_end, empty_slots, known_heads
 from custody.errors import FormatError, ObjectMissing
 from custody.findings import Severity
@@ -29,6 +30,8 @@ _PARALLEL = 16
 _CHUNK = 64
 """Statements of a log that are read at a time."""
 _CHECKPOINTS_TRIED = 20
+_NEAR = 10_000
+"""Statements before the end of a log in which its newest checkpoints are looked for first: a log has many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ class LogReader:
         made_at: the time.
         audits: what the walk over the audits has given.
         period: whose statements are read for figures.
+        index: the audit's time index.
         figures: the statements of the period are added to them.
         problems: what is seen is added to them.
         unchecked: by log, how many statements of the period no trusted checkpoint or key covers.
@@ -120,6 +124,7 @@ class LogReader:
     made_at: datetime
     audits: Audits
     period: Period
+    index: TimeIndex
     figures: Figures
     problems: list[Problem]
     unchecked: dict[Log, int] = field(default_factory=dict)
@@ -228,6 +233,17 @@ class LogReader:
                 coverage.add(sequence, manifest, counted=self.period.has(manifest.statement.sealed_at))
         coverage.end()
 
+    def _ranges(self, log: Log, end: int) -> list[range]:
+        """Return the slots to read, from the newest back.
+
+        These are the newest one, the spans of the audit's time index that may have a statement of the period, and all
+        that is in no span.
+        """
+        spans = self.index.overlapping(log, self.period.since, self.period.until)
+        ranges = [*(range(span.first, min(span.end, end)) for span in spans), *self.index.gaps(log, 0, end)]
+        ranges = sorted(filter(None, ranges), key=lambda slots: slots.start, reverse=True)
+        return ranges if not end or (ranges and end - 1 in ranges[0]) else [range(end - 1, end), *ranges]
+
     def _chunks(self, log: Log, end: int, holds: "reader.Holds[Any]") -> Iterator[list[tuple[int, Manifest | None]]]:
         def read(sequence: int) -> Manifest | None:
             try:
@@ -236,15 +252,17 @@ class LogReader:
                 return None
 
         with ThreadPoolExecutor(_PARALLEL) as threads:
-            while end > 0:
-                several = range(end - 1, max(end - 1 - _CHUNK, -1), -1)
-                chunk = list(zip(several, threads.map(read, several), strict=True))
-                yield chunk
-                end = several[-1]
-                times = [manifest.statement.sealed_at for _, manifest in chunk if manifest]
-                # A whole chunk before the period: what is older is not read.
-                if times and all(map(self.period.is_before, times)):
-                    return
+            for slots in self._ranges(log, end):
+                stop = slots.stop
+                while stop > slots.start:
+                    several = range(stop - 1, max(stop - 1 - _CHUNK, slots.start - 1), -1)
+                    chunk = list(zip(several, threads.map(read, several), strict=True))
+                    yield chunk
+                    stop = several[-1]
+                    times = [manifest.statement.sealed_at for _, manifest in chunk if manifest]
+                    # A whole chunk before the period: what is older among these slots is not read.
+                    if times and all(map(self.period.is_before, times)):
+                        break
 
     def _check_end(self, log: Log, made: LogFact, judge: Judge) -> None:
         heads = [(head.size, origin) for origin, head in known_heads(self.trust, log)]
@@ -254,7 +272,8 @@ class LogReader:
             self.problems.append(Problem(Severity.TAMPERED, message, str(log)))
 
     def _find_checkpoint(self, log: Log, made: LogFact, judge: Judge) -> None:
-        sizes = reader.checkpoint_sizes(self.store, log)
+        newest = reader.checkpoint_sizes(self.store, log, max(made.end - _NEAR, -1))
+        sizes = newest or reader.checkpoint_sizes(self.store, log)
         made.checkpoint_problem = "it has no checkpoint yet" if not sizes else "none of the newest ones counts"
         if not any(key.public for key in self.trust.keys.values()):
             made.checkpoint_problem = "no key is at hand that signs checkpoints"

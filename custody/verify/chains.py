@@ -4,14 +4,15 @@ A worker process follows a log as this one would (`reading.follow`), and sends b
 
 1. It never gets a secret. A signature by a key whose secret is here counts as good there, and is sent here to be
    checked.
-2. A log's result counts only if each of these signatures is good. Otherwise this process verifies that log from the
-   start, and drops what the worker found. So the result is always that of one process alone.
+2. A log's result and its names count only if each of these signatures is good. Otherwise this process verifies that
+   log from the start, and drops what the worker sent. So the result is always that of one process alone.
 3. This process also verifies each log that needs more than its own manifests and known heads: one with other epochs, or
    one that ends in a gap. And it verifies what was left by a worker that ended.
-4. Memory is bounded: signatures and names come in portions, while the worker goes on.
+4. Memory is bounded: signatures and names come in portions, while the worker goes on. Names wait in a file.
 """
 
 import contextlib
+import logging
 import multiprocessing
 import pickle
 import signal
@@ -21,6 +22,7 @@ from datetime import datetime
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from tempfile import SpooledTemporaryFile
 from typing import Any, NoReturn, Self
 
 from custody.findings import Accepted, Findings
@@ -34,16 +36,21 @@ from custody.tlog.head import Head, KnownHead
 from custody.tlog.signatures import are_good
 from custody.verify.accounting import LogAccount
 from custody.verify.archive_file import Promises
-from custody.verify.listing import Names, Sequences
+from custody.verify.listing import DIGEST_BYTES, Names, Sequences
 from custody.verify.protection import UNPROTECTED, Locks
 from custody.verify.reading import Hands, Reader, follow
 from custody.verify.scope import Part, Span
+
+logger = logging.getLogger(__name__)
 
 LEAST_MANIFESTS = 20_000
 """Below this many manifests no process is started: that would take longer than it saves."""
 _PORTION = 2000
 """Signatures, or names, that are sent at a time."""
-_DIGEST_BYTES = 8
+_NAMES_IN_MEMORY = 1_048_576
+"""Bytes of a log's names that wait in memory; more wait in a file."""
+_END_SECONDS = 1.0
+"""How long a worker that is no longer needed may take to notice it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +143,15 @@ class Chains:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for connection, process in self._workers.items():
+        for connection in self._workers:
             # A worker ends when it can neither receive nor send.
             connection.close()
-            process.join()
+        for process in self._workers.values():
+            process.join(_END_SECONDS)
+            if process.is_alive():
+                # It is in the middle of a long log, of which it has nothing to send.
+                process.terminate()
+                process.join()
 
     def follow(self, chains: Iterable[Chain], workers: int) -> Iterator[tuple[Chain, Followed | None]]:
         """Yield each log with what was found; with None, if this process has to verify it.
@@ -154,7 +166,7 @@ class Chains:
         while True:
             while free and (chain := next(waiting, None)) is not None:
                 connection = free.pop()
-                busy[connection] = _Pending(chain, self._trust, self._names)
+                busy[connection] = _Pending(chain, self._trust)
                 with contextlib.suppress(OSError):
                     # If it has ended, that is noticed when it is read.
                     connection.send(chain)
@@ -167,6 +179,7 @@ class Chains:
                     received = connection.recv()
                 except (OSError, EOFError):
                     del busy[connection]
+                    pending.names.close()
                     yield pending.chain, None
                     continue
                 if isinstance(received, (_Signed, _Named)):
@@ -174,7 +187,13 @@ class Chains:
                     continue
                 del busy[connection]
                 free.append(connection)
-                yield pending.chain, received if pending.good else None
+                if isinstance(received, _Failed):
+                    logger.debug("%s is verified in this process: a worker had %s", pending.chain.log, received.error)
+                counts = isinstance(received, Followed) and pending.good
+                if counts:
+                    pending.name_in(self._names)
+                pending.names.close()
+                yield pending.chain, received if counts else None
         for chain in waiting:
             # No worker could be started, or all have ended.
             yield chain, None
@@ -208,22 +227,36 @@ class _Named:
     digests: bytes
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A log could not be followed, because of an error: its type."""
+
+    error: str
+
+
 class _Pending:
     """A log that a worker follows, as far as it was received."""
 
-    chain: Chain
-    trust: Trust
-    names: Names
-    good: bool = True
-    """Whether all signatures are good so far."""
+    def __init__(self, chain: Chain, trust: Trust) -> None:
+        self.chain, self._trust = chain, trust
+        self.good = True
+        """Whether all signatures are good so far."""
+        self.names = SpooledTemporaryFile(_NAMES_IN_MEMORY)  # noqa: SIM115 - it is closed when the log has ended
+        """Names of its statements. A statement that does not count names nothing."""
 
     def take(self, received: _Signed | _Named) -> None:
+        if not self.good:
+            return
         if isinstance(received, _Named):
-            # Names that are given twice do no harm, if this log is verified again.
-            self.names.take_named(received.digests)
-        elif self.good:
-            self.good = are_good(received.signatures, self.trust.keys)
+            self.names.write(received.digests)
+        else:
+            self.good = are_good(received.signatures, self._trust.keys)
+
+    def name_in(self, names: Names) -> None:
+        """Add the names, now that each statement counts."""
+        self.names.seek(0)
+        while digests := self.names.read(_PORTION * DIGEST_BYTES):
+            names.take_named(digests)
 
 
 class _NeedsMoreError(Exception):
@@ -272,7 +305,7 @@ class _Portions:
 
     def name(self, digest: bytes) -> None:
         self.digests += digest
-        if len(self.digests) >= _PORTION * _DIGEST_BYTES:
+        if len(self.digests) >= _PORTION * DIGEST_BYTES:
             self.send()
 
     def send(self) -> None:
@@ -313,8 +346,8 @@ def _work(connection: Connection, given: Given) -> None:
                 result = pickle.dumps(followed)
             except (OSError, EOFError):
                 raise
-            except Exception:  # noqa: BLE001 - the verifier does it again, and shows what it is
-                result = pickle.dumps(None)
+            except Exception as error:  # noqa: BLE001 - the verifier does it again, and shows what it is
+                result = pickle.dumps(_Failed(type(error).__name__))
             connection.send_bytes(result)
 
 

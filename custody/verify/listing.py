@@ -39,7 +39,7 @@ NO_NAMES = frozenset({"", ".", ".."})
 _BUCKETS = 64
 _BUCKET_BYTES = 131_072
 """What is more in a bucket goes to a file: that is with more than a million objects."""
-_DIGEST_BYTES = 8
+DIGEST_BYTES = 8
 
 Failed = Callable[[str, CustodyError], None]
 """Called for each folder that cannot be listed, with the error. The others are still listed."""
@@ -190,14 +190,6 @@ def _list_folder(store: Store, folder: str, failed: Failed, without: Collection[
         failed(folder, error)
 
 
-def list_range(store: Store, keys: KeyRange, failed: Failed) -> Iterator[ObjectInfo]:
-    """Yield the objects of a range of keys."""
-    try:
-        yield from store.list(keys.prefix, after=keys.after, through=keys.through)
-    except CustodyError as error:
-        failed(keys.prefix, error)
-
-
 def _list_nothing(store: Store, failed: Failed) -> Iterator[ObjectInfo]:
     del store, failed
     return iter(())
@@ -232,14 +224,21 @@ def _list_beside(store: Store, folder: str, inside: Collection[str] | None, fail
         failed(folder, error)
 
 
-def list_parts(store: Store, parts: Iterator[str | Sequence[ObjectInfo]], failed: Failed) -> Iterator[ObjectInfo]:
-    """Yield the objects of several parts, listed in parallel."""
+def list_parts(
+    store: Store, parts: Iterator[str | KeyRange | Sequence[ObjectInfo]], failed: Failed
+) -> Iterator[ObjectInfo]:
+    """Yield the objects of several parts, listed in parallel: of prefixes, of ranges, and those that are listed."""
+
+    def listed(keys: KeyRange) -> list[ObjectInfo]:
+        return list(store.list(keys.prefix, after=keys.after, through=keys.through))
+
     with ThreadPoolExecutor(_LISTERS) as threads:
         ahead: deque[tuple[str, Future[list[ObjectInfo]]]] = deque()
         while True:
             while len(ahead) < _LISTERS and (part := next(parts, None)) is not None:
-                if isinstance(part, str):
-                    ahead.append((part, threads.submit(lambda chosen: list(store.list(chosen)), part)))
+                if isinstance(part, str | KeyRange):
+                    keys = KeyRange(part) if isinstance(part, str) else part
+                    ahead.append((keys.prefix, threads.submit(listed, keys)))
                 else:
                     yield from part
             if not ahead:
@@ -284,7 +283,7 @@ class Names:
     def __init__(self, key: bytes | None = None) -> None:
         """Begin. A worker process gets the `key` of the digests, so that they can be compared."""
         self.key = key or os.urandom(16)
-        self._keyed = blake2b(digest_size=_DIGEST_BYTES, key=self.key)
+        self._keyed = blake2b(digest_size=DIGEST_BYTES, key=self.key)
         # One thread lists objects while another reads the statements that name them.
         self._lock = threading.Lock()
         self._listed = [_Bucket() for _ in range(_BUCKETS)]
@@ -310,8 +309,8 @@ class Names:
 
     def take_named(self, digests: bytes) -> None:
         """Add objects that manifests name, by their digests, one after another."""
-        for start in range(0, len(digests), _DIGEST_BYTES):
-            self._put(self._named, digests[start : start + _DIGEST_BYTES])
+        for start in range(0, len(digests), DIGEST_BYTES):
+            self._put(self._named, digests[start : start + DIGEST_BYTES])
 
     def unnamed(self) -> frozenset[bytes]:
         """Return the digests of objects that were listed but not named."""
@@ -349,7 +348,7 @@ class Names:
     def _digests(self, bucket: "_Bucket") -> set[bytes]:
         blocks = [os.pread(self._file.fileno(), size, start) for start, size in bucket.blocks] if self._file else []
         data = b"".join((*blocks, bucket.kept))
-        return {data[start : start + _DIGEST_BYTES] for start in range(0, len(data), _DIGEST_BYTES)}
+        return {data[start : start + DIGEST_BYTES] for start in range(0, len(data), DIGEST_BYTES)}
 
 
 @dataclass(slots=True)
@@ -425,8 +424,7 @@ class Lister:
         return self._list(_list_statements if self._scope.within is None else self._ranges)
 
     def _ranges(self, store: Store, failed: Failed) -> Iterator[ObjectInfo]:
-        for keys in self._scope.ranges():
-            yield from list_range(store, keys, failed)
+        return list_parts(store, self._scope.ranges(), failed)
 
     def _list(self, objects: Callable[[Store, Failed], Iterator[ObjectInfo]]) -> Listed:
         """List the objects. Findings are kept in the result, not reported yet."""

@@ -5,10 +5,11 @@ later versions and delete markers. Verification continues with the first version
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Self
@@ -23,6 +24,7 @@ from custody.verify.scope import KeyRange
 
 _TOUCHED_LIMIT = 100_000
 _LOOK_AHEAD = 64
+_LISTERS = 8
 _LOCK_SLACK = timedelta(days=1)
 
 
@@ -52,11 +54,13 @@ class Beneath:
         store: the archive as it was first written.
         touched: keys that were overwritten or deleted.
         history: keys, each with the finding about what was done to it.
+        complete: whether all versions could be listed.
     """
 
     store: Store
     touched: frozenset[str] = frozenset()
     history: Sequence[tuple[str, Finding]] = ()
+    complete: bool = True
 
 
 def look_beneath(
@@ -68,17 +72,37 @@ def look_beneath(
     """
     first: dict[str, Version] = {}
     history: list[tuple[str, Finding]] = []
-    ranges = list(ranges)
-    try:
-        for keys in ranges:
-            _find_originals(store, keys, first, history)
-    except CustodyError as error:
-        # What was listed before the error counts.
-        findings.add(finding("unreadable", f"the bucket's versions cannot be read: {error}", key=""))
+    complete, ranges = True, list(ranges)
+    for listed in _histories(store, ranges):
+        try:
+            _find_originals(listed(), first, history)
+        except CustodyError as error:
+            # What was listed before the error counts.
+            complete = False
+            message = f"the bucket's versions cannot be read: {error}"
+            findings.add(finding("unreadable", message, key=""), group="versions")
     if any(layout.ARCHIVE.startswith(keys.prefix) for keys in ranges):
         _check_lifecycle(store, protection, findings)
     versions = store.capabilities.versions
-    return Beneath(versions.at_versions(first) if first and versions else store, frozenset(first), history)
+    beneath = versions.at_versions(first) if first and versions else store
+    return Beneath(beneath, frozenset(first), history, complete)
+
+
+def _histories(store: Store, ranges: Sequence[KeyRange]) -> Iterator[Callable[[], Iterable[Version]]]:
+    """Yield a function for each range that returns its versions. Several ranges are small, and listed in parallel."""
+    kept = store.capabilities.versions
+    if kept is None:
+        return
+
+    def history(keys: KeyRange) -> Iterator[Version]:
+        return kept.history(keys.prefix, after=keys.after, through=keys.through)
+
+    if len(ranges) == 1:
+        yield partial(history, ranges[0])
+        return
+    with ThreadPoolExecutor(_LISTERS) as threads:
+        for future in [threads.submit(lambda keys: list(history(keys)), keys) for keys in ranges]:
+            yield future.result
 
 
 def _check_lifecycle(store: Store, protection: Protection, findings: Findings) -> None:
@@ -93,16 +117,12 @@ def _check_lifecycle(store: Store, protection: Protection, findings: Findings) -
         findings.report("lifecycle", problem.message, key=problem.key, expected=problem.expected, found=problem.found)
 
 
-def _find_originals(
-    store: Store, keys: KeyRange, first: dict[str, Version], findings: list[tuple[str, Finding]]
-) -> None:
+def _find_originals(listed: Iterable[Version], first: dict[str, Version], findings: list[tuple[str, Finding]]) -> None:
     """Add the first version of each key that has a history, and findings with their keys.
 
     Raises:
         StoreError: the versions cannot be listed further. What was listed is added.
     """
-    kept = store.capabilities.versions
-    listed = kept.history(keys.prefix, after=keys.after, through=keys.through) if kept else ()
     for key, history in groupby(listed, attrgetter("key")):
         if not key.startswith(layout.EVIDENCE):
             continue

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from custody.archive import signed_notes, time_index
+from custody.archive import signed_notes, time_index, time_spans
 from custody.archive.reader import manifests_from
 from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import standing
@@ -96,7 +96,7 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     expired_sealed: tuple[str, str] | None
     sources: list[Seen]
     sources_left_out: int
-    spans: list[time_index.Span]
+    spans: list[time_spans.Span]
     replaced: list[int]
     sound: bool
     names: bytes

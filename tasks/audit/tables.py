@@ -190,7 +190,7 @@ def find_unlisted(
         folders, _ = store.level(tables.TABLES)
         for folder in folders:
             day = tuple(folder.removeprefix("day=").split("-"))
-            if not any(_has_day(stretch, day) for stretch in stretches):
+            if not folder.startswith("day=") or not any(_has_day(stretch, day) for stretch in stretches):
                 continue
             for info in store.list(f"{tables.TABLES}{folder}/"):
                 file = tables.parse_table_key(info.key)

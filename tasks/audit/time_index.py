@@ -10,7 +10,6 @@
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from operator import attrgetter
@@ -22,7 +21,8 @@ import pyarrow.compute as pc
 
 from custody.archive import signed_notes, time_index
 from custody.archive.readings import newest_reading
-from custody.archive.time_index import Bounds, Span, SpanMaker, TimeIndex
+from custody.archive.time_index import TimeIndex
+from custody.archive.time_spans import Bounds, Span, SpanMaker
 from custody.errors import CustodyError, FormatError, KeyUnavailable, ObjectExists, ObjectMissing, SignatureInvalid
 from custody.findings import Finding, Severity, finding
 from custody.format import limits
@@ -96,11 +96,10 @@ class Indexer:
         self._store, self._log, self._piece, self._full = store, log, piece, plan.full
         name, first, end = piece.log, piece.first, piece.end
         self._known = [
-            _Range(name, max(span.first, first), min(span.end, end), span)
-            for span in known.of(log)
-            if span.first < end and span.end > first
+            _Range(name, max(span.first, first), min(span.end, end), span) for span in known.between(log, first, end)
         ]
-        gaps = [range(first, end)] if plan.full else known.gaps(log, first, end)
+        self._lost = [run.first for run in known.lost(log, first, end)]
+        gaps = [range(first, end)] if plan.full else list(known.slots(log, first, end, lambda _: False))
         if piece.read == "new":
             # Its tables are made in the same read.
             self._new = [_Range(name, gap.start, gap.stop) for gap in gaps]
@@ -129,7 +128,7 @@ class Indexer:
         Raises:
             StoreError: the archive cannot be written.
         """
-        made = Indexed()
+        made = Indexed(replaced=list(self._lost))
         again = list(self._compare(made, files=files)) if usable else []
         for each in [*self._new, *([] if self._full else again)]:
             span = each.span() if usable else Span(log=self._piece.log, first=each.first, end=each.end)
@@ -139,8 +138,14 @@ class Indexer:
         return made
 
     def _with_files(self, each: _Range, span: Span) -> Span:
-        refs = {"manifests": self._put(each, "manifests"), "batches": self._put(each, "batches")}
-        return msgspec.structs.replace(span, tables=each.listed, **refs)
+        span = msgspec.structs.replace(span, tables=each.listed)
+        try:
+            return msgspec.structs.replace(
+                span, manifests=self._put(each, "manifests"), batches=self._put(each, "batches")
+            )
+        except ObjectExists:
+            # Somebody else has put other bytes there, which nobody may overwrite. Readers do without the files.
+            return span
 
     def _put(self, each: _Range, name: Name) -> ObjectRef | None:
         table = each.table(name)
@@ -148,9 +153,7 @@ class Indexer:
             return None
         data = statements.parquet(table)
         ref = statements.file_ref(name, self._log, each.first, each.end, data)
-        # The key holds 64 bits of the digest. If other bytes are there, readers find that, and do without.
-        with suppress(ObjectExists):
-            self._store.create(ref.key, data)
+        self._store.create(ref.key, data)
         return ref
 
     def _compare(self, made: Indexed, *, files: bool) -> Iterator[_Range]:
@@ -289,18 +292,19 @@ def hand_on(
         StoreError: the archive cannot be written.
     """
     known = time_index.EMPTY if plan.full else known_index(store, trust, plan)
-    kept, freed = time_index.without(known, replaced)
     # What lies beyond the head that this audit signs may be another history.
     new = [span for span in new if span.end <= plan.heads.get(span.log, (0, ""))[0]]
-    index, made = time_index.extend(plan.archive, plan.sequence, kept, [*freed, *new])
+    index, made = time_index.extend(plan.archive, plan.sequence, known, new, replaced)
     for key, data in made.items():
         store.create(key, data)
-    return [part.ref for part in index.parts], list(_lost(known))
+    return [index.ref] if index.ref else [], list(_lost(known))
 
 
 def _lost(known: TimeIndex) -> Iterator[Finding]:
     """Yield a finding for each object of the index that is lost. What it covered is indexed again as it is read."""
     for problem in known.problems:
-        # A copy of an archive has what is evidence, and this is none.
-        severity = Severity.NOTICE if problem in known.missing else Severity.POLICY
+        severity = Severity.TAMPERED if problem in known.contradictions else Severity.POLICY
+        if problem in known.missing:
+            # A copy of an archive has what is evidence, and this is none.
+            severity = Severity.NOTICE
         yield finding("time-index", problem, severity=severity, loss=(problem,))

@@ -281,6 +281,8 @@ def main() -> None:
                 "CUSTODY_KEYS": f"file:{folder / 'keyring.json'}",
                 "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap,
                 "CUSTODY_KAFKA__TOPICS": topic,
+                # One process; `tests.benchmarks.peers` has them all.
+                "CUSTODY_DRAIN__WORKERS": "1",
             }
             limit = str(int(options.events * BASELINE_SHARE))
             read = child("read", {**common, "CUSTODY_ARCHIVE": str(folder / "none")})

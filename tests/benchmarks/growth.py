@@ -9,7 +9,8 @@ run each minute or each night, and those of people who look for a day, an event 
 2. `S3`: SeaweedFS beside it, and S3's own client. Requests are counted where that client sends them.
 3. `folder`: files.
 
-Each command is a process of its own, start and imports included. One that takes too long is ended, and shown as such.
+Each command is a process of its own, start and imports included. One that takes too long is ended, and not run on an
+older archive.
 Old days have no tables of events: only the newest day was audited by a real audit. Reports; judges nothing.
 """
 
@@ -24,12 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import psutil
@@ -42,20 +44,26 @@ from custody.format.layout import Log
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, S3Options, Store
 from tasks.metrics.state import LogTotals, State
+from tasks.search.client import Search
+from tasks.search.indices import prepare, put_cursor
+from tasks.settings import SearchSettings
 from tests.helpers import aged
 from tests.helpers.aged import DAY, EACH, FIRST_OFFSET, AgedStore, Requests, Source
+from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.servers.s3 import SeaweedServer
 
 AGES = (30, 365, 2555)
 """Days: a month, a year, seven years."""
-KINDS = ("GET", "HEAD", "LIST", "VERSIONS", "PUT", "DELETE")
+KINDS = ("GET", "HEAD", "LIST", "VERSIONS", "PUT")
 PIECE = 500
 """Statements of a span of the time index, and of a piece of an audit: the setting's default."""
 REREAD_DAYS = 36_500
 """So many that an audit reads one piece again at any age: how much is read again is the setting's price, not growth."""
 SECONDS = 60
 """The longest time of a command."""
+ELSEWHERE = ("status", "drain", "audit", "query", "connect", "evidence")
+"""Parts of the titles of commands that are also run on files and in SeaweedFS."""
 _COPIERS = 16
 _SLOWEST = 1.2
 """What an operator is promised at ten times the age; more is marked."""
@@ -109,23 +117,26 @@ class Command:
         title: its name there.
         arguments: those of the command line, with fields of `fields`; `connect` alone is a call from Python.
         codes: exit codes that show that it did its work.
-        before: whether it runs once before it is measured, so that nothing is new.
+        before: what runs before, so that nothing is new.
+        needs: the server that it needs beside the archive.
     """
 
     title: str
     arguments: tuple[str, ...]
     codes: tuple[int, ...] = (0,)
-    before: bool = False
+    before: tuple[str, ...] = ()
+    needs: Literal["", "kafka", "search"] = ""
 
 
 COMMANDS = (
     # Nobody is alerted, and the audit is a day old: warnings.
     Command("status", ("status",), codes=(0, 1, 3)),
-    Command("drain, nothing new", ("drain", "--once"), before=True),
-    Command("audit, nothing new", ("audit",), codes=(0, 3), before=True),
+    Command("drain, nothing new", ("drain", "--once"), before=("drain", "--once"), needs="kafka"),
+    Command("audit, nothing new", ("audit",), codes=(0, 3), before=("audit",)),
+    Command("index, nothing new", ("index",), before=("index",), needs="search"),
     Command("metrics", ("metrics",)),
     # S3's lifecycle cannot be asked for of a generated archive.
-    Command("roll --dry-run", ("roll", "--dry-run"), codes=(0, 1)),
+    Command("roll --dry-run", ("roll", "--dry-run"), codes=(0, 1), before=("roll",)),
     Command(
         "backfill of a day, dry",
         (
@@ -148,26 +159,36 @@ COMMANDS = (
 # --- a command, in a process of its own
 
 
-def measure(archive: Archive, command: Command, folder: Path, kafka: KafkaServer | None, limit: float) -> Figures:
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """What runs beside the archives; None if it is left out."""
+
+    kafka: KafkaServer | None
+    search: ElasticsearchServer | None
+
+
+def measure(archive: Archive, command: Command, folder: Path, servers: Servers, limit: float) -> Figures:
     """Run a command on an archive in a process of its own, and return what it took."""
     journal = folder / "journal"
     fields = _fields(archive, folder)
-    arguments = [argument.format(**fields) for argument in command.arguments]
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("CUSTODY_", "AWS_"))},
         "AWS_EC2_METADATA_DISABLED": "true",
         "CUSTODY_ARCHIVE": archive.url,
         "CUSTODY_KEYS": archive.store.keys,
-        "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap if kafka else "127.0.0.1:1",
+        "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": servers.kafka.bootstrap if servers.kafka else "127.0.0.1:1",
         "CUSTODY_KAFKA__TOPICS": archive.store.spec.topic,
         "CUSTODY_AUDIT__REREAD_DAYS": str(REREAD_DAYS),
         "CUSTODY_METRICS__STATE": str(folder / "metrics.json"),
         **archive.environment,
     }
-    call = [sys.executable, "-m", "tests.benchmarks.counted", str(journal), *arguments]
-    for _ in range(1 + command.before):
+    if command.needs == "search" and servers.search:
+        environment["CUSTODY_SEARCH__URL"] = servers.search.url
+    for part in filter(None, (command.before, command.arguments)):
+        arguments = [argument.format(**fields) for argument in part]
         journal.unlink(missing_ok=True)
         (folder / "evidence.zip").unlink(missing_ok=True)
+        call = [sys.executable, "-m", "tests.benchmarks.counted", str(journal), *arguments]
         figures, code, said = _wait(call, environment, folder, journal, limit)
         if code is not None and code not in command.codes:
             raise SystemExit(f"{archive.kind}, {archive.days} days: custody {' '.join(arguments)}: code {code}: {said}")
@@ -228,10 +249,9 @@ def build(folder: Path, ages: Sequence[int], kafka: KafkaServer | None, *, worke
     end = datetime.now(UTC).replace(second=0, microsecond=0)
 
     def make(days: int) -> AgedStore:
-        at = folder / f"{days}"
-        if not (at / "spec.json").exists():
+        at, source = folder / f"{days}", sources[days]
+        if not (at / "spec.json").exists() or AgedStore(at).spec.source != source:
             shutil.rmtree(at, ignore_errors=True)
-            source = sources[days]
             more = ["--cluster", source.cluster, "--topic-id", source.topic_id or "", "--end", end.isoformat()]
             call = [sys.executable, "-m", "tests.benchmarks.growth", "--make", str(at), "--ages", str(days), *more]
             subprocess.run(call, check=True)
@@ -301,14 +321,18 @@ def copy_to_s3(store: AgedStore, to: Store) -> None:
             pass
 
 
-def write_states(archive: Archive, folder: Path) -> None:
-    """Write the heads that a verifier saw a day ago, and what was counted for metrics until then."""
+def write_states(archive: Archive, folder: Path, elastic: ElasticsearchServer | None) -> None:
+    """Write the heads that a verifier saw a day ago, what was counted for metrics by then, and that all is indexed."""
     spec = archive.store.spec
     size = spec.statements - DAY
     head = archive.store.nodes(Log(spec.topic, 0)).head(size)
     totals = LogTotals(size, "", {"query_executed": size * EACH}, size, size, complete=True)
     counted = State(spec.archive, spec.begin.timestamp(), {archive.log: totals})
     (folder / "metrics.json").write_bytes(msgspec.json.encode(counted))
+    if elastic:
+        with contextlib.closing(Search(SearchSettings(url=elastic.url))) as search:
+            prepare(search)
+            put_cursor(search, spec.archive, Log(spec.topic, 0), spec.statements)
     pin = read_archive(archive.store).pin
     entry = {
         "archive": {"id": pin.id, "sha256": pin.sha256},
@@ -323,14 +347,14 @@ def write_states(archive: Archive, folder: Path) -> None:
 # --- the table
 
 
-def table_of(kind: str, days: Sequence[int], rows: Mapping[str, Sequence[Figures]]) -> Table:
+def table_of(kind: str, days: Sequence[int], rows: Mapping[str, Sequence[Figures]], limit: float) -> Table:
     """Return the table of one kind of store: for each command a row an age."""
     table = Table(f"{kind}: command", "days", *KINDS, "MiB read", "requests", "CPU s", "wall s", "peak MiB", "growth")
     for column in table.columns[1:]:
         column.justify = "right"
     for title, figures in rows.items():
         growths = ["", *(_growth(before, after) for before, after in pairwise(figures))]
-        for number, (age, each) in enumerate(zip(days, figures, strict=True)):
+        for number, (age, each) in enumerate(zip(days, figures, strict=False)):
             ended = each.seconds is None
             table.add_row(
                 title if number == 0 else "",
@@ -339,7 +363,7 @@ def table_of(kind: str, days: Sequence[int], rows: Mapping[str, Sequence[Figures
                 f"{each.read / 1_048_576:.1f}" if kind != "folder" else "",
                 f"{each.total:,}" if kind != "folder" else "",
                 f"{each.cpu:.1f}",
-                f"> {SECONDS}" if ended else f"{each.seconds:.1f}",
+                f"> {limit:.0f}" if ended else f"{each.seconds:.1f}",
                 f"{each.peak_mib:.0f}",
                 growths[number],
                 end_section=number == len(figures) - 1,
@@ -357,24 +381,25 @@ def _growth(before: Figures, after: Figures) -> str:
     return f"{requests:.2f}, {cpu:.2f}{mark}" if before.total else f"{cpu:.2f}{mark}"
 
 
-def run(
-    archives: Sequence[Archive], kafka: KafkaServer | None, titles: Sequence[str], limit: float
-) -> dict[str, list[Figures]]:
+def run(archives: Sequence[Archive], servers: Servers, titles: Sequence[str], limit: float) -> dict[str, list[Figures]]:
     """Run each command on each archive, and return the figures of each command."""
     rows: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory(prefix="custody-growth-") as name:
         folders = {archive.days: Path(name) / str(archive.days) for archive in archives}
         for archive in archives:
             folders[archive.days].mkdir()
-            write_states(archive, folders[archive.days])
+            write_states(archive, folders[archive.days], servers.search)
         for command in COMMANDS:
             if titles and not any(title in command.title for title in titles):
                 continue
-            if kafka is None and command.title.startswith("drain"):
+            if command.needs and getattr(servers, command.needs) is None:
                 continue
-            rows[command.title] = [
-                measure(archive, command, folders[archive.days], kafka, limit) for archive in archives
-            ]
+            figures: list[Figures] = []
+            rows[command.title] = figures
+            for archive in archives:
+                # What takes too long on an archive takes longer on an older one.
+                if not figures or figures[-1].seconds is not None:
+                    figures.append(measure(archive, command, folders[archive.days], servers, limit))
             print(f"{archives[0].kind}: {command.title}", file=sys.stderr, flush=True)
     return rows
 
@@ -395,6 +420,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="the longest time of a command")
     parser.add_argument("--keep", type=Path, help="a folder in which archives are kept, and found the next time")
     parser.add_argument("--no-kafka", action="store_true", help="without a broker, and so without the drain")
+    parser.add_argument("--no-search", action="store_true", help="without Elasticsearch, and so without the index")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cluster", default="", help=argparse.SUPPRESS)
     parser.add_argument("--topic-id", default="", help=argparse.SUPPRESS)
@@ -407,47 +433,53 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="custody-growth-") as name, contextlib.ExitStack() as stack:
         folder = options.keep or Path(name)
-        kafka = None
+        kafka = search = None
         if not options.no_kafka:
             kafka = KafkaServer(folder.absolute() / "kafka")
             kafka.start()
             stack.callback(kafka.kill)
-        _report(options, folder.absolute(), kafka, stack)
+        if not options.no_search:
+            search = stack.enter_context(ElasticsearchServer())
+        _report(options, folder.absolute(), Servers(kafka, search), stack)
 
 
-def _report(options: argparse.Namespace, folder: Path, kafka: KafkaServer | None, stack: contextlib.ExitStack) -> None:
+def _report(options: argparse.Namespace, folder: Path, servers: Servers, stack: contextlib.ExitStack) -> None:
     console = Console(width=200)
     console.print(f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
     began = time.perf_counter()
     ages = sorted({*options.ages, *options.folder, *options.s3})
-    stores = dict(zip(ages, build(folder, ages, kafka), strict=True))
+    stores = dict(zip(ages, build(folder, ages, servers.kafka), strict=True))
     console.print(f"made {', '.join(f'{days:,} days' for days in ages)} in {time.perf_counter() - began:.0f} s")
-    of_kinds = {
-        "folder": [],
-        "S3": [],
-        "generated": [Archive("generated", days, stores[days], stores[days].url) for days in options.ages],
-    }
-    for days in options.folder:
-        at = folder / f"files-{days}"
-        shutil.rmtree(at, ignore_errors=True)
-        copy_to_folder(stores[days], at)
-        of_kinds["folder"].append(Archive("folder", days, stores[days], str(at)))
+    places: list[tuple[str, Sequence[int], Callable[[int], Archive], Sequence[str]]] = [
+        ("generated", options.ages, lambda days: Archive("generated", days, stores[days], stores[days].url), ()),
+        ("folder", options.folder, lambda days: _in_folder(stores[days], days, folder), ELSEWHERE),
+    ]
     if options.s3:
         server = stack.enter_context(SeaweedServer(folder / "seaweed"))
-        for days in options.s3:
-            os.environ.update(server.environment())
-            bucket = server.make_bucket(versioned=True)
-            url = f"s3://{bucket}/archive"
-            s3 = {"CUSTODY_S3__ENDPOINT_URL": server.endpoint_url, **server.environment()}
-            with contextlib.closing(open_store(url, S3Options(endpoint_url=server.endpoint_url))) as to:
-                copy_to_s3(stores[days], to)
-            of_kinds["S3"].append(Archive("S3", days, stores[days], url, s3))
-    for kind, archives in of_kinds.items():
-        if archives:
-            days = [archive.days for archive in archives]
-            console.print(table_of(kind, days, run(archives, kafka, options.commands, options.seconds)))
+        os.environ.update(server.environment())
+        places.append(("S3", options.s3, lambda days: _in_s3(stores[days], days, server), ELSEWHERE))
+    for kind, days, archive_of, titles in places:
+        archives = [archive_of(each) for each in days]
+        rows = run(archives, servers, options.commands or titles, options.seconds) if archives else {}
+        if rows:
+            console.print(table_of(kind, days, rows, options.seconds))
     console.print(f"growth: requests and processor time, as times of the row before; ! above {_SLOWEST}")
     console.print(f"whole run: {time.perf_counter() - began:.0f} s")
+
+
+def _in_folder(store: AgedStore, days: int, folder: Path) -> Archive:
+    files = folder / f"files-{days}"
+    shutil.rmtree(files, ignore_errors=True)
+    copy_to_folder(store, files)
+    return Archive("folder", days, store, str(files))
+
+
+def _in_s3(store: AgedStore, days: int, server: SeaweedServer) -> Archive:
+    url = f"s3://{server.make_bucket(versioned=True)}/archive"
+    with contextlib.closing(open_store(url, S3Options(endpoint_url=server.endpoint_url))) as to:
+        copy_to_s3(store, to)
+    environment = {"CUSTODY_S3__ENDPOINT_URL": server.endpoint_url, **server.environment()}
+    return Archive("S3", days, store, url, environment)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """The time index names what an audit has read, in few objects, and never hides what it does not know."""
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from custody.archive import time_index
 from custody.archive.reader import Tip
-from custody.archive.time_index import EMPTY, Bounds, Span, SpanMaker, TimeIndex, extend
+from custody.archive.time_index import EMPTY, Part, TimeIndex, extend
+from custody.archive.time_spans import Bounds, Span, SpanMaker, check
 from custody.errors import FormatError
 from custody.format.audit import Audit, ObjectRef
 from custody.format.envelope import HeadRef, Tree
@@ -46,7 +48,7 @@ _nights = st.lists(
 )
 
 
-def put(store: MemoryStore, nights: Sequence[Sequence[Span]], index: TimeIndex = EMPTY) -> TimeIndex:
+def put(store: MemoryStore, nights: Iterable[Sequence[Span]], index: TimeIndex = EMPTY) -> TimeIndex:
     """Add the spans of some nights, each by an audit of its own."""
     for number, spans in enumerate(nights):
         index, made = extend(ARCHIVE_ID, number, index, spans)
@@ -56,7 +58,7 @@ def put(store: MemoryStore, nights: Sequence[Sequence[Span]], index: TimeIndex =
 
 def audit(index: TimeIndex, size: int = 10**6, **fields: object) -> Audit:
     heads = {str(log): HeadRef(size, "00" * 32) for log in LOGS}
-    given = {"heads": heads, "objects": [part.ref for part in index.parts], "counts": {"findings": 0}} | fields
+    given = {"heads": heads, "objects": [index.ref] if index.ref else [], "counts": {"findings": 0}} | fields
     return audit_of(ARCHIVE_ID, Tip(), NOW, **given)
 
 
@@ -96,13 +98,12 @@ def test_merging_any_sequence_of_nights_gives_the_spans_of_one_object(
     index = put(store, added)
     at_once = put(MemoryStore(), [[span for spans in added for span in spans]])
     read = time_index.read(store, audit(index))
-    assert read.problems == ()
-    assert read.logs == at_once.logs
     for log in LOGS:
+        assert read.of(log) == index.of(log) == at_once.of(log)
+        assert read.problems == []
         assert read.end(log) == ends.get(log, 0)
         assert list(read.gaps(log, 0, 200)) == [range(ends.get(log, 0), 200)]
-        assert all(read.at(log, span.first) == read.at(log, span.end - 1) == span for span in read.of(log))
-        assert read.at(log, ends.get(log, 0)) is None
+        assert all(read.between(log, span.end - 1, span.end) == [span] for span in read.of(log))
 
 
 @pytest.mark.parametrize("shrinking", [False, True])
@@ -116,11 +117,11 @@ def test_the_number_of_objects_grows_with_the_logarithm(monkeypatch: pytest.Monk
         for _ in range((400 - number) // 20 + 1 if shrinking else 4):
             spans += night(ends, (1, 0, 0), ((number, number), None, None))
         index, made = extend(ARCHIVE_ID, number, index, spans)
-        assert list(made) == [index.parts[-1].ref.key]
-        written += len(index.parts[-1].spans)
-        sizes = [part.ref.size for part in index.parts]
+        assert len(made) == 2
+        written += index.parts[-1].many
+        sizes = [part.many for part in index.parts]
         assert all(older > 2 * newer for older, newer in pairwise(sizes))
-    total = sum(len(part.spans) for part in index.parts)
+    total = sum(part.many for part in index.parts)
     assert total == ends[LOGS[0]]
     assert len(index.parts) <= 8
     assert written <= 12 * total
@@ -137,25 +138,40 @@ def test_an_audit_with_nothing_new_refers_to_the_same_objects() -> None:
     """Nothing is written then."""
     index = put(MemoryStore(), [night({}, (1, 1, 1), (None, None, None))])
     after, made = extend(ARCHIVE_ID, 7, index, [])
-    assert (after.parts, made) == (index.parts, {})
+    assert (after, made) == (index, {})
 
 
-def test_very_many_spans_are_several_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An audit of a whole old archive never writes an object that is too large to be read."""
+def test_very_many_spans_are_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No part is so large that reading it costs much, and the oldest are not written again."""
     monkeypatch.setattr(time_index, "MOST_SPANS", 10)
-    monkeypatch.setattr(time_index, "MERGED_LIMIT", 600)
-    monkeypatch.setattr(time_index, "SMALL", 0)
+    monkeypatch.setattr(time_index, "_EACH_LOG", 5)
     spans = [Span(log=str(LOGS[0]), first=at, end=at + 1, sealed=(at, at)) for at in range(95)]
-    index, made = extend(ARCHIVE_ID, 0, EMPTY, spans)
-    assert len(index.parts) > 3
-    assert [part.ref.key for part in index.parts] == list(made)
-    assert all(len(data) <= 600 for data in made.values())
-    read = time_index.read(MemoryStore(made), audit(index))
-    assert read.of(LOGS[0]) == tuple(spans)
+    store = MemoryStore()
+    index = put(store, [spans, *([Span(log=str(LOGS[0]), first=at, end=at + 1)] for at in range(95, 120))])
+    assert [part.many for part in index.parts] == [10] * 12
+    read = time_index.read(store, audit(index))
+    assert [span.first for span in read.of(LOGS[0])] == list(range(120))
+
+
+def test_only_parts_are_read_that_a_time_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map says of the others between which times they are, and that they leave no gap."""
+    monkeypatch.setattr(time_index, "MOST_SPANS", 10)
+    monkeypatch.setattr(time_index, "_EACH_LOG", 5)
+    spans = [Span(log=str(LOGS[0]), first=at, end=at + 1, sealed=(at, at + 3)) for at in range(100)]
+    store = MemoryStore()
+    of = audit(put(store, [spans]))
+    store.calls.clear()
+    index = time_index.read(store, of)
+    since, until = EPOCH + MICROSECOND * 55, EPOCH + MICROSECOND * 56
+    assert [span.first for span in index.overlapping(LOGS[0], since, until)] == [52, 53, 54, 55]
+    assert list(index.gaps(LOGS[0], 0, 101)) == [range(100, 101)]
+    wanted = index.slots(LOGS[0], 0, 101, lambda span: span.sealed_within(since, until))
+    assert [slots.start for slots in wanted] == [52, 53, 54, 55, 100]
+    assert len(store.calls) == 2
 
 
 def _large() -> tuple[MemoryStore, TimeIndex, dict[Log, int]]:
-    """Return an index of two objects: the first has all but the last span of the first log."""
+    """Return an index of two parts: the first has all but the last span of the first log."""
     store, ends = MemoryStore(), dict[Log, int]()
     many = [span for at in range(2_000) for span in night(ends, (1, 1, 0), ((at, at + at % 97), (at, at), None))]
     return store, put(store, [many, night(ends, (1, 0, 0), ((5, 6), None, None))]), ends
@@ -174,43 +190,97 @@ HARMS = {
 
 
 @pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("of", ["map", "part"])
 @pytest.mark.parametrize("harm", HARMS)
-def test_what_is_missing_or_damaged_becomes_a_gap(harm: str, signed: bool) -> None:
-    """A reader gets the rest, with a problem that names the object. What it covered is read one by one."""
+def test_what_is_missing_or_damaged_hides_nothing(harm: str, of: str, signed: bool) -> None:
+    """What a part covered overlaps every time, and is read one by one; without a map, all is. A problem names it."""
     store, index, ends = _large()
-    ref = index.parts[0].ref
     data = HARMS[harm]
+    ref = index.parts[0].ref if of == "part" else index.ref
+    assert ref is not None
     del store.objects[ref.key]
     if data is not None:
         store.objects[ref.key] = data
+        # Whoever holds the audit's key can sign a damaged one.
         ref = ObjectRef(ref.key, len(data), sha256(data).hexdigest()) if signed else ref
-    read = time_index.read(store, audit(index, objects=[ref, index.parts[1].ref]))
+    first = index.parts[0]
+    parts = [Part(ref, first.many, first.runs), *index.parts[1:]]
+    read = time_index.read(store, audit(mapped(store, parts) if of == "part" else TimeIndex((), _no_spans, ref)))
+    since, until = EPOCH + MICROSECOND * 10, EPOCH + MICROSECOND * 20
+    for log in LOGS[:2]:
+        lost = [(span.first, span.end) for span in read.overlapping(log, since, until)]
+        assert lost == ([(0, 2_000)] if of == "part" else [])
+        assert list(read.gaps(log, 0, ends[log])) == ([] if of == "part" else [range(ends[log])])
+        single = [number for slots in read.slots(log, 0, ends[log], lambda _: False) for number in slots]
+        assert single == list(range(2_000 if of == "part" else ends[log]))
+        assert [(run.first, run.end) for run in read.lost(log, 0, 5)] == lost
     assert [ref.key in problem for problem in read.problems] == [True]
-    assert list(read.gaps(LOGS[0], 0, ends[LOGS[0]])) == [range(2_000)]
-    assert list(read.gaps(LOGS[1], 0, ends[LOGS[1]])) == [range(2_000)]
+    assert bool(read.missing) == (data is None)
+
+
+def _no_spans(part: Part) -> Sequence[Span]:
+    raise FormatError(part.ref.key)
+
+
+def mapped(store: MemoryStore, parts: Sequence[Part]) -> TimeIndex:
+    """Return an index with a map of these parts."""
+    data = time_index.encode(ARCHIVE_ID, time_index.MAP_FORMAT, parts)
+    ref = ObjectRef("reports/index/0-map", len(data), sha256(data).hexdigest())
+    store.objects[ref.key] = data
+    return TimeIndex(parts, _no_spans, ref)
 
 
 def test_another_object_than_the_signed_one_is_not_used() -> None:
     """Whoever may write into the store cannot put an index of his own under a signed name."""
     store, index, _ = _large()
-    other = time_index.encode(ARCHIVE_ID, [Span(log=str(LOGS[0]), first=0, end=5_000, sealed=(0, 0))])
+    _, others = extend(ARCHIVE_ID, 0, EMPTY, [Span(log=str(LOGS[0]), first=0, end=5_000, sealed=(0, 0))])
     ref = index.parts[0].ref
-    store.objects[ref.key] = other.ljust(ref.size, b"\0")
-    assert time_index.read(store, audit(index)).problems
+    store.objects[ref.key] = next(iter(others.values())).ljust(ref.size, b"\0")
+    read = time_index.read(store, audit(index))
+    assert not any(span.sealed for span in read.of(LOGS[0])[:-1])
+    assert read.problems
 
 
-def test_spans_end_at_the_head_that_the_audit_signed() -> None:
-    """What lies beyond it may be another history: it is read statement by statement."""
+@pytest.mark.parametrize("change", [{"end": 9}, {"sealed": (0, 1)}, {"events": 1}])
+def test_a_map_that_says_something_else_than_its_parts_is_found(change: dict[str, Any]) -> None:
+    """A run stands for spans that are not read. When they are, it must be theirs."""
     store, index, _ = _large()
+    first = index.parts[0]
+    runs = [msgspec.structs.replace(first.runs[0], **change), *first.runs[1:]]
+    read = time_index.read(store, audit(mapped(store, [Part(first.ref, first.many, runs), *index.parts[1:]])))
+    assert read.of(LOGS[0])[0].sealed is None
+    assert "not those of the map" in read.problems[0]
+
+
+def test_an_index_ends_at_the_heads_that_the_audit_signed() -> None:
+    """What goes beyond them may be of another history: it is not used at all."""
+    store, index, ends = _large()
     read = time_index.read(store, audit(index, size=1_500))
-    assert read.end(LOGS[0]) == 1_500
-    assert list(read.gaps(LOGS[0], 0, 2_001)) == [range(1_500, 2_001)]
+    assert read.problems
+    assert list(read.gaps(LOGS[0], 0, ends[LOGS[0]])) == [range(ends[LOGS[0]])]
+
+
+def test_spans_that_are_replaced_are_left_out() -> None:
+    """Only the parts that have them are written again, and a part that is lost is left out."""
+    store, index, _ = _large()
+    log = str(LOGS[0])
+    new = [Span(log=log, first=7, end=8, sealed=(1, 1))]
+    after, made = extend(ARCHIVE_ID, 9, index, new, {(log, 7)})
+    assert after.of(LOGS[0])[7] == new[0]
+    assert [*after.of(LOGS[0])][:7] == [*index.of(LOGS[0])][:7]
+    assert len(made) == 2
+    store.objects[index.parts[0].ref.key] = b"lost"
+    read = time_index.read(store, audit(index))
+    after, _ = extend(ARCHIVE_ID, 9, read, new, {(log, 0)})
+    assert [span.first for span in after.of(LOGS[0])] == [7, 2_000]
 
 
 def test_of_spans_that_overlap_the_later_is_left_out() -> None:
     """No statement is in two spans."""
     spans = [Span(log=str(LOGS[0]), first=first, end=end, sealed=(0, 0)) for first, end in ((0, 5), (3, 9), (9, 11))]
-    index = put(MemoryStore(), [spans])
+    refs = [ObjectRef(f"reports/index/{span.first}", 1, "00" * 32) for span in spans]
+    parts = [Part(ref, 1, [span]) for ref, span in zip(refs, spans, strict=True)]
+    index = TimeIndex(parts, lambda part: part.runs)
     assert [(span.first, span.end) for span in index.of(LOGS[0])] == [(0, 5), (9, 11)]
     assert list(index.gaps(LOGS[0], 0, 12)) == [range(5, 9), range(11, 12)]
 
@@ -239,6 +309,12 @@ def test_times_of_events_may_be_a_millisecond_off() -> None:
     assert not index.with_events(LOGS[0], None, EPOCH + timedelta(seconds=10, milliseconds=-1))
 
 
+def parse(lines: bytes) -> None:
+    """Parse the lines of a part, as a reader does."""
+    for span in time_index.parse(gzip.compress(lines), ARCHIVE_ID, time_index.FORMAT, msgspec.json.Decoder(Span)):
+        check(span)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -258,14 +334,14 @@ def test_a_span_of_another_form_is_refused(fields: dict[str, object]) -> None:
     line = msgspec.json.encode({"log": str(LOGS[0]), "first": 0} | fields)
     head = b'{"format":"custody/time-index/1","archive":"%b"}\n' % ARCHIVE_ID.encode()
     with pytest.raises(FormatError):
-        time_index.parse(ARCHIVE_ID, gzip.compress(head + line + b"\n"))
+        parse(head + line + b"\n")
 
 
 def test_an_object_that_inflates_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not more than the limit is inflated."""
     monkeypatch.setattr(time_index, "INFLATED_LIMIT", 1_000)
     with pytest.raises(FormatError, match="1000 bytes"):
-        time_index.parse(ARCHIVE_ID, gzip.compress(b"\n" * 2_000))
+        parse(b"\n" * 2_000)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), _bounds), min_size=1, max_size=20))

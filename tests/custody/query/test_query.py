@@ -23,7 +23,7 @@ from custody.format.layout import Log
 from custody.format.limits import INT_MAX
 from custody.format.manifest import KafkaTime, Unreadable
 from custody.query import tables
-from custody.query.connect import _left_out
+from custody.query.rows import left_out
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from tests.helpers.archives import Builder, Edit, append_quarantine
@@ -142,9 +142,9 @@ def test_a_value_too_large_to_be_kept(sample: Sample) -> None:
     kept = ask(sample.folder, "SELECT bytes FROM quarantined")
     assert kept == [(len(b"no event"),)]
     omitted = {"key": None, "value": {"size": 9_000_000, "sha256": "00" * 32}, "headers": None}
-    assert _left_out({"omitted": omitted}) == 9_000_000
+    assert left_out({"omitted": omitted}) == 9_000_000
     for odd in (None, {}, {"value": None}, {"value": {"size": 2**64}}, {"value": {"size": "9"}}):
-        assert _left_out({"omitted": odd}) == 0
+        assert left_out({"omitted": odd}) == 0
 
 
 def _wrong(**fields: Any) -> Edit:

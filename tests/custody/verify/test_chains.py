@@ -3,8 +3,10 @@
 import os
 import pickle
 import signal
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,24 @@ from unittest.mock import patch
 
 import pytest
 
-from custody.keys.trust import Trust
+from custody.keys.secret import Secret
+from custody.keys.trust import Trust, TrustedKey
 from custody.store.open import open_store
-from custody.verify import chains, run
+from custody.tlog import log
+from custody.verify import accounting, chains, run
 from custody.verify.listing import Names
 from custody.verify.report import Report
 from custody.verify.scope import WHOLE, Scope
-from tests.helpers.archives import SECRET
+from tests.helpers.archives import (
+    KEY_ID,
+    NOTE_NAME,
+    NOTE_PUBLIC,
+    SECRET,
+    Builder,
+    event,
+    signature,
+    with_signatures,
+)
 from tests.helpers.chains import in_threads, what_it_says
 from tests.helpers.scene import MAIN, NEWER_SECRET, Scene, build
 
@@ -107,6 +120,65 @@ def test_a_wrong_signature(scene: Scene, tmp_path: Path, followed: list[str]) ->
         report = judge(copy, 2)
     assert [finding.finding for finding in report.findings] == ["signature"]
     assert followed == [MAIN]
+
+
+def test_a_forged_statement_names_nothing(tmp_path: Path) -> None:
+    """A slot that a later statement passes over may hold a forgery, whose signature a worker cannot check.
+
+    What it names is not named: the segment that somebody planted beside it is unlisted, as in one process.
+    """
+    root = tmp_path / "archive"
+    main = Builder(root).init()
+    main.append()
+    main.append(10)
+    forger = main.copy(tmp_path / "forger")
+    segment = forger.append(10, events=lambda offset: event(offset).replace(b"request-", b"planted-"))["segment"]["key"]
+    forged = forger.path(len(main.entries)).read_bytes().split(b"\n")[0]
+    main.put(segment, (forger.root / segment).read_bytes())
+    main.pass_over(with_signatures(forged, [signature(KEY_ID, "HMAC-SHA256", bytes(32))]))
+    main.append(10)
+    main.checkpoint()
+    other = Builder(root, topic="other")
+    other.append()
+    other.checkpoint()
+    trust = Trust(
+        keys={
+            KEY_ID: TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET)),
+            NOTE_NAME: TrustedKey(NOTE_NAME, "Ed25519", material=NOTE_PUBLIC),
+        }
+    )
+
+    def names_of_findings(workers: int) -> list[str]:
+        store, scope = open_store(str(root)), Scope(contents=False)
+        report = run.verify(store, trust, now=main.clock + timedelta(minutes=1), workers=workers, scope=scope)
+        return [finding.finding for finding in report.findings]
+
+    alone = names_of_findings(0)
+    assert "unlisted" in alone
+    with in_threads():
+        assert names_of_findings(2) == alone
+
+
+def test_an_interrupt_does_not_wait_for_a_long_log(scene: Scene) -> None:
+    """A worker that has nothing to send for long is ended."""
+    given = chains.Chains(open_store(str(scene.root)), scene.trust, "id", scene.now, WHOLE, Names())
+    with patch.object(chains, "_run", _deaf), given:
+        assert given._start() is not None
+        (process,) = given._workers.values()
+    assert process.exitcode == -signal.SIGTERM
+
+
+def _deaf(*_: object) -> None:
+    time.sleep(60)
+
+
+def test_each_field_is_sent_or_left_out() -> None:
+    """What a worker does not send back is named, and nothing else."""
+    for kind, left_out in (
+        (accounting.LogAccount, accounting._GIVEN),
+        (log.SignedLog, log._GIVEN | log._IN_HAND),
+    ):
+        assert left_out < {each.name for each in fields(kind)}
 
 
 def test_ended_keys(scene: Scene, followed: list[str]) -> None:

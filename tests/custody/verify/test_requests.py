@@ -5,11 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from custody.keys.secret import Secret
+from custody.keys.trust import Trust, TrustedKey
 from custody.store.pieces import PIECE, read_pieces
 from custody.verify.run import verify
-from tests.custody.verify.test_scope import TRUST
-from tests.helpers.archives import Builder, good
+from tests.helpers.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, Builder, good
 from tests.helpers.memory import MemoryStore
+
+TRUST = Trust(
+    keys={
+        KEY_ID: TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET)),
+        NOTE_NAME: TrustedKey(NOTE_NAME, "Ed25519", material=NOTE_PUBLIC),
+    }
+)
 
 
 def loaded(builder: Builder) -> MemoryStore:

@@ -439,7 +439,7 @@ def test_what_was_made_is_referred_to(growing: Growing, monkeypatch: pytest.Monk
     run(growing)
     lists = {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "tables/signed").iterdir()}
     sources = {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "reports/sources").iterdir()}
-    index = {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "reports/index").glob("*.gz")}
+    index = {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "reports/index").glob("*-map-*")}
     index |= {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "reports/turns").iterdir()}
     assert {ref.key for ref in audit_of(growing, 0).objects} == lists | sources | index
     page = put_report(settings(growing), 0, b"<p>all is well</p>")

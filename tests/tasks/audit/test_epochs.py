@@ -5,9 +5,9 @@ from pathlib import Path
 
 from custody.archive.writer import Entry
 from custody.format.manifest import LogId, PreviousEpoch
+from tasks.settings import AuditSettings, Settings
 from tests.helpers.audit import audit
 from tests.helpers.sample import Growing
-from tests.tasks.audit.test_audit import settings
 
 
 def test_a_second_epoch_is_no_rollback(tmp_path: Path) -> None:
@@ -21,7 +21,9 @@ def test_a_second_epoch_is_no_rollback(tmp_path: Path) -> None:
     second._open().append(Entry(first_offset=0, next_offset=0, previous_epoch=previous))
     second._statements = 1
     second.append(3)
-    given = settings(first)
+    given = Settings(
+        archive=str(first.folder), keys=f"file:{first.keyring}", audit=AuditSettings(piece_statements=3, tables=False)
+    )
     nights = [audit(given, datetime.now(UTC)) for _ in range(2)] + [audit(given, logs=("audit.grows@2/0",))]
     assert {problem["finding"] for night in nights for problem in night.findings} == {"new-epoch"}
     assert {night.verdict for night in nights} == {"notices"}

@@ -24,8 +24,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from custody.format.layout import Log
+from custody.format.limits import MIB
 from flows.operate.sample import invalid_values
 from tasks.drain import processes, shares, signals
+from tasks.drain.appends import HELD_BYTES, held_bytes
+from tasks.drain.clients import queue_limit
 from tasks.drain.log_run import LogRun
 from tasks.drain.processes import Processes, Task
 from tasks.drain.run import drain_and_index, drain_logs
@@ -336,3 +339,13 @@ def test_how_many_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     # Each share of another runner is one process, on whatever machine it is.
     assert most_processes(DrainSettings(workers=4, task_runner="threads")) == 1
     assert [DrainSettings(workers=4, task_runner=kind).shares for kind in ("threads", "dask", "processes")] == [4, 4, 1]
+
+
+def test_memory_is_bounded_for_all_together() -> None:
+    """However many processes there are by default, together they hold no more events than one does."""
+    for number in range(1, shares.MOST_PROCESSES + 1):
+        assert number * held_bytes(number) <= HELD_BYTES
+        queue = int(queue_limit(number)["queued.max.messages.kbytes"])
+        assert number * queue <= max(int(queue_limit(1)["queued.max.messages.kbytes"]), number * 4096)
+    # Enough for a segment, even of more processes than that.
+    assert held_bytes(1000) == 4 * MIB

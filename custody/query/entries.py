@@ -1,0 +1,123 @@
+"""Reads the entries of a log that count, slot by slot, and warns of slots that have none."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from custody.archive import reader
+from custody.archive.covered import Coverage
+from custody.archive.trusted import Judge, beyond_end, empty_slots, known_heads, unverified
+from custody.errors import FormatError, ObjectMissing
+from custody.format.layout import Log
+from custody.format.manifest import Statement
+from custody.keys.trust import Trust
+from custody.query.warned import Warnings
+from custody.store.protocol import Store
+from custody.tlog.log import Entry, Form
+
+E = TypeVar("E", bound=Entry)
+
+_HIDDEN = 5
+_NOT_COVERED = ", and no trusted checkpoint covers these statements"
+
+
+@dataclass(slots=True)
+class Entries:
+    """Reads entries of logs.
+
+    Attributes:
+        store: the archive.
+        archive: its id; None if nothing shows which archive it is.
+        trust: the keys at hand.
+        warnings: what is missing is added to them.
+        heads: sizes of logs in audits that count, and which audit it is.
+        unchecked: by log, how many entries no key and no trusted checkpoint covers.
+    """
+
+    store: Store
+    archive: str | None
+    trust: Trust
+    warnings: Warnings
+    heads: Mapping[str, Sequence[tuple[int, str]]] = field(default_factory=dict)
+    unchecked: Counter[Log] = field(default_factory=Counter)
+
+    def judge(self, log: Log, form: Form[Any]) -> tuple[Judge, reader.Holds[Any]]:
+        """Return the judge of a log, and whether an entry is valid in its slot."""
+        judge = Judge(self.store, log, form, self.archive, self.trust)
+        # A verifier with public keys alone knows no key of statements: then none counts as unknown.
+        known = any(key.algorithm in form.wanted for key in self.trust.keys.values())
+        return judge, partial(judge.may_stand, by_known_keys=known)
+
+    def read(self, log: Log, form: Form[E], ranges: Iterable[tuple[int, int | None]]) -> Iterator[tuple[int, E]]:
+        """Yield the valid entries in ranges of slots, and count those that are unverified.
+
+        Without an end, a range goes to the end of the log, which is compared with the heads that are known.
+        """
+        judge, holds = self.judge(log, form)
+        coverage = Coverage(self.store, log, form, judge, self.trust)
+        for first, end in ranges:
+            for sequence, entry in self._range(log, form, judge, holds, first, end):
+                coverage.add(sequence, entry)
+                yield sequence, entry
+        coverage.end()
+        self.unchecked[log] += coverage.uncovered
+        self.warnings.set_unverified(unverified(self.trust, self.unchecked, _NOT_COVERED))
+
+    def audited(self, log: Log, form: Form[E], first: int, end: int) -> Iterator[tuple[int, E]]:
+        """Yield the valid entries in slots `[first, end)`, which an audit covers: no other proof is needed."""
+        judge, holds = self.judge(log, form)
+        yield from self._range(log, form, judge, holds, first, end)
+
+    def _range(
+        self, log: Log, form: Form[E], judge: Judge, holds: reader.Holds[E], first: int, end: int | None
+    ) -> Iterator[tuple[int, E]]:
+        slots: Sequence[int] = self.slots(form, first) if end is None else range(first, end)
+        missing: list[tuple[int, int]] = []
+        hidden: list[str] = []
+        size, reached = first, 0
+        for sequence in slots:
+            try:
+                entry = reader.read_valid(self.store, form, sequence, holds)
+            except (ObjectMissing, FormatError):
+                continue
+            begin = sequence - len(entry.statement.passed_over)
+            if size < begin:
+                missing.append((size, begin))
+            if isinstance(entry.statement, Statement):
+                if size < begin and reached < entry.statement.first_offset:
+                    start = f"at offsets {reached} to" if size > first else "up to offset"
+                    hidden.append(f"{start} {entry.statement.first_offset - 1}")
+                reached = entry.statement.next_offset
+            size = sequence + 1
+            yield sequence, entry
+        if size < (last := (slots[-1] + 1 if slots else size) if end is None else end):
+            missing.append((size, last))
+        if missing:
+            self.warn_missing(log, form, missing, hidden)
+        if end is None:
+            self.check_end(log, form, judge, size)
+
+    def slots(self, form: Form[Any], first: int, end: int | None = None) -> list[int]:
+        """Return the slots from a first one on, and before an end, that have an object."""
+        infos = self.store.list(form.prefix, after=form.key(first - 1) if first else form.prefix)
+        slots = {slot for info in infos if (slot := reader.sequence_of(info.key)) is not None}
+        # Folders list in any order.
+        return sorted(slot for slot in slots if end is None or slot < end)
+
+    def warn_missing(
+        self, log: Log, form: Form[Any], missing: Sequence[tuple[int, int]], hidden: Sequence[str]
+    ) -> None:
+        """Warn of ranges of slots that have no valid entry, and of the offsets that are not shown for that."""
+        records = f". Records {', '.join(hidden[:_HIDDEN])} are not shown" if hidden else ""
+        self.warnings.add("damaged", log, f"{empty_slots(form, missing)}{records}")
+
+    def check_end(self, log: Log, form: Form[Any], judge: Judge, size: int) -> None:
+        """Warn if a known head, or a signed checkpoint, is beyond a log's end."""
+        heads = [
+            *self.heads.get(str(log), ()),
+            *((head.size, origin) for origin, head in known_heads(self.trust, log)),
+        ]
+        if (message := beyond_end(self.store, log, form, judge, size, heads)) is not None:
+            self.warnings.add("damaged", log, message)

@@ -1,0 +1,266 @@
+"""The rows of statements that the time index covers: from the Parquet files to which it refers, if they are needed.
+
+What a span guarantees of its rows decides whether its files are opened. A file that is missing, or is not the one that
+was signed, costs a warning at most: the same rows are made from the statements.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from custody.archive.forms import statements_of
+from custody.archive.time_spans import EVENT_SLACK, Bounds, Span
+from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
+from custody.format.layout import Log, parse_log_text
+from custody.format.manifest import Statement
+from custody.query import lazy, statements, tables
+from custody.query.entries import Entries
+from custody.query.files import Part, Ref, Source, read_signed
+from custody.query.lazy import Pruned, Spill
+from custody.query.recent import Recent, day_of
+from custody.query.rows import EventFile, quarantined_rows
+from custody.query.warned import Period
+
+Files = Sequence[tuple[tables.TableFile, Ref | None]]
+"""The tables of a range of statements, each with what was signed of it."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LOST = (FormatError, ObjectMissing, ObjectArchived)
+
+
+def moment(microseconds: int) -> datetime:
+    """Return a time of the index."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+class Indexed:
+    """The rows of spans.
+
+    Attributes:
+        spans: of all logs, in order.
+    """
+
+    def __init__(self, entries: Entries, spans: Sequence[Span], period: Period, folder: Path, recent: Recent) -> None:
+        """Set up.
+
+        Args:
+            entries: reads statements.
+            spans: which may have statements of the period; all of them have times.
+            period: of which rows are made.
+            folder: for files that are made.
+            recent: knows what has expired, and takes warnings.
+        """
+        self.spans = spans
+        self._entries, self._period, self._folder, self._recent = entries, period, folder, recent
+        self._lock = RLock()
+        self._made = 0
+        self._parts: dict[tuple[str, str, int], list[Part]] = {}
+        with_events = [span for span in spans if span.events]
+        with_quarantined = [span for span in spans if span.quarantined]
+        self._pruned = {
+            "events": Pruned(lazy.EVENTS, with_events, _events_guarantee),
+            "manifests": Pruned(lazy.schema_of("manifests"), spans, _manifests_guarantee),
+            "batches": Pruned(lazy.schema_of("batches"), with_events, _statements_guarantee),
+            "quarantined": Pruned(lazy.schema_of("quarantined"), with_quarantined, _statements_guarantee),
+        }
+        self._makers: dict[str, Callable[[Span, Log], list[Part]]] = {
+            "events": self._events,
+            "manifests": partial(self._statements, "manifests"),
+            "batches": partial(self._statements, "batches"),
+            "quarantined": self._quarantined,
+        }
+
+    def parts(self, name: str, condition: Any) -> Iterator[Part]:
+        """Yield the parts of a table that may have rows which meet a condition."""
+        for span in self._pruned[name].meeting(condition):
+            key = (name, span.log, span.first)
+            if key not in self._parts:
+                log = parse_log_text(span.log)
+                self._parts[key] = self._makers[name](span, log) if log else []
+            yield from self._parts[key]
+
+    # --- statements
+
+    def _statements(self, name: statements.Name, span: Span, log: Log) -> list[Part]:
+        ref = span.manifests if name == "manifests" else span.batches
+        guarantee = {"manifests": _manifests_guarantee, "batches": _statements_guarantee}[name]([span])
+        make = partial(self._make_statements, name, span, log)
+        source = Source(ref.key if ref else None, ref, make, partial(self._changed, log))
+        return [(source, guarantee)]
+
+    def _make_statements(self, name: statements.Name, span: Span, log: Log) -> str:
+        with self._lock:
+            rows = Spill(lazy.schema_of(name), self._path())
+            for statement in self._read(log, span):
+                many = [statements.manifest_row(span.log, statement)] if name == "manifests" else None
+                for row in many or statements.batch_rows(span.log, statement):
+                    rows.add(*row)
+            return rows.finish()
+
+    def _read(self, log: Log, span: Span) -> Iterator[Statement]:
+        """Yield the statements of a span that were sealed in the period."""
+        for _, entry in self._entries.audited(log, statements_of(log), span.first, span.end):
+            if self._period.has(entry.statement.sealed_at):
+                yield entry.statement
+
+    # --- quarantined records
+
+    def _quarantined(self, span: Span, log: Log) -> list[Part]:
+        make = partial(self._make_quarantined, span, log)
+        return [(Source(make=make), _statements_guarantee([span]))]
+
+    def _make_quarantined(self, span: Span, log: Log) -> str:
+        with self._lock:
+            rows = Spill(lazy.schema_of("quarantined"), self._path())
+            unread = self._recent.unread(log)
+            for first, end in self._with_quarantine(span):
+                for statement in self._read(log, msgspec.structs.replace(span, first=first, end=end)):
+                    for row in quarantined_rows(self._entries.store, log, statement, unread):
+                        rows.add(*row)
+            self._recent.warn(log, unread)
+            self._entries.warnings.publish()
+            return rows.finish()
+
+    def _with_quarantine(self, span: Span) -> Iterator[tuple[int, int]]:
+        """Yield the slots of a span whose statements have a quarantine object; all if that is not known."""
+        try:
+            table = statements.read_files(self._entries.store, "manifests", [span.manifests] if span.manifests else [])
+        except _LOST:
+            yield span.first, span.end
+            return
+        if span.manifests is None:
+            yield span.first, span.end
+        for sequence in table.filter(pc.field("quarantine").is_valid())["sequence"].to_pylist():
+            yield sequence, sequence + 1
+
+    # --- events
+
+    def _events(self, span: Span, log: Log) -> list[Part]:
+        """Return the parts of a span's events: its tables; or a file that is made, if it has none that count."""
+        files = self._listed(span, log)
+        if files is None:
+            if span.end <= self._recent.expired.get(log, 0):
+                return []
+            source = Source(make=partial(self._make_events, span, log))
+            return [(source, _events_guarantee([span], days=False))]
+        return self.of_tables(span, log, files)
+
+    def of_tables(self, span: Span, log: Log, files: Files) -> list[Part]:
+        """Return the parts of the tables of a span's events."""
+        parts: list[Part] = []
+        guarantee = _events_guarantee([span], days=False)
+        for file, ref in files:
+            day = day_of(file)
+            source = Source(file.key)
+            # Without keys nothing is signed: a table is read as it is.
+            if self._entries.trust.keys:
+                source.ref, source.changed = ref, partial(self._changed, log)
+            if ref is not None:
+                source.make = partial(self._replace, span, log, file, files)
+            parts.append((source, guarantee & lazy.on_day(day) if day else guarantee))
+        return parts
+
+    def _listed(self, span: Span, log: Log) -> Files | None:
+        """Return the tables in the list to which a span refers; None if it does not count."""
+        if span.tables is None:
+            return None
+        try:
+            data = read_signed(self._entries.store, span.tables)
+            made = msgspec.json.decode(data.split(b"\n")[0], type=tables.TableList)
+        except ObjectMissing:
+            return None
+        except (FormatError, ObjectArchived, msgspec.MsgspecError) as error:
+            self._entries.warnings.add("ignored", log, f"{error}. Events are read from their segments")
+            return None
+        files = [(tables.parse_table_key(ref.key), ref) for ref in made.files]
+        known: Files = [(file, ref) for file, ref in files if file is not None and file.log == log]
+        of = (made.log, made.first, made.end)
+        return known if of == (span.log, span.first, span.end) and len(known) == len(files) else None
+
+    def _make_events(self, span: Span, log: Log, keep: Callable[[Any], Any] = lambda table: table) -> str:
+        """Write the events of a span from its segments, and return the file's path."""
+        with self._lock:
+            file = EventFile(self._entries.store, log, self._path(), keep)
+            unread = self._recent.unread(log)
+            for statement in self._read(log, span):
+                file.add(statement, unread)
+            self._recent.warn(log, unread)
+            self._entries.warnings.publish()
+            return file.finish()
+
+    def _replace(
+        self,
+        span: Span,
+        log: Log,
+        bad: tables.TableFile,
+        files: Files,
+    ) -> str:
+        """Write the events that a table should have, and return the file's path: those of its day in no good table."""
+        with self._lock:
+            others = pa.array([], pa.int64())
+            for file, ref in files:
+                if file.day != bad.day or file == bad or ref is None:
+                    continue
+                try:
+                    offsets = pq.read_table(pa.BufferReader(read_signed(self._entries.store, ref)), columns=["offset"])
+                except _LOST:
+                    if file.number < bad.number:
+                        # The first one that is bad gets the rows of all that are.
+                        return self._make_events(span, log, lambda table: table.slice(0, 0))
+                else:
+                    others = pa.concat_arrays([others, offsets["offset"].combine_chunks().cast(pa.int64())])
+            day = pa.scalar(day_of(bad), pa.date32())
+
+            def keep(table: Any) -> Any:
+                return table.filter((pc.field("day") == day) & ~pc.field("offset").isin(others))
+
+            return self._make_events(span, log, keep)
+
+    def _changed(self, log: Log, error: CustodyError) -> None:
+        self._entries.warnings.add("ignored", log, f"{error}. Its rows are read from the statements")
+        self._entries.warnings.publish()
+
+    def _path(self) -> Path:
+        self._made += 1
+        return self._folder / f"made-{self._made}.parquet"
+
+
+# --- what spans guarantee of their rows
+
+
+def _joined(bounds: Sequence[Bounds | None]) -> Bounds | None:
+    known = [each for each in bounds if each]
+    return (min(low for low, _ in known), max(high for _, high in known)) if known else None
+
+
+def _statements_guarantee(spans: Sequence[Span]) -> Any:
+    """Return what each row of some spans meets: it is of their log, and of their statements."""
+    first, last = spans[0], spans[-1]
+    if first.log != last.log:
+        return pc.scalar(True)
+    return lazy.of_statements(first.log, first.first, last.end)
+
+
+def _manifests_guarantee(spans: Sequence[Span]) -> Any:
+    sealed = _joined([span.sealed for span in spans])
+    guarantee = _statements_guarantee(spans)
+    return guarantee & lazy.within("sealed_at", sealed) if sealed else guarantee
+
+
+def _events_guarantee(spans: Sequence[Span], *, days: bool = True) -> Any:
+    """Return what each event of some spans meets. A time that is no time is NULL."""
+    guarantee = _statements_guarantee(spans)
+    sealed, times = _joined([span.sealed for span in spans]), _joined([span.event_times for span in spans])
+    if days and sealed:
+        guarantee = guarantee & lazy.on_days(moment(sealed[0]), moment(sealed[1]))
+    if times:
+        bounds = (times[0] - EVENT_SLACK, times[1] + EVENT_SLACK)
+        guarantee = guarantee & lazy.within("time", bounds, nullable=True)
+    return guarantee

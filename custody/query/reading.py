@@ -1,0 +1,357 @@
+"""What a connection reads of an archive: nothing before DuckDB scans a table, and then what that table needs.
+
+- The newest audit that counts refers to the time index. What it covers is read from Parquet files (`indexed`).
+- Statements after it, and what it does not cover, are read one by one, at the first scan of any of them (`recent`).
+- Audits are read when they, their findings, or `warnings` are scanned.
+- `warnings` has what was seen so far, and what listings show: slots without a statement, tables that nobody signed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import msgspec
+
+from custody.archive import reader, search, time_index
+from custody.archive.audit_findings import read_findings
+from custody.archive.forms import AUDITS, statements_of
+from custody.archive.readings import newest_reading
+from custody.archive.time_index import TimeIndex
+from custody.archive.time_spans import Span
+from custody.archive.trusted import check_archive, unverified
+from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody.format import layout
+from custody.format.archive_file import ArchiveFile
+from custody.format.audit import Audit
+from custody.format.layout import Log
+from custody.format.times import parse_time
+from custody.keys.trust import Trust
+from custody.query import lazy, statements, tables
+from custody.query.entries import Entries
+from custody.query.files import Part, Source, local, scan
+from custody.query.indexed import Files, Indexed, moment
+from custody.query.lazy import Lazy, Spill
+from custody.query.recent import Range, Recent, warn_unsigned, whole_tables
+from custody.query.warned import Period, Warnings
+from custody.store.protocol import Store
+
+Tabled = tuple[Log, Files]
+"""The tables of a range of a log's statements."""
+
+
+class Reading:
+    """The tables of an archive.
+
+    Attributes:
+        warnings: what is unverified, damaged or ignored, as far as it was seen.
+        failure: why the last scan failed, if the archive was the reason.
+    """
+
+    def __init__(self, store: Store, trust: Trust, file: ArchiveFile, period: Period, folder: Path) -> None:
+        """Set up. Reads nothing.
+
+        Args:
+            store: the archive.
+            trust: the keys at hand.
+            file: its `archive.json`.
+            period: only statements sealed in it are read.
+            folder: for temporary files.
+        """
+        self._store, self._trust, self._period, self._folder = store, trust, period, folder
+        self.warnings = Warnings()
+        problem = check_archive(file, trust) if trust.keys else None
+        if problem:
+            self.warnings.add("unverified", None, problem)
+        # None if nothing shows which archive this is.
+        archive = file.id if trust.keys and not problem else None
+        self._entries = Entries(store, archive, trust, self.warnings)
+        self.warnings.set_unverified(unverified(trust, {}))
+        self.warnings.publish()
+        self._kept_from = datetime.now(UTC) - timedelta(days=file.statement.retention_days)
+        self._lock = RLock()
+        self.failure: CustodyError | None = None
+        self._looked_at: set[Log] = set()
+        """Logs whose tables were looked for by their names."""
+
+    def views(self) -> dict[str, Lazy]:
+        """Return the tables by name."""
+        of_statements = {name: lazy.schema_of(name) for name in ("manifests", "batches", "quarantined")}
+        of_audits = {name: lazy.schema_of(name) for name in ("audits", "findings", "warnings")}
+        made = {"events": Lazy(lazy.EVENTS, self._scan("events", lazy.EVENTS, self._of_statements))}
+        for name, schema in of_statements.items():
+            made[name] = Lazy(schema, self._scan(name, schema, self._of_statements))
+        for name, schema in of_audits.items():
+            made[name] = Lazy(schema, self._scan(name, schema, self._of_audits))
+        return made
+
+    def _scan(self, name: str, schema: Any, parts: Callable[[str, Any], Sequence[Part]]) -> Callable[..., Any]:
+        def scanner(columns: Sequence[str], condition: Any) -> Any:
+            with self._lock:
+                self.failure = None
+                try:
+                    made = parts(name, condition)
+                except CustodyError as error:
+                    self._fail(error)
+                    raise
+                finally:
+                    self.warnings.publish()
+                if name in self._recent_parts:
+                    for log, first, end in self._excluded:
+                        wanted = ~lazy.of_statements(str(log), first, end)
+                        condition = wanted if condition is None else condition & wanted
+                return scan(self._store, made, schema, columns, condition, self._fail)
+
+        return scanner
+
+    def _fail(self, error: CustodyError) -> None:
+        self.failure = error
+
+    # --- statements and events
+
+    def _of_statements(self, name: str, condition: Any) -> list[Part]:
+        return [*self._recent.parts[name], *self._indexed.parts(name, condition)]
+
+    @property
+    def _recent_parts(self) -> dict[str, list[Part]]:
+        return self._recent.parts if "_loaded" in self.__dict__ else {}
+
+    @property
+    def _recent(self) -> Recent:
+        return self._loaded[0]
+
+    @property
+    def _indexed(self) -> Indexed:
+        return self._loaded[1]
+
+    @property
+    def _excluded(self) -> Sequence[tuple[Log, int, int]]:
+        return self._loaded[2]
+
+    @cached_property
+    def _loaded(self) -> tuple[Recent, Indexed, Sequence[tuple[Log, int, int]]]:
+        """Read the statements that no index covers, and see which spans have statements of the period."""
+        recent = Recent(self._entries, self._period, self._folder, self._kept_from)
+        audit, index = self._audited
+        chosen: list[Span] = []
+        tabled: list[Tabled] = []
+        for log in self._logs:
+            if audit and (marks := audit.marks.get(str(log))):
+                recent.expired[log] = marks.expired
+            spans, ranges = self._plan(log, index, recent)
+            several = self._tabled(log, ranges)
+            recent.read(log, ranges, [(files[0][0].first, files[0][0].end) for _, files in several])
+            chosen += spans
+            tabled += several
+        recent.finish()
+        for problem in index.problems:
+            self.warnings.add("ignored", None, problem)
+        chosen.sort(key=lambda span: (span.log, span.first))
+        indexed = Indexed(self._entries, chosen, self._period, self._folder, recent)
+        for log, files in tabled:
+            span = Span(log=str(log), first=files[0][0].first, end=files[0][0].end)
+            recent.parts["events"] += indexed.of_tables(span, log, files)
+        return recent, indexed, _joined(recent.excluded)
+
+    def _plan(self, log: Log, index: TimeIndex, recent: Recent) -> tuple[list[Span], list[Range]]:
+        """Return the spans of a log that may have statements of the period, and the slots that no span covers."""
+        spans: list[Span] = []
+        ranges: list[Range] = [(gap.start, gap.stop) for gap in index.gaps(log, 0, index.end(log))]
+        for span in index.overlapping(log, self._period.since, self._period.until):
+            if span.sealed is None:
+                ranges.append((span.first, span.end))
+            elif self._period.has(moment(span.sealed[0])) and self._period.has(moment(span.sealed[1])):
+                spans.append(span)
+            elif span.sealed_within(self._period.since, self._period.until):
+                outside = self._outside(log, span)
+                if outside is None:
+                    ranges.append((span.first, span.end))
+                else:
+                    spans.append(span)
+                    recent.excluded += [(log, sequence, sequence + 1) for sequence in outside]
+        ranges.append((index.end(log), None))
+        return spans, _merged(ranges)
+
+    def _outside(self, log: Log, span: Span) -> list[int] | None:
+        """Return which statements of a span were not sealed in the period; None if its rows are not as signed."""
+        if span.manifests is None:
+            return None
+        try:
+            rows = statements.read_files(self._store, "manifests", [span.manifests])
+        except (FormatError, ObjectMissing) as error:
+            self.warnings.add("ignored", log, f"{error}. Its rows are read from the statements")
+            return None
+        sealed = zip(rows["sequence"].to_pylist(), rows["sealed_at"].to_pylist(), strict=True)
+        return [sequence for sequence, at in sealed if not self._period.has(at.replace(tzinfo=UTC))]
+
+    def _tabled(self, log: Log, ranges: Sequence[Range]) -> list[Tabled]:
+        """Return the tables of slots that no span covers: an audit may have made some before there was an index."""
+        audit, _ = self._audited
+        head = audit.heads.get(str(log)) if audit else None
+        if audit and ranges[0][0] >= (head.size if head else 0):
+            return []
+        self._looked_at.add(log)
+        return [(log, files) for files in whole_tables(self._entries, self._listed, log, ranges)]
+
+    @cached_property
+    def _listed(self) -> tables.Listed:
+        return tables.list_tables(self._store)
+
+    @cached_property
+    def _logs(self) -> list[Log]:
+        return reader.named_logs(self._store, {*self._entries.heads, *self._trust.heads})
+
+    @cached_property
+    def _audited(self) -> tuple[Audit | None, TimeIndex]:
+        """Return the newest audit of statements that counts, and its index."""
+        _, holds = self._entries.judge(layout.AUDIT_LOG, AUDITS)
+        try:
+            tip = reader.find_audit_tip(self._store, holds)
+        except FormatError as error:
+            self.warnings.add("damaged", layout.AUDIT_LOG, str(error))
+            return None, time_index.EMPTY
+        signed = bool(self._trust.keys)
+        audit = newest_reading(self._store, self._entries.archive, self._trust, tip.head.size, signed=signed)
+        newest = tip.newest.statement if tip.newest else None
+        known = {each.sequence: each for each in (audit, newest) if each}
+        self._entries.heads = {
+            name: [(each.heads[name].size, f"audit {each.sequence}") for each in known.values() if name in each.heads]
+            for name in {name for each in known.values() for name in each.heads}
+        }
+        index = time_index.read(self._store, audit) if audit else time_index.EMPTY
+        return audit, index
+
+    # --- audits and warnings
+
+    def _of_audits(self, name: str, _: Any) -> list[Part]:
+        if name == "warnings":
+            self._check()
+            return [(self._spilled_warnings(), None)]
+        return [(self._audits[name], None)]
+
+    @cached_property
+    def _audits(self) -> dict[str, Source]:
+        audits, findings = (Spill(lazy.schema_of(name), self._folder / f"{name}.parquet") for name in _OF_AUDITS)
+        names = lazy.schema_of("findings").names[1:]
+        for sequence, signed in self._entries.read(layout.AUDIT_LOG, AUDITS, [(0, None)]):
+            audited = signed.statement
+            counts = {"statements": 0, "events": 0, **audited.counts}
+            audits.add(
+                sequence,
+                parse_time(audited.started_at),
+                parse_time(audited.sealed_at),
+                audited.verdict,
+                *map(counts.get, ("statements", "events", "findings", "rejected")),
+                msgspec.json.encode(audited.covered).decode(),
+                msgspec.json.encode(audited.heads).decode(),
+            )
+            stated = read_findings(self._store, audited)
+            for _, problem in stated.problems:
+                self.warnings.add("damaged", layout.AUDIT_LOG, problem)
+            for finding in map(msgspec.to_builtins, stated.findings):
+                findings.add(sequence, *map(finding.get, names))
+        return {"audits": local(audits.finish()), "findings": local(findings.finish())}
+
+    def _spilled_warnings(self) -> Source:
+        self.warnings.publish()
+        rows = self.warnings.rows
+        spill = Spill(lazy.schema_of("warnings"), self._folder / f"warnings-{len(rows)}.parquet")
+        for row in rows:
+            spill.add(*row)
+        return local(spill.finish())
+
+    def _check(self) -> None:
+        """Warn of all that can be seen without reading what the index covers."""
+        _, indexed, _ = self._loaded
+        _ = self._audits
+        for log in self._logs:
+            spans = [span for span in indexed.spans if span.log == str(log)]
+            if spans:
+                self._check_slots(log, spans)
+            # Where tables were looked for, it was said.
+            if self._trust.keys and log not in self._looked_at:
+                self._check_tables(log, spans)
+
+    def _check_slots(self, log: Log, spans: Sequence[Span]) -> None:
+        """Warn of the slots of spans that have no object, which no later statement passes over."""
+        form = statements_of(log)
+        judge, holds = self._entries.judge(log, form)
+        first, end = spans[0].first, spans[-1].end
+        slots = self._entries.slots(form, first)
+        within = {slot for slot in slots if slot < end}
+        size = slots[-1] + 1 if slots else first
+        missing: list[tuple[int, int]] = []
+        for start, stop in _holes(spans, within):
+            if stop >= size:
+                continue
+            try:
+                number, _ = search.at_or_behind(self._store, log, stop - 1, size, holds)
+            except (ObjectMissing, FormatError):
+                number = stop - 1
+            if number < stop:
+                missing.append((start, stop))
+        if missing:
+            self._entries.warn_missing(log, form, missing, ())
+        if size < end:
+            self._entries.check_end(log, form, judge, size)
+
+    def _check_tables(self, log: Log, spans: Sequence[Span]) -> None:
+        """Warn of tables that nobody signed. Lists are read only where names are not those of one list."""
+        known = {(span.first, span.end) for span in spans if span.tables}
+        ranges: dict[tuple[int, int], list[tables.TableFile]] = {}
+        for file in self._listed.files.get(log, ()):
+            if self._period.is_whole or (spans and spans[0].first <= file.first < spans[-1].end):
+                ranges.setdefault((file.first, file.end), []).append(file)
+        unsigned: list[str] = []
+        for (first, end), files in ranges.items():
+            numbers = sorted(file.number for file in files)
+            if (first, end) in known and numbers == list(range(1, files[0].total + 1)):
+                continue
+            archive = self._entries.archive or ""
+            refs, unread = tables.signed_files(self._store, self._listed, archive, log, first, end, self._trust)
+            if unread is not None:
+                self.warnings.add("ignored", log, f"the tables of statements {first} to {end - 1}: {unread}")
+            unsigned += [file.key for file in files if file.key not in refs]
+        warn_unsigned(self._entries, log, unsigned)
+
+
+_OF_AUDITS = ("audits", "findings")
+
+
+def _merged(ranges: Sequence[Range]) -> list[Range]:
+    """Return ranges of slots in order, joined where one begins at the end of another. Empty ones are left out."""
+    merged: list[Range] = []
+    for first, end in sorted(ranges, key=lambda each: each[0]):
+        if merged and merged[-1][1] == first:
+            merged[-1] = (merged[-1][0], end)
+        elif first != end:
+            merged.append((first, end))
+    return merged
+
+
+def _joined(excluded: Sequence[tuple[Log, int, int]]) -> list[tuple[Log, int, int]]:
+    joined: list[tuple[Log, int, int]] = []
+    for log, first, end in sorted(excluded):
+        if joined and joined[-1][0] == log and joined[-1][2] == first:
+            joined[-1] = (log, joined[-1][1], end)
+        else:
+            joined.append((log, first, end))
+    return joined
+
+
+def _holes(spans: Sequence[Span], slots: set[int]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of slots of spans that have no object."""
+    start: int | None = None
+    reached = 0
+    for span in spans:
+        for slot in range(span.first, span.end):
+            if start is not None and (slot in slots or slot != reached):
+                yield start, reached
+                start = None
+            if slot not in slots and start is None:
+                start = slot
+            reached = slot + 1
+    if start is not None:
+        yield start, reached

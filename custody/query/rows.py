@@ -1,0 +1,101 @@
+"""Makes rows of statements from their objects: events from segments, and records in quarantine."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from custody.errors import FormatError, ObjectArchived, ObjectMissing
+from custody.format.layout import Log
+from custody.format.manifest import Statement
+from custody.format.quarantine import quarantine_lines
+from custody.format.times import kafka_moment
+from custody.query import tables
+from custody.query.unread import Unread
+from custody.store.pieces import read_pieces
+from custody.store.protocol import Store
+from custody.verify.contents import check
+from custody.verify.work import work_of
+
+_DAY = pa.field("day", pa.date32())
+_SCHEMA = tables.SCHEMA.append(_DAY)
+
+
+class EventFile:
+    """Writes the events of a log's statements to a local Parquet file, with the day of each."""
+
+    def __init__(self, store: Store, log: Log, path: Path, keep: Callable[[Any], Any] = lambda table: table) -> None:
+        """Begin a file.
+
+        Args:
+            store: the archive.
+            log: the log.
+            path: of the file.
+            keep: takes rows as an Arrow table, and returns those that are written.
+        """
+        self._store, self._log, self._path, self._keep = store, log, path, keep
+        self._rows, self._day = tables.Rows(log), ""
+        self._file: Any = None
+
+    def add(self, statement: Statement, unread: Unread) -> None:
+        """Add a statement's events. Batches that are not as stated are left out; `unread` gets why."""
+        if not statement.segment:
+            return
+        if statement.sealed_at[:10] != self._day or self._rows.full:
+            self._flush()
+            self._day = statement.sealed_at[:10]
+        work = msgspec.structs.replace(work_of(statement, str(self._log)), quarantine=None)
+        unread.add(statement, check(self._store, work, self._rows))
+
+    def finish(self) -> str:
+        """Write what is left, and return the path."""
+        self._flush()
+        self._open().close()
+        return str(self._path)
+
+    def _open(self) -> Any:
+        if self._file is None:
+            options = {"compression": "zstd", "compression_level": 1, "use_dictionary": tables.REPEATING}
+            self._file = pq.ParquetWriter(self._path, _SCHEMA, **options)
+        return self._file
+
+    def _flush(self) -> None:
+        if self._rows.count:
+            table = self._rows.take()
+            day = pa.scalar(date.fromisoformat(self._day), pa.date32())
+            table = table.append_column(_DAY, pa.repeat(day, len(table)))
+            self._open().write_table(self._keep(table))
+
+
+def quarantined_rows(store: Store, log: Log, statement: Statement, unread: Unread) -> Iterator[tuple[Any, ...]]:
+    """Yield a statement's records in quarantine, as rows of the view. `unread` gets why some are not there."""
+    ref = statement.quarantine
+    if ref is None:
+        return
+    try:
+        for line in quarantine_lines(read_pieces(store, ref.key, ref.size), ref.size, ref.inflated):
+            record = json.loads(line)
+            value, time, offset = record["value"] or "", record["timestamp"], index(record["offset"])
+            time = kafka_moment(time) if isinstance(time, int) else None
+            size = left_out(record) or len(value) * 3 // 4 - value[-2:].count("=")
+            yield str(log), statement.sequence, offset, time, str(record["error"]), size
+    except ObjectMissing:
+        unread.add_missing(statement, ref.key)
+    except ObjectArchived:
+        unread.add_problem(statement, f"{ref.key}: the object is in an archive storage class")
+    except (FormatError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # `custody verify` says more.
+        unread.add_problem(statement, f"{ref.key}: its records cannot be read: {str(error)[:200]}")
+
+
+def left_out(record: Mapping[str, Any]) -> int:
+    """Return the size of a quarantined value that was left out because it is too large; 0 if it was kept."""
+    value = (record.get("omitted") or {}).get("value")
+    size = value["size"] if value else 0
+    return size if isinstance(size, int) and 0 <= size < 1 << 63 else 0
