@@ -200,6 +200,14 @@ class Assembler:
         return self._lost is not None or bool(self._unreadable)
 
     @property
+    def first_written(self) -> float | None:
+        """The Kafka timestamp of the first record since the last cut, in seconds since 1970; None without one."""
+        if self._first_record is None:
+            return None
+        kind, stamp = self._first_record.timestamp()
+        return None if kind == TIME_NOT_AVAILABLE or stamp < 0 else stamp / 1000
+
+    @property
     def held_bytes(self) -> int:
         """Bytes of memory that the next cut frees, approximately."""
         return self._stored + self._open_bytes + self._quarantine_bytes
