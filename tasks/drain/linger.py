@@ -12,6 +12,7 @@ Rules:
 import logging
 import time
 
+from custody.archive.assemble import written_at
 from custody.errors import SourceError
 from tasks.drain.log_run import LogRun
 from tasks.drain.retention import Retention, Retentions
@@ -47,9 +48,9 @@ class Linger:
 
     def _is_kept(self, run: LogRun) -> bool:
         """Return whether Kafka keeps the records of the open segment for long enough."""
-        if not run.assembler.has_records:
+        first, topic = run.assembler.first_record, run.topic_partition[0]
+        if first is None:
             return True
-        topic, written = run.topic_partition[0], run.assembler.first_written
         try:
             retention = self._retentions.of(topic)
         except SourceError as error:
@@ -57,7 +58,7 @@ class Linger:
                 self._reported.add(topic)
                 logger.warning("%s: nothing lingers, since its retention is not known: %s", topic, error)
             return False
-        return _headroom(retention, written) >= self._least
+        return _headroom(retention, written_at(first)) >= self._least
 
 
 def _headroom(retention: Retention, written: float | None) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
+from custody.archive.assemble import written_at
 from custody.archive.writer import Entry
 from custody.errors import CustodyError, SourceError, SourceRefused, TransientSourceError, counted
 from custody.format.times import EPOCH, kafka_moment, parse_time
@@ -317,16 +318,16 @@ class Loop:
                 logger.warning("%s: how long Kafka keeps its records is not known: %s", log, error, extra={"log": log})
 
     def _to_measure(self, behind: Iterable[LogRun]) -> Iterator[tuple[LogRun, float | None]]:
-        """Yield the logs whose headroom is measured, with the time of the record that waits, if it is known.
+        """Yield the logs whose headroom is measured, with the time of the first record that waits, if it is known.
 
         What lingers is in memory, so its time is known, and each is measured. Of the others, those are measured whose
         newest statement is the oldest: the lag of a quiet log is small, however long its records wait.
         """
         others: list[LogRun] = []
         for run in behind:
-            written = None if run.stopped else run.assembler.first_written
-            if written is not None:
-                yield run, written
+            lingers = None if run.stopped else run.assembler.first_record
+            if lingers is not None:
+                yield run, written_at(lingers)
             elif self._may_lose(run):
                 others.append(run)
         now = datetime.now(UTC)
