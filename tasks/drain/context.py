@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from custody.archive.forms import AUDITS
 from custody.archive.reader import before_garbage, find_audit_tip, read_archive
@@ -42,8 +41,6 @@ class Context:
     """Heads of logs in the newest audit that counts."""
     processes: int = 1
     """How many processes share the run's logs, and its memory."""
-    lock: Path | None = None
-    """The file by which these processes take turns; None if there is one process."""
 
 
 def open_context(settings: Settings, stack: ExitStack) -> Context:

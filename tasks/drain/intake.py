@@ -5,8 +5,7 @@ It has what librdkafka refuses read apart, and admits what cannot be read there 
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from confluent_kafka import TopicPartition as Position
 
@@ -23,7 +22,6 @@ from tasks.drain.log_run import LogRun, Reread
 from tasks.drain.resume import check_end
 from tasks.drain.signals import stop_requested
 from tasks.drain.truncation import contradiction, truncated
-from tasks.drain.turns import turn
 
 STALL_SECONDS = 30
 """A log that is behind is read apart after this time without a record; if that gives none, the run gives it up."""
@@ -45,7 +43,6 @@ class Intake:
         self._broker, self._appends = context.broker, appends
         self._kafka = (context.settings.kafka.librdkafka(), context.settings.kafka.group)
         self._own_types = context.settings.events.own_types
-        self._lock = context.lock
 
     def receive(self, run: LogRun, messages: Sequence[Record], feed: Feed) -> None:
         """Receive records of one log. Records that the archive has already are compared with it first."""
@@ -225,11 +222,9 @@ class Intake:
                 f"{run.result.log}: the batch at offset {base} is readable now, and was not: {damage}"
             )
 
-    @contextmanager
-    def _apart(self, position: Position) -> Iterator[Apart]:
-        """Start a process that reads from a position, once no other process of this run has one."""
-        with turn(self._lock), Apart(*self._kafka, position, own_types=self._own_types) as apart:
-            yield apart
+    def _apart(self, position: Position) -> Apart:
+        """Return a process that reads from a position."""
+        return Apart(*self._kafka, position, own_types=self._own_types)
 
     def _check_reading_elsewhere(self, run: LogRun, end: int, damage: str) -> None:
         """Check that a process of its own can read at the partition's end.

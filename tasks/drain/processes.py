@@ -16,12 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from multiprocessing import Pipe
-from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Self
 
 from custody.errors import CustodyError
@@ -50,7 +48,6 @@ class Task:
         once: as in `drain_logs`.
         seconds: as in `drain_logs`.
         processes: how many share the run's logs, and its memory.
-        lock: the file by which they take turns.
         level: the lowest level of the lines that it gives back.
     """
 
@@ -59,7 +56,6 @@ class Task:
     once: bool
     seconds: float | None
     processes: int
-    lock: Path | None
     level: int
 
 
@@ -99,18 +95,8 @@ def task_for(context: Context, share: Sequence[LogRun], *, once: bool, deadline:
         once,
         None if deadline == float("inf") else max(0.0, deadline - time.monotonic()),
         context.processes,
-        context.lock,
         min(logging.getLogger(name).getEffectiveLevel() for name in ("custody", "tasks")),
     )
-
-
-def lock_file(stack: ExitStack) -> Path | None:
-    """Return the file by which processes take turns; None, with a warning, if this machine has no room for files."""
-    try:
-        return Path(stack.enter_context(NamedTemporaryFile(prefix="custody-")).name)
-    except OSError as error:
-        logger.warning("processes of the drain may read large batches at the same time: no temporary file: %s", error)
-        return None
 
 
 class Processes:

@@ -25,8 +25,7 @@ entries of them. `appends` writes the entries, and signs checkpoints at the end.
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from custody.archive.forms import statements_of
@@ -52,19 +51,6 @@ if TYPE_CHECKING:
 READING_SECONDS = 10.0
 """How long a run reads at least, however long it took to open its logs: otherwise each run on a busy machine would end
 before it reads, while the lag grows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What a process has with the others of a run.
-
-    Attributes:
-        processes: how many they are.
-        lock: the file by which they take turns.
-    """
-
-    processes: int
-    lock: Path | None
 
 
 def find_partitions(settings: Settings) -> list[TopicPartition]:
@@ -106,7 +92,7 @@ def drain_logs(
     *,
     once: bool = False,
     seconds: float | None = None,
-    share: Share | None = None,
+    share_of: int | None = None,
 ) -> list[LogResult]:
     """Drain partitions into the archive.
 
@@ -116,7 +102,7 @@ def drain_logs(
         once: end when each log has reached the last stable offset that it had at the start.
         seconds: end after this time, but read for `READING_SECONDS`, or for this time if it is less. If None, the
             setting `drain.seconds`, or no limit with `once`.
-        share: what this process has with others of a run, if it is one of several. It starts no others.
+        share_of: the number of processes that share the logs, if this is one of them. It starts no others.
 
     Returns:
         One result a log. A log that failed has the problem in its result; the others were drained.
@@ -126,7 +112,7 @@ def drain_logs(
         SourceError: Kafka does not answer at all.
         StoreError: the archive's storage does not answer at all.
     """
-    return _drain(settings, partitions, once=once, seconds=seconds, share=share)[0]
+    return _drain(settings, partitions, once=once, seconds=seconds, share_of=share_of)[0]
 
 
 def drain_and_index(
@@ -135,7 +121,7 @@ def drain_and_index(
     *,
     once: bool = False,
     seconds: float | None = None,
-    share: Share | None = None,
+    share_of: int | None = None,
 ) -> "tuple[list[LogResult], list[IndexResult]]":
     """Drain partitions, and index their new events at the same time.
 
@@ -144,19 +130,21 @@ def drain_and_index(
         partitions: the partitions; all that the settings name if None.
         once: as in `drain_logs`.
         seconds: as in `drain_logs`.
-        share: as in `drain_logs`.
+        share_of: as in `drain_logs`.
 
     Raises:
         CustodyError: as `drain_logs`. Problems with Elasticsearch do not fail a drain; they are in the results.
     """
     if settings.search.url is None:
-        return drain_logs(settings, partitions, once=once, seconds=seconds, share=share), []
+        return drain_logs(settings, partitions, once=once, seconds=seconds, share_of=share_of), []
     # Imported here: it loads Elasticsearch's client, which is slow.
     from tasks.search.index import Follower, joined
 
     follower = Follower(settings, partitions)
     try:
-        drained, indexed = _drain(settings, partitions, once=once, seconds=seconds, share=share, follower=follower)
+        drained, indexed = _drain(
+            settings, partitions, once=once, seconds=seconds, share_of=share_of, follower=follower
+        )
     finally:
         own = follower.end()
     return drained, joined(own, indexed)
@@ -168,7 +156,7 @@ def _drain(
     *,
     once: bool,
     seconds: float | None,
-    share: Share | None,
+    share_of: int | None,
     follower: "Follower | None" = None,
 ) -> "tuple[list[LogResult], list[IndexResult]]":
     """Drain partitions, and return the results; also those of indexing in other processes."""
@@ -182,16 +170,13 @@ def _drain(
         runs, results = open_logs(context, find_partitions(settings) if partitions is None else partitions)
         if runs:
             deadline = max(deadline, time.monotonic() + min(seconds, READING_SECONDS))
-            shares = [runs] if share else divide(runs, most_processes(settings.drain))
-            if len(shares) > 1:
-                runs, drained, indexed = _drain_shares(
-                    context, shares, stack, once=once, deadline=deadline, follower=follower
-                )
-                results.extend(drained)
-            else:
-                if share is not None:
-                    context = replace(context, processes=share.processes, lock=share.lock)
+            shares = [runs] if share_of else divide(runs, most_processes(settings.drain))
+            context = replace(context, processes=share_of or len(shares))
+            if len(shares) == 1:
                 _drain_here(context, runs, once=once, deadline=deadline, follower=follower)
+            else:
+                runs, drained, indexed = _drain_shares(context, shares, once=once, deadline=deadline, follower=follower)
+                results.extend(drained)
         refusal = context.broker.group_refusal
         for run in runs:
             if refusal is not None and run.result.outcome == "drained":
@@ -210,13 +195,7 @@ def _drain_here(
 
 
 def _drain_shares(
-    context: Context,
-    shares: Sequence[list[LogRun]],
-    stack: ExitStack,
-    *,
-    once: bool,
-    deadline: float,
-    follower: "Follower | None",
+    context: Context, shares: Sequence[list[LogRun]], *, once: bool, deadline: float, follower: "Follower | None"
 ) -> "tuple[list[LogRun], list[LogResult], list[IndexResult]]":
     """Drain the first share here, and each other one in a process of its own.
 
@@ -224,9 +203,8 @@ def _drain_shares(
         The logs that were drained here, and the results of the others: of draining, and of indexing.
     """
     # Imported here: most runs have too little to do for it.
-    from tasks.drain.processes import Processes, lock_file, task_for
+    from tasks.drain.processes import Processes, task_for
 
-    context = replace(context, processes=len(shares), lock=lock_file(stack))
     here = list(shares[0])
     with Processes() as processes:
         for share in shares[1:]:

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from custody.errors import CustodyError
 from custody.store import retries
 from tasks.drain.processes import Outcome, Task
-from tasks.drain.run import Share, drain_and_index
+from tasks.drain.run import drain_and_index
 from tasks.drain.signals import GRACE_SECONDS, stop_on_signals
 
 
@@ -45,11 +45,7 @@ class _GiveBack(logging.handlers.QueueHandler):
 def _drain(task: Task) -> Outcome:
     try:
         drained, indexed = drain_and_index(
-            task.settings,
-            task.partitions,
-            once=task.once,
-            seconds=task.seconds,
-            share=Share(task.processes, task.lock),
+            task.settings, task.partitions, once=task.once, seconds=task.seconds, share_of=task.processes
         )
     except CustodyError as error:
         return Outcome(repeated=retries.take(), problem=str(error))

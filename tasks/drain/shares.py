@@ -15,8 +15,8 @@ from pathlib import Path
 from tasks.drain.log_run import LogRun
 from tasks.settings import DrainSettings
 
-WORTH_A_PROCESS = 1_000_000
-"""Offsets to read, as two to four seconds of work: starting a process costs a sixth of that."""
+WORTH_A_PROCESS = 500_000
+"""Offsets to read, as two seconds of work: starting a process costs a third of that."""
 MOST_PROCESSES = 16
 """The most processes by default. With more of them, each could hold less than a segment."""
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")

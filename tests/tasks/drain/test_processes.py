@@ -34,7 +34,6 @@ from tasks.drain.processes import Processes, Task
 from tasks.drain.run import drain_and_index, drain_logs
 from tasks.drain.share import _GiveBack
 from tasks.drain.shares import divide, most_processes
-from tasks.drain.turns import turn
 from tasks.search.index import Follower, IndexResult, joined
 from tasks.settings import DAYS, DrainSettings, SearchSettings
 from tests.helpers.search import delete_indices
@@ -288,30 +287,6 @@ def test_no_process_outlives_the_run(site: Site, tmp_path: Path, kind: signal.Si
     assert code == (-signal.SIGKILL if kind == signal.SIGKILL else 0)
     site.drain(topic)
     assert {name: log.events for name, log in site.read().items()} == held
-
-
-def test_turns(tmp_path: Path) -> None:
-    """What may take gigabytes is done by one process after the other, and a stop ends the wait."""
-    lock, order = tmp_path / "lock", list[str]()
-
-    def wait_for_it() -> None:
-        with turn(lock):
-            order.append("second")
-
-    with ThreadPoolExecutor() as pool, turn(lock):
-        waiting = pool.submit(wait_for_it)
-        assert not waiting.done()
-        order.append("first")
-    waiting.result()
-    assert order == ["first", "second"]
-    with turn(lock):
-        signals.stop_requested.set()
-        try:
-            wait_for_it()
-        finally:
-            signals.stop_requested.clear()
-    with turn(None), turn(None):
-        pass
 
 
 # --- how logs are divided
