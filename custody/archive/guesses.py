@@ -1,6 +1,6 @@
 """Guesses where logs end, so that finding it takes the same few requests at any age.
 
-Nothing here is checked: a wrong guess only costs requests. It may steer no more than where a search begins.
+Nothing here is checked: a wrong guess only costs requests. It may steer no more than where a search begins: `hints`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from datetime import datetime
 
 from custody.archive.forms import AUDITS
 from custody.archive.reader import checkpoint_sizes, last_taken, read_valid
-from custody.errors import FormatError, ObjectMissing
+from custody.errors import CustodyError, TransientStoreError
 from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.times import parse_time
@@ -33,7 +33,9 @@ def audited_sizes(store: Store, hint: int = 0) -> Mapping[str, int]:
     sequence = last_taken(store, AUDITS, lambda *_: True, hint)
     try:
         audit = read_valid(store, AUDITS, sequence, lambda *_: True) if sequence >= 0 else None
-    except (FormatError, ObjectMissing):
+    except TransientStoreError:
+        raise
+    except CustodyError:
         return {}
     sizes = {name: head.size for name, head in audit.statement.heads.items()} if audit else {}
     return sizes | {str(layout.AUDIT_LOG): sequence + 1}

@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from itertools import islice
 from typing import Generic, TypeVar
 
 from custody.archive.forms import AUDITS, statements_of
+from custody.archive.hints import unmisled
 from custody.errors import ConfigurationError, FormatError, NoArchive, ObjectMissing
 from custody.format import archive_file, layout, limits
 from custody.format.archive_file import ArchiveFile
@@ -46,12 +46,10 @@ E = TypeVar("E", bound=Entry)
 
 _PIECE = 4 * 1_048_576
 _MOST_HASHED = 256 * 1_048_576
-_LISTED = 1000
-"""Keys that S3 returns in one listing."""
+_LISTED = 3000
+"""Slots that are listed, in three requests, before their end is searched for: nightly audits of eight years."""
 _NAMES = 5
 """Names of logs in an error."""
-MOST_BEYOND = limits.PASSED_OVER
-"""Objects after an empty slot that are read to see whether one is valid."""
 _TO_DO = (
     "find out who wrote them, and remove those after the last valid entry. While they are locked, archive the topic in"
     " another archive"
@@ -281,7 +279,7 @@ def find_tip(store: Store, log: Log, holds: Holds[Manifest], hint: int = 0) -> T
         store: the archive.
         log: the log.
         holds: whether an entry is valid where it stands.
-        hint: the probable size of the log. A wrong hint only costs requests.
+        hint: the probable size of the log. A wrong hint only costs requests: see `hints`.
 
     Raises:
         FormatError: the newest manifest's tree is inconsistent, or the slots after it cannot be passed over.
@@ -297,9 +295,18 @@ def find_audit_tip(store: Store, holds: Holds[SignedAudit]) -> Tip[SignedAudit]:
 
 def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip[E]:
     """Find where a log of any form ends; as `find_tip`."""
+
+    def search(hint: int) -> Tip[E]:
+        return _tip_before(store, form, last_taken(store, form, holds, hint), holds)
+
+    return unmisled(search, hint, lambda tip: tip.newest is not None)
+
+
+def _tip_before(store: Store, form: Form[E], last: int, holds: Holds[E]) -> Tip[E]:
+    """Return the tip after the last slot that is taken. Slots there without a valid entry are passed over."""
     behind: list[str] = []
-    sequence = last_taken(store, form, holds, hint)
-    while sequence >= 0:
+    tip: Tip[E] = Tip()
+    for sequence in range(last, -1, -1):
         digest, entry = read_entry(store, form, sequence, holds)
         if entry is not None:
             tip = tip_behind(form, entry, sequence)
@@ -310,9 +317,6 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
                 f"{form.key(sequence)} and the {limits.PASSED_OVER} slots after it have no valid entry,"
                 f" and no more may be passed over: {_TO_DO}"
             )
-        sequence -= 1
-    else:
-        tip = Tip()
     for digest in reversed(behind):
         tip = tip.pass_over(digest)
     return tip
@@ -350,31 +354,6 @@ def before_garbage(store: Store, form: Form[E], holds: Holds[E]) -> tuple[int, E
 
     last = _last(is_valid)
     return (last, valid[last]) if last >= 0 else None
-
-
-def after_hole(store: Store, form: Form[E], tip: Tip[E], holds: Holds[E]) -> int | None:
-    """Return the sequence of a valid entry after an empty slot at a log's tip; None if there is none.
-
-    Raises:
-        StoreError: the store does not answer.
-    """
-    for sequence in islice(beyond_hole(store, form, tip), MOST_BEYOND):
-        with suppress(FormatError, ObjectMissing):
-            read_valid(store, form, sequence, holds)
-            return sequence
-    return None
-
-
-def beyond_hole(store: Store, form: Form[E], tip: Tip[E]) -> Iterator[int]:
-    """Yield the sequences of all objects after an empty slot at a log's tip, in order. They may be garbage."""
-    for info in store.list(form.prefix, after=form.key(tip.size - 1) if tip.size else form.prefix):
-        sequence = sequence_of(info.key)
-        if sequence is None or sequence <= tip.size:
-            continue
-        # A writer at work may have put one more since the tip was found.
-        if store.exists(form.key(tip.size)):
-            return
-        yield sequence
 
 
 def tip_behind(form: Form[E], entry: E, sequence: int) -> Tip[E]:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from custody.archive.reader import MOST_BEYOND, Tip, beyond_hole, checkpoint_sizes, read_entry, read_valid
+from custody.archive.beyond import MOST_BEYOND, beyond_hole
+from custody.archive.reader import Tip, checkpoint_sizes, read_entry, read_valid
 from custody.archive.trusted import Judge, find_signed_end, known_heads
 from custody.errors import FormatError, HeadRollback, ObjectMissing
 from custody.format import layout

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
+from custody.archive.hints import unmisled
 from custody.archive.reader import Holds, find_tip, manifests_from, read_manifest
 from custody.archive.time_index import EMPTY, TimeIndex
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
@@ -197,15 +198,19 @@ def find_statement(
         log: the log.
         offset: of the record in Kafka.
         holds: whether an entry is valid where it stands.
-        near: a size that the log may have; a wrong one only costs requests.
+        near: a size that the log may have. A wrong one only costs requests: see `hints`.
     """
-    end = _entry_before(store, log, near, holds)
-    if end is None or end[1].statement.next_offset <= offset:
-        tip = find_tip(store, log, holds, near)
-        if tip.newest is None:
-            return None
-        end = tip.head.size - 1, tip.newest
-    return _accounting(store, log, offset, end, holds)
+
+    def search(near: int) -> tuple[int, Manifest] | None:
+        end = _entry_before(store, log, near, holds)
+        if end is None or end[1].statement.next_offset <= offset:
+            tip = find_tip(store, log, holds, near)
+            if tip.newest is None:
+                return None
+            end = tip.head.size - 1, tip.newest
+        return _accounting(store, log, offset, end, holds)
+
+    return unmisled(search, near, lambda accounting: accounting is not None)
 
 
 def _entry_before(store: Store, log: Log, size: int, holds: Holds[Manifest]) -> tuple[int, Manifest] | None:

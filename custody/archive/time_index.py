@@ -70,6 +70,10 @@ Spans = Callable[[Part], Sequence[Span]]
 """Returns the spans of a part. Raises FormatError, ObjectMissing or ObjectArchived if they cannot be had."""
 
 
+class Contradiction(FormatError):
+    """What was signed contradicts itself."""
+
+
 class TimeIndex:
     """The index. Its parts are read when they are needed.
 
@@ -78,12 +82,14 @@ class TimeIndex:
         parts: its parts, the oldest first.
         problems: why some of it could not be read so far; what it covered is read statement by statement.
         missing: those of objects that are not there, as in a copy of an archive without its `reports/`.
+        contradictions: those that only who signed the index can have made.
     """
 
     def __init__(self, parts: Sequence[Part], spans: Spans, ref: ObjectRef | None = None) -> None:
         self.parts, self.ref = tuple(parts), ref
         self.problems: list[str] = []
         self.missing: set[str] = set()
+        self.contradictions: set[str] = set()
         self._read = spans
         self._spans: dict[str, Sequence[Span]] = {}
         self._grouped: dict[str, dict[str, list[Span]]] = {}
@@ -167,6 +173,8 @@ class TimeIndex:
         self.problems.append(f"a part of the index by time is not used: {key}: {error}")
         if isinstance(error, ObjectMissing):
             self.missing.add(self.problems[-1])
+        if isinstance(error, Contradiction):
+            self.contradictions.add(self.problems[-1])
 
     def _chosen(self, log: Log, first: int, end: int, wanted: Callable[[Span], bool]) -> list[Span]:
         return [span for _, span, _ in self._walk(log, first, end, wanted) if span is not None and wanted(span)]
@@ -236,7 +244,7 @@ def read(store: Store, audit: Audit) -> TimeIndex:
         for span in read:
             check(span)
         if len(read) != part.many or runs_of(read) != part.runs:
-            raise FormatError("its spans are not those of the map")
+            raise Contradiction("its spans are not those of the map")
         return read
 
     try:
@@ -254,7 +262,7 @@ def _check_runs(audit: Audit, parts: Sequence[Part]) -> None:
         check(run)
         head = audit.heads.get(run.log)
         if head is None or run.end > head.size:
-            raise FormatError(f"it goes beyond the head of {run.log[:300]!r} that the audit signed")
+            raise Contradiction(f"it goes beyond the head of {run.log[:300]!r} that the audit signed")
 
 
 def find(store: Store, archive: str | None, trust: Trust) -> TimeIndex:

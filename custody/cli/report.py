@@ -1,6 +1,6 @@
 """`custody report`: the integrity report of the newest signed audit, as a page."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 app = App()
 
+_DAYS = 31
+"""Days of figures, as a nightly report has by default: all statements of years would be read otherwise."""
 NOT_STATED = 12
 """Exit code: no signed audit names the file."""
 
@@ -27,7 +29,12 @@ NOT_STATED = 12
 @app.command(rich_help_panel=VERIFY, epilog="custody report --output report.html --since 40d")
 def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("integrity.html"),
-    since: Annotated[datetime | None, time_option("Figures of statements sealed at this time or later.")] = None,
+    since: Annotated[
+        datetime | None,
+        time_option(
+            f"Figures of statements sealed at this time or later; by default {_DAYS} days before the audit, or --until."
+        ),
+    ] = None,
     until: Annotated[datetime | None, time_option("Figures of statements sealed before this time.")] = None,
     check: Annotated[
         Path | None,
@@ -58,7 +65,7 @@ def report(
     from custody.cli import render
 
     with render.working("reading the archive"):
-        facts = gather(store, trusted, datetime.now(UTC), since=since, until=until)
+        facts = gather(store, trusted, datetime.now(UTC), since=since, until=until, last=timedelta(days=_DAYS))
         page = render_page(facts)
     with replacing(output) as staged:
         staged.write(page)

@@ -211,6 +211,12 @@ def _numbered(pattern: re.Pattern[str], key: str) -> tuple[Log, int] | None:
     return (log, int(match["number"])) if log else None
 
 
+def names_records(key: str) -> bool:
+    """Return whether a key is of the form of a segment's or quarantine object's: whether it can be parsed."""
+    match = _RECORDS.fullmatch(key)
+    return match is not None and match["log"].partition("@")[0] not in {".", ".."}
+
+
 def parse_records_key(key: str) -> RecordsKey | None:
     """Return what the key of a segment or quarantine object names. The date is a convenience and is not looked at."""
     match = _RECORDS.fullmatch(key)

@@ -11,7 +11,7 @@ Rules:
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from custody.archive import reader, sources, time_index
 from custody.archive.sources import Source
@@ -21,6 +21,7 @@ from custody.errors import CustodyError, FormatError, HeadRollback
 from custody.findings import Accepted, Severity
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import Audit
+from custody.format.times import parse_time, shift
 from custody.keys.trust import Trust, TrustedKey
 from custody.report.audits import Audits, Problem, Stored, walk
 from custody.report.figures import Figures
@@ -121,6 +122,7 @@ def gather(
     *,
     since: datetime | None = None,
     until: datetime | None = None,
+    last: timedelta | None = None,
     audit: int | None = None,
     reread_days: int | None = None,
 ) -> Facts:
@@ -132,6 +134,7 @@ def gather(
         made_at: the time.
         since: figures are of statements sealed at this time or later.
         until: figures are of statements sealed before this time.
+        last: without `since`, how long before `until`, or before the audit was signed, figures begin; None for all.
         audit: the sequence of the audit to show; None for the newest.
         reread_days: within how many days nightly audits read all again, if that is known.
 
@@ -146,6 +149,8 @@ def gather(
     audits = walk(store, archive, trust, audit)
     problems = [*([problem] if problem else []), *audits.problems]
     newest = _require_audit(store, audits, problems)
+    if since is None and last is not None:
+        since = shift(until or parse_time(newest.statement.sealed_at), -last)
     index = time_index.read(store, newest.statement)
     reading = LogReader(store, archive, trust, made_at, audits, Period(since, until), index, Figures(), problems)
     logs = [reading.log(name) for name in reading.names()]

@@ -138,7 +138,7 @@ class Listing:
     def add(self, key: str, size: int, names: "Names") -> bool:
         """Add an object. Return False if no object of an archive can have this key."""
         if key.startswith(layout.RECORDS):
-            if layout.parse_records_key(key) is None:
+            if not layout.names_records(key):
                 return False
             names.list(key)
             self.stored += size

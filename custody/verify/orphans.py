@@ -8,6 +8,7 @@ keys have no form of the archive's are not here: they are `foreign` (`listing.py
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -26,6 +27,8 @@ from custody.verify.accounts import Accounts, Logs
 from custody.verify.audits import check_unreferred
 from custody.verify.listing import Names
 
+WRITER_TIME = timedelta(days=1)
+"""How long a writer may take between an object and the statement that names it: much longer than any run."""
 _LATER_LIMIT = 10_000
 """How many statements after the last verified one are read, for the objects that they name."""
 _UNNAMED_LIMIT = 100_000
@@ -186,7 +189,8 @@ def check_unnamed(
         return finding("unlisted", "its log has no statement", log=str(parsed.log), key=key, sha256=digest)
     if extent.holes.touch(parsed.first, parsed.last):
         return None
-    if live and parsed.last >= extent.next_offset:
+    # A writer at work begins at the log's end. If it is killed, its object stays, and is one that no statement names.
+    if live and parsed.first >= extent.next_offset and _may_be_written(store, key):
         return None
     where: dict[str, Any] = {"log": str(extent.log), "key": key, "offset": parsed.first}
     digest = None
@@ -205,6 +209,14 @@ def check_unnamed(
     if difference:
         return finding("unlisted", f"no manifest names it, and {difference}", sha256=digest, **where)
     return finding("orphan", "no manifest names it; its records are committed elsewhere, or not committed yet", **where)
+
+
+def _may_be_written(store: Store, key: str) -> bool:
+    """Return whether an object is so new that its writer may still put the statement that names it."""
+    try:
+        return datetime.now(UTC) - store.status(key).created < WRITER_TIME
+    except StoreError:
+        return True
 
 
 def _digest_if_read(store: Store, key: str) -> str | None:

@@ -147,10 +147,12 @@ class _Search:
                 message = f"it is not known whether a statement names the object: {error}"
                 self._findings.report("unreadable", message, group=f"names {parsed.log}", log=str(parsed.log), key=key)
                 return
-            # What a missing statement named is not reported: the statement is, when it is its turn. What lies beyond
-            # the end may be a writer's at work.
-            if statement is None or statement.first_offset > parsed.first or key in named_objects(statement):
-                return
+            if statement is not None:
+                # What a missing statement named is not reported: the statement is, when it is its turn. None is missing
+                # before the first one.
+                in_gap = statement.first_offset > parsed.first and statement.sequence > 0
+                if in_gap or key in named_objects(statement):
+                    return
         elif self._logs.statement(parsed.log, 0) is not None:
             # The log began since the others were read.
             return

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from custody.archive.forms import form_of
 from custody.archive.reader import Tip
 from custody.archive.trusted import Judge
@@ -34,7 +36,7 @@ from custody.archive.writer import append_audit, put_checkpoint, writer_name
 from custody.errors import Fenced
 from custody.findings import Severity
 from custody.format import audit, layout
-from custody.format.audit import Audit, Covered, ObjectRef, SignedAudit, Verdict
+from custody.format.audit import Audit, Covered, Marks, ObjectRef, SignedAudit, Verdict
 from custody.format.envelope import HeadRef
 from custody.format.times import format_time, parse_time
 from custody.keys.signers import Signers
@@ -50,6 +52,7 @@ from tasks.audit.plan import Piece, Plan
 from tasks.audit.signed import find_audits
 from tasks.audit.sources import account
 from tasks.audit.time_index import hand_on
+from tasks.audit.turn import Turn
 from tasks.settings import Settings
 
 TAKEN_OVER = "pieces_taken_over"
@@ -123,6 +126,7 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
         held = inline if len(findings) <= audit.FINDINGS_INLINE else put_lines(store, findings)
         objects = [ref for result in results for ref in result.objects]
         objects += keep_report(store, trust, plan.archive, tip.head.size - 1)
+        marks, turn = _repeated(plan, results, turn)
         handed_on = [turns.put(store, plan.sequence, turn)] if turn else []
         heads = _heads(plan, results)
 
@@ -138,7 +142,7 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
                 writer=writer_name(),
                 heads={name: HeadRef(size, root) for name, (size, root) in sorted(heads.items())},
                 covered=_covered(plan.pieces),
-                marks=dict(sorted(plan.marks.items())),
+                marks=dict(sorted(marks.items())),
                 counts=dict(sorted(counts.items())),
                 findings=held,
                 objects=refer_to(store, [*objects, of_sources.ref, *indexed, *handed_on]),
@@ -159,6 +163,25 @@ def _heads(plan: Plan, results: Sequence[PieceResult]) -> dict[str, tuple[int, s
     unsound = {result.piece.log for result in results if not result.sound}
     heads = {name: head for name, head in plan.heads.items() if name not in unsound}
     return heads | {name: head for name, head in plan.known.items() if name in unsound}
+
+
+def _repeated(plan: Plan, results: Sequence[PieceResult], turn: Turn | None) -> tuple[dict[str, Marks], Turn | None]:
+    """Return the marks and what is handed on. A log of which something could not be read has its turn again.
+
+    Until that is done its share grows by each night, so that all of it is still read within `audit.reread_days`.
+    """
+    marks, sizes = dict(plan.marks), dict(turn.sizes) if turn else {}
+    again = {result.piece.log for result in results if result.piece.read == "again" and _lacks(result)}
+    for name in again & marks.keys():
+        old = plan.marks_before.get(name, Marks(0, 0, format_time(plan.started_at), 0))
+        marks[name] = msgspec.structs.replace(marks[name], reread=old.reread, reread_at=old.reread_at)
+        if plan.before is not None and name in plan.before.sizes:
+            sizes[name] = plan.before.sizes[name]
+    return marks, msgspec.structs.replace(turn, sizes=sizes) if turn else None
+
+
+def _lacks(result: PieceResult) -> bool:
+    return any(problem["finding"] == "unreadable" for problem in result.findings)
 
 
 def _put_checkpoints(

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from custody.archive import sources, time_index
-from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, read_archive
+from custody.archive.reader import Holds, choose_logs, find_tip, named_logs, read_archive
 from custody.archive.readings import newest_reading
 from custody.archive.search import sealed_between
 from custody.archive.time_index import TimeIndex
@@ -100,6 +100,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         full: whether it reads all of that.
         counted: of how many statements of each log the audits before have counted the numbers of sources.
         known: size and root of each log in the previous audit.
+        marks_before: the marks of the previous audit.
         ends: size and next offset of each log that was surveyed.
         listed: which of the records' keys are listed: from a position on, and before another (None: to the end).
         turn: what the audit hands on, if all of that can be listed; None if it hands on nothing.
@@ -121,6 +122,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     full: bool = False
     counted: dict[str, int] = {}
     known: dict[str, tuple[int, str]] = {}
+    marks_before: dict[str, Marks] = {}
     ends: dict[str, tuple[int, int]] = {}
     listed: tuple[tuple[str, str | None], ...] = ()
     turn: Turn | None = None
@@ -153,14 +155,13 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         archive = read_trusted_archive(store, trust).id
         tip = find_audits(store, archive, trust)
         before = clean_audit(store, archive, trust, tip)
-        # A log with a known head is audited even if all its objects are gone.
-        known = map(log_named, {*(before.heads if before else ()), *trust.heads} - {str(layout.AUDIT_LOG)})
-        logs = choose_logs({*list_logs(store), *known}, request.logs)
+        # A log with a known head is audited even if all its objects are gone, and one that has nothing but checkpoints.
+        logs = choose_logs(named_logs(store, {*(before.heads if before else ()), *trust.heads}), request.logs)
         holds = standing(store, archive, trust)
         newest = newest_reading(store, archive, trust, tip.head.size)
         index = time_index.read(store, newest) if newest and (request.since or request.until) else time_index.EMPTY
         turn = turns.read(store, newest)
-        sizes = turn.sizes if turn else {}
+        sizes = turn.sizes if turn else _old_before(before)
         reads = {log: _reads(store, log, before, request, settings, now, holds(log), sizes, index) for log in logs}
         listing = _listing(store, reads, turn if before else None, request, settings, now, holds)
         report = _survey(store, trust, settings, before, reads, listing, now, full=request.full)
@@ -188,6 +189,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         pieces=tuple(_pieces(report, reads, settings.audit.piece_statements)),
         heads=_heads(report, reads, before),
         marks=_marks(report, reads, before, indexed, now, turned=turned),
+        marks_before=before.marks if before else {},
         findings=(*(problem.to_dict() for problem in report.findings), *others),
         whole=request.whole,
         full=request.whole and request.full,
@@ -297,6 +299,19 @@ def _ends(report: Report, logs: Sequence[Log]) -> dict[str, tuple[int, int]]:
     """Return size and next offset of each log; (0, 0) without a statement that could be read."""
     ends = {str(log): (0, 0) for log in logs}
     return ends | {summary.log: (summary.size, summary.next_offset or 0) for summary in report.logs}
+
+
+def _old_before(before: Audit | None) -> dict[str, int]:
+    """Return how many old statements of each log there were in the audit before, by what it says itself."""
+    if before is None:
+        return {}
+    sizes = {name: head.size for name, head in before.heads.items()}
+    return sizes | {
+        name: span.from_
+        for name, spans in before.covered.items()
+        for span in spans
+        if span.read == "new" and span.from_
+    }
 
 
 def _counted(store: Store, audit: Audit | None) -> dict[str, int]:

@@ -303,6 +303,8 @@ def hand_on(
 def _lost(known: TimeIndex) -> Iterator[Finding]:
     """Yield a finding for each object of the index that is lost. What it covered is indexed again as it is read."""
     for problem in known.problems:
-        # A copy of an archive has what is evidence, and this is none.
-        severity = Severity.NOTICE if problem in known.missing else Severity.POLICY
+        severity = Severity.TAMPERED if problem in known.contradictions else Severity.POLICY
+        if problem in known.missing:
+            # A copy of an archive has what is evidence, and this is none.
+            severity = Severity.NOTICE
         yield finding("time-index", problem, severity=severity, loss=(problem,))

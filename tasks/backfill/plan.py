@@ -21,8 +21,9 @@ from typing import Literal, TypeVar, get_args
 import msgspec
 
 from custody.archive import time_index
+from custody.archive.beyond import after_hole
 from custody.archive.forms import statements_of
-from custody.archive.reader import Holds, after_hole, choose_logs, find_tip, named_logs, read_archive, read_manifest
+from custody.archive.reader import Holds, choose_logs, find_tip, named_logs, read_archive, read_manifest
 from custody.archive.search import sealed_between
 from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import Judge, beyond_end, check_keys, empty_slots, known_heads, unverified

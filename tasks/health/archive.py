@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import groupby
 
+from custody.archive.beyond import after_hole
 from custody.archive.forms import statements_of
 from custody.archive.reader import (
     Holds,
     Tip,
-    after_hole,
     find_tip,
     list_logs,
     named_logs,

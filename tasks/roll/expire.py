@@ -83,7 +83,8 @@ def expire(
         clocks: what `read_clocks` returned; by default it is called.
 
     Yields:
-        One action for each log whose `expired` was signed or could not be signed, and one for each object.
+        One action for each log whose `expired` was signed or could not be signed, and one for each object. A failed one
+        if there are logs, but no time of a statement is known.
 
     Raises:
         ConfigurationError: `tiers.life_days` is less than what `archive.json` or `trust.json` promises.
@@ -106,10 +107,10 @@ def expire(
             else:
                 works[log] = work
         clocks = read_clocks(settings) if clocks is None else clocks
-        if not clocks:
+        if not clocks and not works:
             return
-        if now - max(clocks) > AHEAD:
-            action = _clock(store.url, now, max(clocks), days, confirmed=confirm_clock, dry_run=dry_run)
+        if not clocks or now - max(clocks) > AHEAD:
+            action = _clock(store.url, now, clocks, days, confirmed=confirm_clock, dry_run=dry_run)
             yield action
             if action.outcome == "failed":
                 return
@@ -207,8 +208,15 @@ def _other_clocks(
     return [max(store.status(key).created for key in keys), *audited]
 
 
-def _clock(url: str, now: datetime, newest: datetime, days: int, *, confirmed: bool, dry_run: bool) -> Action:
-    """Return the action for a host's clock that is far ahead of all others: failed, unless it is confirmed."""
+def _clock(url: str, now: datetime, clocks: Sequence[datetime], days: int, *, confirmed: bool, dry_run: bool) -> Action:
+    """Return the action for a host's clock that is far ahead of all others: failed, unless it is confirmed.
+
+    It is failed in any case if there are logs, and no clock of a statement is known.
+    """
+    if not clocks:
+        why = "no valid statement of any log was found, so no time but the host's is known: run `custody verify`"
+        return Action("expire", url, "failed", why)
+    newest = max(clocks)
     problem = f"the host's clock says {now:%Y-%m-%d %H:%M}, but the newest manifest and audit that do not jump"
     problem = f"{problem} ahead of those before are not later than {newest:%Y-%m-%d %H:%M}"
     if not confirmed:

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -62,6 +62,8 @@ REREAD_DAYS = 36_500
 """So many that an audit reads one piece again at any age: how much is read again is the setting's price, not growth."""
 SECONDS = 60
 """The longest time of a command."""
+ELSEWHERE = ("status", "drain", "audit", "query", "connect", "evidence")
+"""Parts of the titles of commands that are also run on files and in SeaweedFS."""
 _COPIERS = 16
 _SLOWEST = 1.2
 """What an operator is promised at ten times the age; more is marked."""
@@ -398,7 +400,8 @@ def run(archives: Sequence[Archive], servers: Servers, titles: Sequence[str], li
                 # What takes too long on an archive takes longer on an older one.
                 if not figures or figures[-1].seconds is not None:
                     figures.append(measure(archive, command, folders[archive.days], servers, limit))
-            print(f"{archives[0].kind}: {command.title}", file=sys.stderr, flush=True)
+            each = ", ".join(f"{took.total:,} requests and {took.cpu:.1f} s of the processor" for took in figures)
+            print(f"{archives[0].kind}: {command.title}: {each}", file=sys.stderr, flush=True)
     return rows
 
 
@@ -448,34 +451,36 @@ def _report(options: argparse.Namespace, folder: Path, servers: Servers, stack: 
     ages = sorted({*options.ages, *options.folder, *options.s3})
     stores = dict(zip(ages, build(folder, ages, servers.kafka), strict=True))
     console.print(f"made {', '.join(f'{days:,} days' for days in ages)} in {time.perf_counter() - began:.0f} s")
-    of_kinds = {
-        "folder": [],
-        "S3": [],
-        "generated": [Archive("generated", days, stores[days], stores[days].url) for days in options.ages],
-    }
-    for days in options.folder:
-        at = folder / f"files-{days}"
-        shutil.rmtree(at, ignore_errors=True)
-        copy_to_folder(stores[days], at)
-        of_kinds["folder"].append(Archive("folder", days, stores[days], str(at)))
+    places: list[tuple[str, Sequence[int], Callable[[int], Archive], Sequence[str]]] = [
+        ("generated", options.ages, lambda days: Archive("generated", days, stores[days], stores[days].url), ()),
+        ("folder", options.folder, lambda days: _in_folder(stores[days], days, folder), ELSEWHERE),
+    ]
     if options.s3:
         server = stack.enter_context(SeaweedServer(folder / "seaweed"))
-        for days in options.s3:
-            os.environ.update(server.environment())
-            bucket = server.make_bucket(versioned=True)
-            url = f"s3://{bucket}/archive"
-            s3 = {"CUSTODY_S3__ENDPOINT_URL": server.endpoint_url, **server.environment()}
-            with contextlib.closing(open_store(url, S3Options(endpoint_url=server.endpoint_url))) as to:
-                copy_to_s3(stores[days], to)
-            of_kinds["S3"].append(Archive("S3", days, stores[days], url, s3))
-    for kind, archives in of_kinds.items():
-        if archives:
-            days = [archive.days for archive in archives]
-            console.print(
-                table_of(kind, days, run(archives, servers, options.commands, options.seconds), options.seconds)
-            )
+        os.environ.update(server.environment())
+        places.append(("S3", options.s3, lambda days: _in_s3(stores[days], days, server), ELSEWHERE))
+    for kind, days, archive_of, titles in places:
+        archives = [archive_of(each) for each in days]
+        rows = run(archives, servers, options.commands or titles, options.seconds) if archives else {}
+        if rows:
+            console.print(table_of(kind, days, rows, options.seconds))
     console.print(f"growth: requests and processor time, as times of the row before; ! above {_SLOWEST}")
     console.print(f"whole run: {time.perf_counter() - began:.0f} s")
+
+
+def _in_folder(store: AgedStore, days: int, folder: Path) -> Archive:
+    files = folder / f"files-{days}"
+    shutil.rmtree(files, ignore_errors=True)
+    copy_to_folder(store, files)
+    return Archive("folder", days, store, str(files))
+
+
+def _in_s3(store: AgedStore, days: int, server: SeaweedServer) -> Archive:
+    url = f"s3://{server.make_bucket(versioned=True)}/archive"
+    with contextlib.closing(open_store(url, S3Options(endpoint_url=server.endpoint_url))) as to:
+        copy_to_s3(store, to)
+    environment = {"CUSTODY_S3__ENDPOINT_URL": server.endpoint_url, **server.environment()}
+    return Archive("S3", days, store, url, environment)
 
 
 if __name__ == "__main__":

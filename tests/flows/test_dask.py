@@ -16,20 +16,21 @@ import distributed
 import psutil
 import pytest
 from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.scheduler import KilledWorker, NoWorkerError
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from custody.archive.writer import create_archive
-from custody.errors import ConfigurationError
+from custody.errors import ConfigurationError, CustodyError
 from custody.keys.keyring import new_keyring
 from custody.store.open import open_store
 from custody.verify.run import verify
 from flows.audit import audit
 from flows.backfill import backfill
-from flows.cluster import cluster_runner
+from flows.cluster import cluster_errors, cluster_runner
 from flows.drain import drain
 from flows.index import index
 from flows.operate.sample import sample_events
-from flows.runners import run_parallel
+from flows.runners import _Here, run_parallel
 from tasks.search.task import find_logs
 from tasks.settings import Settings
 from tasks.spread import DaskSettings
@@ -40,7 +41,8 @@ from tests.servers.kafka import KafkaServer
 from tests.servers.ports import free_ports
 
 PARTITIONS = 3
-EVENTS = 900
+EVENTS = 300
+NOBODY: Any = None
 SECRETS = ("passphrase-of-the-keyring", "prefect:credentials-of-its-api")
 
 
@@ -83,7 +85,7 @@ class Site:
             f'archive = "{self.folder / archive}"\nkeys = "file:{self.folder}/keyring.json"\n'
             f'[kafka]\nbootstrap_servers = "{self.kafka.bootstrap}"\ntopics = ["{topic}"]\ngroup = "{topic}"\n'
             f"[drain]\nbatch_events = 20\nsegment_bytes = 20000\n{spread}"
-            f"[audit]\npiece_statements = 5\nreport = false\ntables = false\n{spread}[backfill]\n{spread}"
+            f"[audit]\npiece_statements = 2\nreport = false\ntables = false\n{spread}[backfill]\n{spread}"
             f"[dask]\n{self.cluster_of_runs}\n{more}"
         )
         folder = self.folder / archive
@@ -166,26 +168,31 @@ def test_the_same_archive_as_with_threads(site: Site, elastic: ElasticsearchServ
 
 
 def test_a_worker_that_is_killed_costs_time_alone(site: Site) -> None:
-    """Dask runs a dead worker's share again on the other one, and each event is archived once, in order."""
+    """Dask runs a dead worker's share again, and each event is archived once, in order, by this run or the next.
+
+    Six seconds of a run are enough to see its first statement, and to kill a worker that is not done.
+    """
     topic = site.topic()
-    site.use("killed", topic, "dask")
-    manifests = site.folder / "killed" / "manifests"
-    left: list[int] = []
+    archive = site.use("killed", topic, "dask")
+    begun = len(site.sent.tasks)
 
     def kill() -> None:
-        while len(list(manifests.rglob("*.json"))) < 3:
-            threading.Event().wait(0.01)
+        while not list((archive / "manifests").rglob("*.json")):
+            threading.Event().wait(0.02)
         busy = next(state for state in site.cluster.scheduler.workers.values() if state.processing)
         psutil.Process(site.cluster.workers[busy.name].pid).kill()
-        left.append(PARTITIONS * EVENTS - sum(len(events) for events in events_of(site.folder / "killed").values()))
 
     killer = threading.Thread(target=kill)
     killer.start()
-    ended = drain(once=True, return_state=True)
+    ended = drain(seconds=6, return_state=True)
     killer.join()
     assert ended.is_completed(), ended.message
-    assert left[0] > 0
+    assert len(site.sent.tasks) - begun == 3, "two shares, and one of them again"
+    assert drain(once=True, return_state=True).is_completed()
     assert site.judge() == PARTITIONS * EVENTS
+    assert [[offset for offset, _ in events] for events in events_of(archive).values()] == [
+        list(range(EVENTS)) for _ in range(PARTITIONS)
+    ]
 
 
 def test_a_run_starts_workers_of_its_own(
@@ -211,3 +218,48 @@ def test_a_cluster_that_does_not_answer_fails_in_one_line() -> None:
         pytest.raises(ConfigurationError, match="has had no worker"),
     ):
         cluster_runner(DaskSettings(address=empty.scheduler_address, wait_seconds=0.2), 2)
+
+
+def test_certificates_open_a_cluster_that_takes_no_others(tmp_path: Path) -> None:
+    """A scheduler with TLS is reached with certificates of its authority, and with none of another one."""
+    own, other = (distributed.Security.temporary() for _ in range(2))  # type: ignore[no-untyped-call]
+
+    def settings(security: Any, address: str) -> DaskSettings:
+        files = {"ca_certs": security.tls_ca_file, "certificate": security.tls_client_cert}
+        files["key_file"] = security.tls_client_key
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        paths = {name: tmp_path / name for name in files}
+        return DaskSettings.model_validate({"address": address, "wait_seconds": 1, **paths})
+
+    with distributed.LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=0, dashboard_address="127.0.0.1:0", security=own
+    ) as cluster:
+        assert cluster.scheduler_address.startswith("tls://")
+        with pytest.raises(ConfigurationError, match="has had no worker"):
+            cluster_runner(settings(own, cluster.scheduler_address), 2)
+        with pytest.raises(ConfigurationError, match="does not answer"):
+            cluster_runner(settings(other, cluster.scheduler_address), 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KilledWorker("drain-share-1", NOBODY, 3), "4 Dask workers died while they ran it"),
+        (NoWorkerError("drain-share-1", 300), "all workers of the Dask cluster are gone for 300 s"),
+        (distributed.CancelledError("scheduler-restart"), "dropped a share of the work (scheduler-restart)"),
+    ],
+)
+def test_what_ends_a_share_is_said_in_one_line(error: Exception, says: str) -> None:
+    """A run that the cluster failed ends with what happened, and that the next one continues."""
+    with pytest.raises(CustodyError) as ended, cluster_errors():
+        raise error
+    assert says in str(ended.value)
+    assert "Nothing is lost: the next run continues" in str(ended.value)
+    assert "\n" not in str(ended.value)
+
+
+def test_a_share_is_sent_without_the_others() -> None:
+    """The flow goes along with each of its tasks, and must not take the arguments of all of them."""
+    assert list(_Here([1, 2])) == [1, 2]
+    assert list(cloudpickle.loads(cloudpickle.dumps(_Here([1, 2])))) == []

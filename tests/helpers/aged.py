@@ -76,8 +76,10 @@ BUCKET = "s3://aged"
 MOST = 1.2
 """How many times the requests may be, of ten times the age."""
 _HASH = 32
-_REREAD = 6
-"""Spans whose files are there."""
+_REREAD = 3000
+"""Statements at the begin whose spans have their files: audits read these again first."""
+_RECENT = 32 * DAY
+"""And at the end: a report is of so many days."""
 _WRITER = "tests.helpers.aged"
 _EVENT = b'{"event_type":"query_executed","timestamp":"%b","user_id":"user-%04d","request_id":"%012d"}\n'
 _GZIP = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
@@ -270,20 +272,28 @@ class GrowingNodes(Nodes):
         self._growing: list[bytearray] = []
         super().__init__(self._growing)
         self.size = 0
+        self._range: list[bytes] = []
+        self._hex: list[str] = []
 
     def append(self, message: bytes) -> None:
         """Append an entry, as it is signed."""
-        node, level = merkle.leaf_hash(message), 0
-        size = self.size = self.size + 1
+        node, level, size = merkle.leaf_hash(message), 0, self.size
         while True:
             if level == len(self._growing):
                 self._growing.append(bytearray())
             self._growing[level] += node
-            if size & 1:
-                return
-            node = merkle.node_hash(bytes(self._growing[level][-2 * _HASH : -_HASH]), node)
-            size >>= 1
+            if not size >> level & 1:
+                break
+            node = merkle.node_hash(self._range.pop(), node)
+            self._hex.pop()
             level += 1
+        self._range.append(node)
+        self._hex.append(node.hex())
+        self.size += 1
+
+    def next_tree(self) -> Tree:
+        """Return what the next entry states of those before it."""
+        return Tree(self.size, merkle.range_root(tuple(self._range)).hex(), list(self._hex))
 
     def save(self, path: Path) -> None:
         """Write the nodes to a file, level after level."""
@@ -308,40 +318,49 @@ class Maker:
         """Return when a statement was sealed: at the end of its minute."""
         return self.spec.begin + timedelta(minutes=sequence + 1)
 
+    def _minute_text(self, sequence: int) -> str:
+        """Return when a statement's minute begins, without its seconds."""
+        day, minute = divmod(self._minute + sequence, DAY)
+        return f"{_day_text(day)}T{minute // 60:02}:{minute % 60:02}:"
+
     def times(self, sequence: int) -> list[str]:
         """Return the times of a statement's events."""
-        day, minute = divmod(self._minute + sequence, DAY)
-        hour, minute = divmod(minute, 60)
-        text = f"{_day_text(day)}T{hour:02}:{minute:02}:"
+        text = self._minute_text(sequence)
         return [f"{text}{second:02}.000000Z" for second in range(10, 10 + EACH)]
 
     def lines(self, sequence: int) -> bytes:
         """Return the events of a statement."""
+        return self._lines(sequence, self.times(sequence))
+
+    def _lines(self, sequence: int, times: Sequence[str]) -> bytes:
         offset = self.first_offset(sequence)
         return b"".join(
             _EVENT % (moment.encode(), (offset + number) % 10_000, offset + number)
-            for number, moment in enumerate(self.times(sequence))
+            for number, moment in enumerate(times)
         )
 
     def segment(self, sequence: int) -> bytes:
         """Return the segment of a statement: one gzip member, whose lines are stored as they are."""
         return _member(self.lines(sequence))
 
-    def segment_key(self, sequence: int, digest: str | None = None) -> str:
+    def segment_key(self, sequence: int) -> str:
         """Return the key of a statement's segment."""
-        digest = digest or sha256(self.segment(sequence)).hexdigest()
+        times = self.times(sequence)
+        return self._key(sequence, times, sha256(_member(self._lines(sequence, times))).hexdigest())
+
+    def _key(self, sequence: int, times: Sequence[str], digest: str) -> str:
         first = self.first_offset(sequence)
-        date = self.times(sequence)[0][:19].translate(_TO_PATH)
         offsets = f"{first:020}-{first + EACH - 1:020}"
+        date = times[0][:19].translate(_TO_PATH)
         return f"events/{date}-{self.log.name}-{self.log.partition}-{offsets}-{digest[:16]}.jsonl.gz"
 
     def line(self, sequence: int, tree: Tree) -> bytes:
         """Return line 1 of a statement, by the tree before it."""
-        lines = self.lines(sequence)
+        times = self.times(sequence)
+        lines = self._lines(sequence, times)
         member = _member(lines)
         digest = sha256(member).hexdigest()
         first = self.first_offset(sequence)
-        times = self.times(sequence)
         kafka_ms = (self._minute + sequence) * 60_000 + 10_000
         batch = manifest.Batch(
             number=sequence,
@@ -371,9 +390,9 @@ class Maker:
                 lost=None,
                 unreadable=[],
                 passed_over=[],
-                sealed_at=f"{self.times(sequence + 1)[0][:17]}00.000000Z",
+                sealed_at=f"{self._minute_text(sequence + 1)}00.000000Z",
                 writer=_WRITER,
-                segment=manifest.SegmentRef(self.segment_key(sequence, digest), len(member), digest),
+                segment=manifest.SegmentRef(self._key(sequence, times, digest), len(member), digest),
                 batches=[batch],
                 quarantine=None,
                 expired=None,
@@ -443,7 +462,7 @@ def make_archive(
         end: a whole minute.
         unaudited: whole days at the end without an audit.
         span: statements of each span of the time index; None for no index. Of the files that spans name, only the first
-            few are there, for audits that read these statements again. Who needs others reads statements one by one.
+            ones and those of a month are there. Who needs others reads statements one by one.
     """
     begin = end - timedelta(minutes=statements)
     folder.mkdir(parents=True, exist_ok=True)
@@ -457,7 +476,7 @@ def make_archive(
     for log in spec.names:
         nodes, maker = GrowingNodes(), Maker(spec, log)
         for sequence in range(statements):
-            nodes.append(envelope.message(maker.line(sequence, nodes.tree(sequence)), manifest.FORMAT))
+            nodes.append(envelope.message(maker.line(sequence, nodes.next_tree()), manifest.FORMAT))
         nodes.save(folder / f"nodes-{log.partition}")
         trees.append(nodes)
     audits = statements // DAY - unaudited
@@ -474,7 +493,9 @@ def _make_index(put: Store, spec: Spec, trees: Sequence[Nodes], audits: int, spa
     for log, tree in zip(spec.names, trees, strict=True):
         maker = Maker(spec, log)
         of_log = list(maker.spans(audits * DAY, span))
-        for number, each in enumerate(of_log[:_REREAD]):
+        for number, each in enumerate(of_log):
+            if each.first >= _REREAD and each.end <= audits * DAY - _RECENT:
+                continue
             rows: dict[Name, Rows] = {"manifests": Rows("manifests"), "batches": Rows("batches")}
             for sequence in range(each.first, each.end):
                 statement = manifest.parse_statement(maker.line(sequence, tree.tree(sequence)))

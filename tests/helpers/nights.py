@@ -25,6 +25,8 @@ from tests.helpers.sample import BEGINNING_MS, Growing, Message, event
 MODE: Literal["COMPLIANCE"] = "COMPLIANCE"
 DAYS = 30
 HOUR_MS = 3_600_000
+FIRST = 1_000
+"""The first offset of each log: Kafka has deleted what was before."""
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Spread(Growing):
         )
         writer.open()
         assembler = Assembler(
-            writer.next_offset or 0, batch_events=3, segment_bytes=2**20, level=1, number=writer.next_batch
+            writer.next_offset or FIRST, batch_events=3, segment_bytes=2**20, level=1, number=writer.next_batch
         )
         for _ in range(statements):
             at = assembler.position

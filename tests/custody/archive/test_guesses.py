@@ -1,5 +1,7 @@
 """Where logs end is found with few requests, whatever is guessed."""
 
+import shutil
+from collections.abc import Collection, Mapping
 from itertools import product
 from pathlib import Path
 
@@ -8,11 +10,17 @@ import pytest
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.guesses import audited_sizes, checkpoints_back
 from custody.archive.reader import checkpoint_sizes, last_taken
+from custody.archive.search import find_statement
+from custody.archive.show import show
+from custody.archive.trusted import Judge, find_trusted_tip
+from custody.format import limits
 from custody.format.layout import AUDIT_LOG, Log, checkpoint_key, manifest_key
+from custody.keys.trust import open_trust
 from custody.store.folder import FolderStore
 from custody.store.protocol import Store
-from tests.helpers.aged import DAY, AgedStore
+from tests.helpers.aged import DAY, EACH, FIRST_OFFSET, AgedStore
 from tests.helpers.memory import MemoryStore
+from tests.helpers.misled import mislead
 
 LOG = Log("audit", 0)
 SIZES = (0, 1, 2, 999, 1000, 1001, 1999, 2000, 3500, 40_000)
@@ -30,6 +38,14 @@ def test_the_last_slot_is_found_whatever_is_guessed(size: int) -> None:
         store.calls.clear()
         assert last_taken(store, statements_of(LOG), anything, hint) == size - 1
         assert len(store.calls) <= {size: 2, max(size - DAY, 0): 5}.get(hint, 16)
+
+
+def test_as_many_slots_as_nights_of_seven_years_are_listed(aged: tuple[AgedStore, AgedStore]) -> None:
+    """Without a guess, the end of 2,890 audits or statements takes a request for each 1,000."""
+    store = aged[0]
+    store.requests.clear()
+    assert last_taken(store, statements_of(LOG), anything) == store.spec.statements - 1 == 2889
+    assert store.requests.by_kind == {"LIST": 3}
 
 
 def test_a_hole_is_found_where_a_search_would_jump_over_it() -> None:
@@ -83,3 +99,31 @@ def test_checkpoints_of_a_folder_come_from_the_newest_back(tmp_path: Path) -> No
     for size in sizes:
         store.create(checkpoint_key(LOG, size), b"garbage")
     assert list(checkpoints_back(store, LOG, 90_000)) == sizes[::-1]
+
+
+END = 2 * DAY + 10
+MISLED: Mapping[str, tuple[Collection[int], bytes]] = {
+    "garbage behind a hole": ([5000], b"garbage"),
+    "more garbage than may be passed over": (range(5000, 5000 + limits.PASSED_OVER + 2), b"garbage"),
+    "garbage at the end and behind a hole": ([END, END + 1, 5000], b"garbage"),
+    "a statement of another slot": ([5000], b""),
+}
+
+
+@pytest.mark.parametrize("kind", MISLED)
+def test_what_nobody_signed_changes_no_answer(aged: tuple[AgedStore, AgedStore], tmp_path: Path, kind: str) -> None:
+    """With an unsigned audit, and with anything in the slot that it leads to, all is found that is found without."""
+    store = AgedStore.opened(shutil.copytree(aged[0].folder, tmp_path / "archive"))
+    slots, garbage = MISLED[kind]
+    mislead(store, LOG, slots, garbage or store.read(manifest_key(LOG, 7), limit=limits.FILE_BYTES))
+    trust = open_trust([store.keys])
+    hint = audited_sizes(store)[str(LOG)]
+    assert hint == max(slots) + 1
+    tip = find_trusted_tip(store, LOG, store.spec.archive, trust, hint)
+    assert tip == find_trusted_tip(store, LOG, store.spec.archive, trust)
+    assert tip.head.size == END
+    holds = Judge(store, LOG, statements_of(LOG), store.spec.archive, trust).may_stand
+    offset = FIRST_OFFSET + 7 * EACH
+    assert find_statement(store, LOG, offset, holds, hint) == find_statement(store, LOG, offset, holds)
+    assert show(store, str(LOG), trust).position["sequence"] == END - 1
+    assert show(store, f"{LOG}@{offset}", trust).position["sequence"] == 7

@@ -163,7 +163,7 @@ def test_any_key_is_parsed(key: str) -> None:
         assert layout.manifest_key(*found) == key
     if found := layout.parse_checkpoint_key(key):
         assert layout.checkpoint_key(*found) == key
-    layout.parse_records_key(key)
+    assert layout.names_records(key) is (layout.parse_records_key(key) is not None)
 
 
 @pytest.mark.parametrize("topic", ["", ".", "..", "audits", "a/b", "a b", "ü", "a@2", "a\n", "x" * 250])
@@ -210,4 +210,5 @@ def test_epoch_that_no_statement_has() -> None:
         log = f"audit@{'9' * digits}"
         key = f"events/2026/01/01/00/00/00-{log}-0-{0:020}-{0:020}-{'a' * 16}.jsonl.gz"
         assert layout.parse_records_key(key) is None
+        assert not layout.names_records(key)
         assert layout.parse_log(log, 0) is None

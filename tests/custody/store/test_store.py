@@ -650,9 +650,21 @@ def test_history_is_seen_in_a_bucket_with_versions(server: SeaweedServer | MotoS
     client.delete_object(Bucket=bucket, Key="p/manifests/a/0/000000000001.json")
     client.close()
     assert not store.exists("manifests/a/0/000000000001.json")
+
+
+def test_versions_are_listed_between_two_keys(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing of versions begins behind a key, also one that is not there, and ends with another."""
+    # Not moto: it leaves out the first version behind a key that is not there.
+    seaweed.use(monkeypatch)
+    bucket, client = seaweed.make_bucket(versioned=True), seaweed.client()
+    store = open_store(f"s3://{bucket}/p", S3Options(endpoint_url=seaweed.endpoint_url))
+    keys = [f"manifests/a/0/{number:012}.json" for number in range(4)]
+    for key in (keys[1], keys[2]):
+        store.create(key, b"x")
+    client.delete_object(Bucket=bucket, Key=f"p/{keys[1]}")
+    client.close()
     versions = store.capabilities.versions
     assert versions is not None
-    keys = [f"manifests/a/0/{number:012}.json" for number in range(4)]
     for after, through, seen in (
         *(("", "", True), (keys[0], keys[1], True), (keys[1], "", False), ("", keys[0], False)),
         *((keys[0], keys[3], True), (keys[2], keys[3], False), ("", "manifests/a/00", True)),

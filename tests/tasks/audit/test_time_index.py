@@ -1,6 +1,7 @@
 """An audit keeps an index of statements by time, and finds an index that does not say what the statements say."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from custody.archive import time_index
-from custody.archive.reader import read_manifest
+from custody.archive.reader import read_archive, read_manifest
 from custody.archive.time_index import TimeIndex
 from custody.archive.time_spans import Span, SpanMaker
 from custody.format import layout
@@ -156,21 +157,43 @@ def test_a_full_audit_makes_the_index_again(growing: Growing) -> None:
 
 
 def forge(growing: Growing, change: Callable[[Span], Span | None]) -> None:
-    """Sign an audit as the newest one's twin, whose index was changed. Who holds the audit's key can do so."""
+    """Sign an index that was changed. Who holds the audit's key can do so."""
+    store = open_store(str(growing.folder))
+    spans = [changed for span in index_of(growing).of(log_of(growing)) if (changed := change(span)) is not None]
+    index, made = time_index.extend(read_archive(store).id, 999, time_index.EMPTY, spans)
+    for key, data in made.items():
+        store.create(key, data)
+    assert index.ref is not None
+    sign(growing, index.ref)
+
+
+def sign(growing: Growing, index: ObjectRef) -> None:
+    """Sign an audit of nothing, as the newest one, that refers to an index."""
     given = Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}")
-    store = open_store(given.archive)
-
-    def forged(_store: object, _trust: object, plan: Any, *_: object) -> tuple[list[ObjectRef], list[object]]:
-        spans = [changed for span in index_of(growing).of(log_of(growing)) if (changed := change(span)) is not None]
-        index, made = time_index.extend(plan.archive, plan.sequence, time_index.EMPTY, spans)
-        for key, data in made.items():
-            store.create(key, data)
-        return [index.ref] if index.ref else [], []
-
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("tasks.audit.conclude.hand_on", forged)
+        patched.setattr("tasks.audit.conclude.hand_on", lambda *_: ([index], []))
         plan = plan_audit(given, Request(logs=(growing.log,), since=growing.sealed_at(growing.size)), growing.begun)
         conclude(given, plan, [])
+
+
+@pytest.mark.parametrize("lie", [{"sealed": (5, 6)}, {"event_times": None}, {"end": 99}])
+def test_a_map_that_hides_a_part_is_found_and_made_again(growing: Growing, lie: dict[str, Any]) -> None:
+    """Its bounds decide which parts are read. So they must be those of the part's spans, and end at the head."""
+    growing.append(6)
+    run(growing)
+    before = index_of(growing).of(log_of(growing))
+    index = index_of(growing)
+    (part,) = index.parts
+    runs = [msgspec.structs.replace(part.runs[0], **lie)]
+    archive = read_archive(open_store(str(growing.folder))).id
+    data = time_index.encode(archive, time_index.MAP_FORMAT, [msgspec.structs.replace(part, runs=runs)])
+    ref = ObjectRef(f"{time_index.FOLDER}000-map-forged.jsonl.gz", len(data), sha256(data).hexdigest())
+    open_store(str(growing.folder)).create(ref.key, data)
+    sign(growing, ref)
+    assert kinds(run(growing)) == [("time-index", "tampered")]
+    for _ in range(2):
+        assert kinds(run(growing)) == []
+    assert index_of(growing).of(log_of(growing)) == before
 
 
 def _earlier(bounds: tuple[int, int] | None) -> tuple[int, int]:

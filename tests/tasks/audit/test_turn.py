@@ -15,18 +15,24 @@ from hypothesis import strategies as st
 
 from custody.errors import TransientStoreError
 from custody.format import layout
+from custody.format.audit import parse as parse_audit
 from custody.format.layout import Log
 from custody.format.manifest import parse
 from custody.format.times import format_time
+from custody.store.protocol import ObjectInfo, S3Options
 from custody.verify.records import Stretch, names_of
 from tasks.audit.turn import choose, share_of
+from tasks.settings import AuditSettings, Settings
 from tests.helpers.archives import member
-from tests.helpers.nights import LockingStore, Nights, Spread, opened, settings_of
+from tests.helpers.audit import audit
+from tests.helpers.nights import FIRST, LockingStore, Nights, Spread, opened, settings_of
 from tests.helpers.sample import event
+from tests.servers.s3 import SeaweedServer
 
 REREAD = 6
 STATEMENTS = 60
 LOG = Log("audit.grows", 0)
+NOTICES = frozenset({"stale", "clock"})
 Change = Callable[[LockingStore, Spread], str]
 """Changes an archive, and returns the key that the finding names; '' if it names none."""
 
@@ -36,10 +42,13 @@ def put(key: str, store: LockingStore, _: Spread) -> str:
     return key
 
 
-def plant(date: str, store: LockingStore, _: Spread) -> str:
+def plant(
+    date: str, store: LockingStore, _: Spread, first: int = FIRST + 7, last: int | None = None, folder: str = "events"
+) -> str:
     """Put a segment, well named, that no statement names: another event at an offset that has one."""
     data = member(event(7).replace(b"request-7", b"planted-7") + b"\n")
-    key = f"events/{date}-audit.grows-0-{7:020}-{7:020}-{sha256(data).hexdigest()[:16]}.jsonl.gz"
+    offsets = f"{first:020}-{first if last is None else last:020}"
+    key = f"{folder}/{date}-audit.grows-0-{offsets}-{sha256(data).hexdigest()[:16]}.jsonl.gz"
     store.objects[key] = data
     return key
 
@@ -156,13 +165,21 @@ FOREIGN = (
     *("manifests/audit.grows/0/000000000033/x", "manifests/audit.grows/0/zz", "manifests/audit.grows/0/!"),
     *("checkpoints/x", "checkpoints/audit.grows/0/x", "checkpoints/audit.grows/0/000000000020x"),
     *("checkpoints/audit.grows/0/!", "audits/x", "audits/objects/x", "checkpoints/audits/0/x"),
+    *("checkpoints/ghost/0/x", "checkpoints/audit.grows@2/0/x", "manifests/ghost/0/x"),
 )
+DATE = "2026/03/02/19/34/56"
 CHANGES: Mapping[str, tuple[str, Change]] = {
     **{f"foreign {key}": ("foreign", partial(put, key)) for key in FOREIGN},
     "unlisted, at its date": ("unlisted", partial(plant, "2026/03/01/19/34/56")),
     "unlisted, long before": ("unlisted", partial(plant, "1999/01/01/00/00/00")),
     "unlisted, long after": ("unlisted", partial(plant, "2099/12/31/23/59/59")),
     "unlisted, of no log": ("unlisted", plant_for_no_log),
+    "unlisted, before the first offset": ("unlisted", partial(plant, DATE, first=5)),
+    "unlisted, up to the first offset": ("unlisted", partial(plant, DATE, first=5, last=FIRST + 2)),
+    "unlisted, to beyond the end": ("unlisted", partial(plant, DATE, first=FIRST + 7, last=2**63 - 1)),
+    "unlisted, in quarantine": ("unlisted", partial(plant, DATE, folder="quarantine")),
+    "beyond the end": ("orphan", partial(plant, DATE, first=10**15)),
+    "beyond the end, in quarantine": ("unlisted", partial(plant, DATE, first=10**15, folder="quarantine")),
     "segment removed": ("segment-missing", remove_segment),
     "segment replaced": ("segment-hash", replace_segment),
     "segment longer": ("segment-size", lengthen_segment),
@@ -181,7 +198,7 @@ CHANGES: Mapping[str, tuple[str, Change]] = {
 
 
 @pytest.fixture(scope="module")
-def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nights, Spread]]:
+def aged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Nights, Spread]:
     """An archive that was audited for some nights, in the middle of a turn."""
     store = LockingStore()
     grown = Spread(tmp_path_factory.mktemp("aged"), store)
@@ -190,7 +207,8 @@ def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nights, Spr
         nights = Nights(store, settings_of(grown.keyring, days=REREAD, piece=4, tables=True), datetime.now(UTC))
         for _ in range(3):
             assert nights.audit().verdict == "notices"
-        yield nights, grown
+    # Not before: other tests of this module open archives of their own.
+    return nights, grown
 
 
 def branch(nights: Nights) -> Nights:
@@ -210,6 +228,52 @@ def test_a_change_is_found_in_time(aged: tuple[Nights, Spread], change: str) -> 
     assert found, f"{name} {key} was not found in {REREAD} nights"
 
 
+def test_a_part_that_cannot_be_listed_is_next_again(aged: tuple[Nights, Spread]) -> None:
+    """A night in which the store refuses costs that night, and not a whole turn."""
+
+    def night_of(refused: int | None) -> int:
+        nights = branch(aged[0])
+        key = layout.checkpoint_key(LOG, 19) + "x"
+        nights.store.objects[key] = b"x"
+        listed = nights.store.list
+        with opened(nights.store), pytest.MonkeyPatch.context() as patch:
+            for night in range(1, 2 * REREAD):
+
+                def refuse(prefix: str = "", night: int = night, **more: Any) -> Iterator[ObjectInfo]:
+                    if night == refused and prefix.startswith(layout.checkpoint_prefix(LOG)):
+                        raise TransientStoreError("503: slow down")
+                    return listed(prefix, **more)
+
+                patch.setattr(nights.store, "list", refuse)
+                if any(problem.get("key") == key for problem in nights.audit().findings):
+                    return night
+        raise AssertionError("it was not found")
+
+    found = night_of(None)
+    assert night_of(found) == found + 1
+
+
+def test_what_is_handed_on_is_also_known_without_it(aged: tuple[Nights, Spread]) -> None:
+    """If it is removed each night, old statements are read again as fast as with it, whatever an archive grows by."""
+
+    def covered(keep: bool) -> list[tuple[int, int]]:
+        nights, grown = branch(aged[0]), aged[1]
+        grown.store, kept = nights.store, grown._statements
+        spans: list[tuple[int, int]] = []
+        with opened(nights.store):
+            for _ in range(REREAD):
+                grown.append(9)
+                if not keep:
+                    for key in [key for key in nights.store.objects if key.startswith("reports/turns/")]:
+                        del nights.store.objects[key]
+                made = parse_audit(nights.store.objects[layout.audit_key(nights.audit().sequence)]).statement
+                spans += [(span.from_, span.to) for span in made.covered[str(LOG)] if span.read == "again"]
+        grown._statements = kept
+        return spans
+
+    assert covered(keep=False) == covered(keep=True)
+
+
 def test_nothing_is_found_where_nothing_changed(aged: tuple[Nights, Spread]) -> None:
     """Two turns of an archive that nobody touched, and that grows, end with notices alone."""
     nights, grown = branch(aged[0]), aged[1]
@@ -218,7 +282,7 @@ def test_nothing_is_found_where_nothing_changed(aged: tuple[Nights, Spread]) -> 
         for _ in range(2 * REREAD):
             grown.append(3)
             outcome = nights.audit()
-            assert {problem["finding"] for problem in outcome.findings} <= {"stale", "clock"}
+            assert {problem["finding"] for problem in outcome.findings} <= NOTICES
     grown._statements = kept
 
 
@@ -235,7 +299,7 @@ def test_logs_of_all_sizes(tmp_path: Path) -> None:
             # The log with the most statements is another one after some nights.
             later.append(8 if night > 2 else 1)
             large.append(1)
-            assert {problem["finding"] for problem in nights.audit().findings} <= {"stale", "clock"}
+            assert {problem["finding"] for problem in nights.audit().findings} <= NOTICES
         keys = {
             plant("2026/03/04/00/00/00", store, large).replace("grows-0", f"grows-{partition}")
             for partition in range(3)
@@ -244,6 +308,43 @@ def test_logs_of_all_sizes(tmp_path: Path) -> None:
         store.objects |= dict.fromkeys(keys, data)
         found = {key for _, name, key in nights.until(REREAD) if name == "unlisted"}
     assert found >= {key for key in keys if "grows-2" not in key}
+
+
+def test_a_bucket(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a bucket that keeps versions, and sorts folder by folder, a part is listed as it is in memory."""
+    seaweed.use(monkeypatch)
+    built = LockingStore()
+    grown = Spread(tmp_path, built)
+    grown.append(9)
+    bucket, client = seaweed.make_bucket(versioned=True), seaweed.client()
+
+    def put_all(objects: Mapping[str, bytes]) -> None:
+        for key, data in objects.items():
+            client.put_object(Bucket=bucket, Key=f"a/{key}", Body=data)
+
+    put_all(built.objects)
+    settings = Settings(
+        archive=f"s3://{bucket}/a",
+        keys=f"file:{grown.keyring}",
+        s3=S3Options(endpoint_url=seaweed.endpoint_url),
+        audit=AuditSettings(piece_statements=3, reread_days=3, tables=False),
+    )
+    now = datetime.now(UTC)
+    for night in range(2):
+        assert {problem["finding"] for problem in audit(settings, now + timedelta(days=night)).findings} <= NOTICES
+    hidden, overwritten = segment(built, 1), layout.manifest_key(LOG, 7)
+    client.delete_object(Bucket=bucket, Key=f"a/{hidden}")
+    foreign = {"events/2026-x/y", "events/2026/03/01/zz", "manifests/audit.grows/0/000000000004-x/y", "x/y"}
+    put_all({overwritten: built.objects[overwritten], **dict.fromkeys(foreign, b"x")})
+    found: set[tuple[str, str]] = set()
+    for night in range(2, 5):
+        found |= {
+            (problem["finding"], problem.get("key", ""))
+            for problem in audit(settings, now + timedelta(days=night)).findings
+        }
+    client.close()
+    expected = {("foreign", key) for key in foreign} | {("delete-marker", hidden), ("version", overwritten)}
+    assert {(name, key) for name, key in found if name not in NOTICES} == expected | {("segment-missing", hidden)}
 
 
 def handed_on(nights: Nights) -> dict[str, Any]:

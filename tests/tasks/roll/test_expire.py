@@ -85,6 +85,15 @@ def test_signed_then_deleted(growing: Growing) -> None:
     assert list(expire(given, NOW)) == []
 
 
+def test_without_a_clock_nothing_expires_and_the_roll_fails(growing: Growing) -> None:
+    """If there are logs, and no time of a statement is known, that is a failure, and no silence."""
+    for confirmed in (False, True):
+        (action,) = expire(settings(growing), NOW, clocks=[], confirm_clock=confirmed)
+        assert (action.what, action.outcome) == ("expire", "failed")
+        assert "no time but the host's is known" in action.why
+    assert len(segments(growing)) == 4
+
+
 def test_who_has_public_keys_alone_believes_it(growing: Growing, tmp_path: Path) -> None:
     """A checkpoint covers the statement that calls objects expired, before they are deleted."""
     given, path = settings(growing), tmp_path / "trust.json"

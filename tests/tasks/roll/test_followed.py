@@ -9,12 +9,14 @@ import msgspec
 import pytest
 
 from custody.archive import signed_notes
+from custody.format.layout import Log
 from custody.keys.keyring import new_keyring
 from custody.keys.open import open_signers
 from tasks.roll.expire import expire, read_clocks
 from tasks.roll.followed import EVERY, FOLDER, FORMAT, Followed
 from tasks.settings import Settings
 from tests.helpers.aged import DAY, AgedStore, check_flat, use_aged
+from tests.helpers.misled import mislead
 
 Aged = tuple[AgedStore, AgedStore]
 
@@ -52,6 +54,15 @@ def test_a_note_is_written_once_in_many_audits(copies: Aged) -> None:
         read_clocks(settings(store), keep=True)
         assert [info.key for info in store.list(FOLDER)] == [f"{FOLDER}{store.spec.statements // DAY:012}"]
     assert EVERY > 1
+
+
+def test_what_nobody_signed_stops_no_roll(copies: Aged) -> None:
+    """An audit without a valid signature, and an object where it says that the log ends, change no clock."""
+    store = copies[0]
+    before = read_clocks(settings(store))
+    mislead(store, Log("audit", 0), [5000], b"garbage")
+    assert read_clocks(settings(store)) == before
+    assert list(expire(settings(store), datetime.now(UTC), dry_run=True)) == []
 
 
 def resigned(note: Followed, keys: str, **changes: object) -> bytes:
