@@ -16,8 +16,8 @@ from tasks.drain import machine
 from tasks.drain.log_run import LogRun
 from tasks.settings import DrainSettings
 
-WORTH_A_PROCESS = 500_000
-"""Offsets to read, as two seconds of work: starting a process costs a third of that."""
+WORTH_A_PROCESS = 1_000_000
+"""Offsets to read, as two to four seconds of work: starting a process costs a fifth of that."""
 MOST_PROCESSES = 16
 """The most processes by default. With more of them, each could hold less than a segment."""
 WORST_BYTES = 3 * 1024 * MIB
