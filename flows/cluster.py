@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import distributed
+from distributed.scheduler import NoWorkerError
 from prefect import Task
 from prefect.context import SettingsContext
 from prefect_dask.task_runners import DaskTaskRunner
@@ -110,6 +111,8 @@ def cluster_errors() -> Iterator[None]:
             f"a share of the work was given up, because {error.allowed_failures + 1} Dask workers died while they ran"
             f" it: look at their logs and memory. {_AGAIN}"
         ) from None
+    except NoWorkerError as error:
+        raise CustodyError(f"all workers of the Dask cluster are gone for {error.timeout:g} s. {_AGAIN}") from None
     except distributed.CancelledError as error:
         reason = " ".join(str(error).split())[:300]
         raise CustodyError(f"the Dask cluster dropped a share of the work ({reason}). {_AGAIN}") from None

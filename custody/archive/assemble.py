@@ -116,6 +116,7 @@ class Assembler:
 
     Attributes:
         position: the first offset that is not accounted for.
+        first_record: the first record since the last cut; None without one.
         dense: whether batches take more time for fewer bytes from now on. The open batch is compressed as it ends.
     """
 
@@ -161,7 +162,7 @@ class Assembler:
         self._lost: tuple[int, int] | None = None
         self._skipped: Ranges = []
         self._unreadable: list[Unreadable] = []
-        self._first_record: Record | None = None
+        self.first_record: Record | None = None
         self._last_record = 0
         self._leader_epoch: int | None = None
         self._members: list[bytes] = []
@@ -192,7 +193,7 @@ class Assembler:
     @property
     def has_records(self) -> bool:
         """Whether there are records, lost or unreadable offsets, which should be written before the run ends."""
-        return self._first_record is not None or self.has_gaps
+        return self.first_record is not None or self.has_gaps
 
     @property
     def has_gaps(self) -> bool:
@@ -232,8 +233,8 @@ class Assembler:
             raise ValueError(f"offsets {first} to {last} do not join at {self.position}: the gap is not accounted for")
         # Mapping the class's function over a list takes two thirds of the time of method calls.
         values = list(map(type(records[0]).value, records))
-        if self._first_record is None:
-            self._first_record = records[0]
+        if self.first_record is None:
+            self.first_record = records[0]
         taken = self._gather(records, values)
         self.position = first + taken
         self._last_record = self.position - 1
@@ -268,7 +269,7 @@ class Assembler:
         lines = b"".join(self._quarantine)
         quarantine = members.pack(lines, self._level, dense=self.dense) if lines else None
         # Compared with None, because a message without a value is false.
-        first = self._first_record
+        first = self.first_record
         kind, stamp = first.timestamp() if first is not None else (TIME_NOT_AVAILABLE, -1)
         entry = Entry(
             first_offset=self._start,
@@ -406,6 +407,12 @@ class Assembler:
             "mixed" if len(kinds) > 1 else "append" if TIME_APPEND in kinds else "create"
         )
         return KafkaTime(name, min(times)[0], max(times)[0])
+
+
+def written_at(record: Record) -> float | None:
+    """Return a record's Kafka timestamp in seconds since 1970; None if it has none."""
+    kind, stamp = record.timestamp()
+    return None if kind == TIME_NOT_AVAILABLE or stamp == _NO_TIME else stamp / 1000
 
 
 def quarantine_line(record: Record, value: bytes | None, reason: str) -> bytes:

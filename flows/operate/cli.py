@@ -113,7 +113,7 @@ def drain(
 ) -> None:
     """Drain Kafka into the archive now, without Prefect. A scheduled run at the same time does no harm.
 
-    A large backlog is drained by a process a core, unless the setting `drain.workers` says otherwise.
+    A large backlog is drained by a process a core, as far as memory allows: see the setting `drain.workers`.
     """
     settings = _settings()
     signals, run = _import("tasks.drain.signals"), _import("tasks.metrics.run").Run("drain")

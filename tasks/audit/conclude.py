@@ -110,6 +110,8 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
     started_at = min([plan.started_at, *(parse_time(result.started_at) for result in results)])
     with closing(open_store(settings.archive, settings.s3)) as store:
         trust, signers = settings.own_trust(), settings.signers(now)
+        # Also before the work that another audit would make needless.
+        _tip(store, plan, trust)
         of_sources = account(store, settings, trust, plan, results, now)
         spans = [span for result in results for span in result.spans]
         replaced = {(result.piece.log, first) for result in results for first in result.replaced}
@@ -119,9 +121,7 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
         exit_code = max((_SEVERITIES[finding["severity"]] for finding in findings), default=0)
         verdict = _VERDICTS[exit_code]
         counts.update(of_sources.counts, findings=len(findings))
-        tip = find_audits(store, plan.archive, trust, [KnownHead(plan.audits, None, "the plan of this audit")])
-        if tip.head.size > plan.audits:
-            raise Fenced(f"audit {tip.head.size - 1} was written by another process meanwhile")
+        tip = _tip(store, plan, trust)
         inline: list[dict[str, Any]] | ObjectRef = [dict(finding) for finding in findings]
         held = inline if len(findings) <= audit.FINDINGS_INLINE else put_lines(store, findings)
         objects = [ref for result in results for ref in result.objects]
@@ -156,6 +156,19 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
     moments = [moment for result in results for moment in result.expired_sealed or ()]
     expired = (min(moments), max(moments)) if moments else None
     return Outcome(sequence, verdict, exit_code, counts, tuple(findings), whole, expired)
+
+
+def _tip(store: Store, plan: Plan, trust: Trust) -> Tip[SignedAudit]:
+    """Return the end of the audits, which is where it was when this audit was planned.
+
+    Raises:
+        Fenced: another one was written meanwhile.
+        HeadRollback: the audits went back.
+    """
+    tip = find_audits(store, plan.archive, trust, [KnownHead(plan.audits, None, "the plan of this audit")])
+    if tip.head.size > plan.audits:
+        raise Fenced(f"audit {tip.head.size - 1} was written by another process meanwhile")
+    return tip
 
 
 def _heads(plan: Plan, results: Sequence[PieceResult]) -> dict[str, tuple[int, str]]:

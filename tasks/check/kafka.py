@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from custody.errors import SourceError, TransientSourceError, counted, legible
-from custody.format.times import moment_of
+from custody.format.times import duration_text, moment_of
 from tasks.check import clock
 from tasks.check.model import Line, Reporter
 from tasks.check.sample import Sample, read_samples
 from tasks.drain.kafka import MOCK_CLUSTER, Bounds, Broker, Topic
+from tasks.drain.linger import least_headroom
+from tasks.drain.retention import read_retention
 from tasks.settings import Settings
 
 REQUEST_SECONDS = 3.0
@@ -48,7 +50,7 @@ def check(settings: Settings) -> Iterator[Line]:
             except SourceError as error:
                 yield _refused(topic.name, error, _RIGHTS)
                 continue
-            yield from _configuration(broker, topic, cluster)
+            yield from _configuration(settings, broker, topic, cluster)
         if left_out:
             message = f"{counted(left_out, 'topic')} could not be tried: Kafka answers slowly"
             yield _report.warning("topics", message, "look at the brokers, and try again")
@@ -91,15 +93,27 @@ def _bounds(broker: Broker, topic: Topic) -> dict[int, Bounds]:
     return {number: broker.bounds(topic.name, number) for number in range(min(topic.partitions, _PARTITIONS))}
 
 
-def _configuration(broker: Broker, topic: Topic, cluster: str) -> Iterator[Line]:
-    """Yield a warning if this client may not see how long the topic keeps records."""
+def _configuration(settings: Settings, broker: Broker, topic: Topic, cluster: str) -> Iterator[Line]:
+    """Yield a warning if this client may not see how long the topic keeps records, or if lingering takes longer."""
     if cluster.startswith(MOCK_CLUSTER):
         return
     try:
-        broker.configuration(topic.name)
+        retention = read_retention(broker, topic.name)
     except SourceError as error:
         message = f"its retention is not known, so no alert warns before records are lost: {error}"
         yield _report.warning(topic.name, message, _RIGHTS)
+        return
+    lingers = settings.drain.linger_seconds
+    if lingers and retention.bytes is not None:
+        message = "drain.linger_seconds has no effect: what comes next decides how soon retention.bytes deletes records"
+        yield _report.warning(
+            topic.name, message, "remove the topic's retention.bytes, or set drain.linger_seconds to 0"
+        )
+    elif lingers and retention.seconds is not None and retention.seconds < lingers + least_headroom(settings.drain):
+        left = duration_text(max(0.0, retention.seconds - least_headroom(settings.drain)))
+        message = f"records linger for {left} at most, so that headroom is no problem, and not for drain.linger_seconds"
+        remedy = "raise the topic's retention.ms, or lower drain.linger_seconds or drain.headroom_seconds"
+        yield _report.warning(topic.name, message, remedy)
 
 
 def _group(settings: Settings, broker: Broker, topic: Topic) -> Line:

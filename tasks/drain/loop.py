@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
+from custody.archive.assemble import written_at
 from custody.archive.writer import Entry
-from custody.errors import CustodyError, SourceRefused, TransientSourceError, counted
-from custody.format.times import kafka_moment, parse_time
+from custody.errors import CustodyError, SourceError, SourceRefused, TransientSourceError, counted
+from custody.format.times import EPOCH, kafka_moment, parse_time
 from custody.store.protocol import CLOCK_SLACK, Store, host_ahead
 from tasks.drain.appends import Appends, held_bytes
 from tasks.drain.clients import queue_limit
@@ -25,8 +26,9 @@ from tasks.drain.kafka import (
     partition_of,
 )
 from tasks.drain.kafka_errors import is_of_group, map_error, reading
+from tasks.drain.linger import Linger
 from tasks.drain.log_run import LogRun, TopicPartition
-from tasks.drain.retention import read_headroom
+from tasks.drain.retention import Retentions, read_headroom
 from tasks.drain.signals import stop_requested
 from tasks.drain.truncation import LOG_TRUNCATION, says_truncated
 from tasks.drain.tuning import keep_freed_memory, rare_collections
@@ -39,7 +41,8 @@ CATCHING_UP_OFFSETS = 250_000
 """A run for which more offsets wait than these, of all its logs, catches up. To make fewer of them dense takes half a
 second at most."""
 MEASURED_LOGS = 8
-"""At the end of a run, headroom is measured for this many of the logs that are behind: each takes a read."""
+"""At the end of a run, headroom is measured for all that lingers, and for this many of the other logs that are behind:
+each of them takes a read."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +56,9 @@ class Loop:
         self._context = context
         self._once = once
         self._deadline = deadline
-        # A log is never silent for longer than its heartbeat.
-        longest = min(context.settings.drain.linger_seconds, context.archive.statement.heartbeat)
-        self._linger = 0.0 if once else longest
+        self._retentions = Retentions(context.broker)
+        heartbeat = context.archive.statement.heartbeat
+        self._linger = None if once else Linger(context.settings.drain, heartbeat, self._retentions)
         self._appends = appends
         self._intake = Intake(context, appends)
         self._runs = {run.topic_partition: run for run in runs}
@@ -218,7 +221,7 @@ class Loop:
                 run.assembler.dense = self._context.settings.drain.compression != "fast"
             waited = now - run.since >= self._context.settings.drain.flush_seconds
             due = run.assembler.has_records and (waited or (caught_up and not self._once))
-            if due and not run.lingers(self._linger):
+            if due and not self._lingers(run):
                 self._guard(run, feed, self._appends.cut)
             elif run.append is not None and run.append.done():
                 self._guard(run, feed, self._appends.collect)
@@ -226,13 +229,16 @@ class Loop:
             largest = max(self._active(), key=lambda run: run.assembler.held_bytes)
             self._guard(largest, feed, self._appends.cut)
 
+    def _lingers(self, run: LogRun) -> bool:
+        return self._linger is not None and self._linger.holds_back(run)
+
     def _finish_log(self, run: LogRun) -> None:
         """Append a log's last entry of the run: its open segment, skipped offsets, or a heartbeat if one is due.
 
         A segment that lingers is dropped. Kafka keeps its records, and the next run reads them again.
         """
         if not run.assembler.is_empty:
-            self._guard(run, None, self._appends.collect if run.lingers(self._linger) else self._appends.cut)
+            self._guard(run, None, self._appends.collect if self._lingers(run) else self._appends.cut)
             return
         self._guard(run, None, self._appends.collect)
         newest = run.writer.tip.newest
@@ -288,21 +294,59 @@ class Loop:
                 )
 
     def _report_behind(self) -> None:
-        """Fail logs of which nothing was archived, and measure how long Kafka keeps what the largest lags wait for."""
+        """Fail logs of which nothing was archived, and measure how long Kafka keeps what logs wait for."""
         behind = [run for run in self._runs.values() if (run.writer.next_offset or 0) < run.target]
         for run in behind:
             # The first statement of a log only begins it. What lingers was read.
             idle = run.result.statements <= (run.begun.newest is None) and run.assembler.is_empty
             if idle and not run.stopped and not stop_requested.is_set():
                 self._fail(run, _no_progress(run), None)
-        for run in sorted(behind, key=lambda run: -(run.result.lag or 0))[:MEASURED_LOGS]:
-            position = run.writer.next_offset or 0
+        for run, written in self._to_measure(behind):
+            topic, partition = run.topic_partition
             try:
-                headroom = read_headroom(self._context.broker, *run.topic_partition, position)
+                headroom = read_headroom(
+                    self._context.broker,
+                    topic,
+                    partition,
+                    run.writer.next_offset or 0,
+                    written,
+                    self._retentions.of(topic),
+                )
                 run.result.headroom, run.result.headroom_unknown = headroom.seconds, headroom.unknown
             except CustodyError as error:
                 run.result.headroom_unknown, log = str(error), run.result.log
                 logger.warning("%s: how long Kafka keeps its records is not known: %s", log, error, extra={"log": log})
+
+    def _to_measure(self, behind: Iterable[LogRun]) -> Iterator[tuple[LogRun, float | None]]:
+        """Yield the logs whose headroom is measured, with the time of the first record that waits, if it is known.
+
+        What lingers is in memory, so its time is known, and each is measured. Of the others, those are measured whose
+        newest statement is the oldest: the lag of a quiet log is small, however long its records wait.
+        """
+        others: list[LogRun] = []
+        for run in behind:
+            lingers = None if run.stopped else run.assembler.first_record
+            if lingers is not None:
+                yield run, written_at(lingers)
+            elif self._may_lose(run):
+                others.append(run)
+        now = datetime.now(UTC)
+        for run in sorted(others, key=lambda run: _sealed(run, now))[:MEASURED_LOGS]:
+            yield run, None
+
+    def _may_lose(self, run: LogRun) -> bool:
+        """Return whether Kafka deletes records of a log's topic, as far as that is known."""
+        try:
+            return self._retentions.of(run.topic_partition[0]).is_limited
+        except SourceError:
+            return True
+
+
+def _sealed(run: LogRun, now: datetime) -> datetime:
+    """Return when a log's newest statement was sealed; long ago without one, or by a clock that was ahead."""
+    newest = run.writer.tip.newest
+    sealed_at = parse_time(newest.statement.sealed_at) if newest else EPOCH
+    return sealed_at if sealed_at <= now else EPOCH
 
 
 def _no_progress(run: LogRun) -> TransientSourceError:

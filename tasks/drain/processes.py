@@ -1,9 +1,13 @@
 """Drains shares of the logs in processes of their own, beside this one.
 
 Rules:
-- A process gets its task through a connection, because settings may hold secrets: no argument and no variable has them.
+- A process gets its task through a connection, because settings may hold secrets: no argument and no new variable has
+  them. Variables of this process are given to it.
 - What it logs comes back through the connection, and is logged here: each line is in this run's log, in its format.
-- It ends with this process: the connection's end is a request to stop, as SIGTERM is. A stop of this one is passed on.
+- It ends with this process: the connection's end is a request to stop, as SIGTERM is. A stop of this one is passed on,
+  also while others are being started.
+- If this process cannot take what another gives back, whatever the error is, it closes the connection: the other one
+  stops, and neither waits for the other.
 - A process that dies loses nothing, and its logs are failed results: the next run continues from the archive's heads.
 - What cannot be started stays with this process.
 """
@@ -22,7 +26,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Self
 
-from custody.errors import CustodyError
+from custody.errors import CustodyError, legible
 from custody.store import retries
 from custody.store.retries import Retries
 from tasks.drain.context import Context
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from tasks.search.index import IndexResult
 
 _LOOK_SECONDS = 0.1
+_NEXT = "What it archived stays, and the next run continues from there"
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +126,14 @@ class Processes:
             process.close()
 
     def start(self, task: Task, runs: Sequence[LogRun]) -> bool:
-        """Start a process, and return whether that was possible.
+        """Start a process, and return whether that was possible. Once the run must stop, none is started.
 
         Args:
             task: what it does.
             runs: the logs of its share, as this process opened them.
         """
+        if stop_requested.is_set():
+            return False
         try:
             process = _Process(task, runs)
         except OSError as error:
@@ -149,10 +156,9 @@ class Processes:
 
     def _stop_with_run(self) -> None:
         while not self._over.wait(_LOOK_SECONDS):
-            if stop_requested.is_set():
-                for process in list(self._processes):
-                    process.stop()
-                return
+            # Not only once: another process may be being started.
+            for process in list(self._processes) if stop_requested.is_set() else ():
+                process.stop()
 
 
 class _Process:
@@ -175,24 +181,28 @@ class _Process:
         with suppress(BrokenPipeError):
             self._connection.send(task)
         self._outcome: Outcome | None = None
+        self._problem: str | None = None
+        self._is_told_to_stop = False
+        self._closing = threading.Lock()
         # In this run's context: what a flow logs goes to its page.
         self._reader = threading.Thread(target=copy_context().run, args=(self._read,), name="share", daemon=True)
         self._reader.start()
 
     def stop(self) -> None:
         """Ask it to finish its open segments and end."""
-        with suppress(OSError):
-            self._connection.send(None)
+        with self._closing, suppress(OSError):
+            if not self._is_told_to_stop:
+                self._is_told_to_stop = True
+                self._connection.send(None)
 
     def wait(self) -> Outcome:
         """Wait until it has ended, and return what it did."""
-        self._reader.join()
-        return self._outcome or Outcome(problem=_how_it_ended(self._process.wait()))
+        self.close()
+        return self._outcome or Outcome(problem=self._problem or _how_it_ended(self._process.wait()))
 
     def close(self) -> None:
         """Wait until it has ended."""
         self._reader.join()
-        self._connection.close()
 
     def results(self) -> list[LogResult]:
         """Return one result for each log of its share."""
@@ -210,19 +220,33 @@ class _Process:
 
     def _read(self) -> None:
         """Take what it gives back until it ends."""
-        with suppress(EOFError, OSError):
-            while True:
-                given = self._connection.recv()
+        try:
+            while (given := self._receive()) is not None:
                 if isinstance(given, Outcome):
                     self._outcome = given
                 elif (origin := logging.getLogger(given.name)).isEnabledFor(given.levelno):
                     origin.handle(given)
-        self._process.wait()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other process must not wait for this one
+            why = legible(f"{type(error).__name__}: {error}")
+            self._problem = f"what its process gave back could not be taken: {why}. {_NEXT}"
+        finally:
+            # Where nobody reads, it would wait for ever to send. Nobody may send meanwhile: the number is used anew.
+            with self._closing:
+                self._connection.close()
+            self._process.wait()
+
+    def _receive(self) -> Outcome | logging.LogRecord | None:
+        """Return what comes next; None once the connection has ended."""
+        try:
+            given: Outcome | logging.LogRecord = self._connection.recv()
+        except (EOFError, OSError):
+            return None
+        return given
 
 
 def _how_it_ended(code: int) -> str:
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     return (
-        f"the process that drained it ended {how}. What it archived stays, and the next run continues from there. If it"
-        " happens again, look at this machine's memory, or set drain.workers to 1"
+        f"the process that drained it ended {how}. {_NEXT}. If it happens again, look at this machine's memory, or set"
+        " drain.workers to 1"
     )

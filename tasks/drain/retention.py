@@ -27,8 +27,63 @@ class Headroom:
     unknown: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long a topic keeps its records.
+
+    Attributes:
+        seconds: how old a record gets; None if there is no such limit.
+        bytes: how large a partition gets; None if there is no such limit.
+    """
+
+    seconds: float | None = None
+    bytes: int | None = None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether Kafka deletes records at all."""
+        return self.seconds is not None or self.bytes is not None
+
+
 @patiently
-def read_headroom(broker: Broker, topic: str, partition: int, offset: int, written: float | None = None) -> Headroom:
+def read_retention(broker: Broker, topic: str) -> Retention:
+    """Return how long a topic keeps its records. Raises SourceError: the broker does not answer, or says no."""
+    entries = broker.configuration(topic)
+    if "delete" not in entries["cleanup.policy"]:
+        return Retention()
+    kept_ms, kept_bytes = int(entries["retention.ms"]), int(entries["retention.bytes"])
+    return Retention(kept_ms / 1000 if kept_ms >= 0 else None, kept_bytes if kept_bytes >= 0 else None)
+
+
+class Retentions:
+    """The retention of each topic, asked once in a run."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._known: dict[str, Retention | SourceError] = {}
+
+    def of(self, topic: str) -> Retention:
+        """Return a topic's. Raises SourceError: the broker did not answer in this run, or said no."""
+        if topic not in self._known:
+            try:
+                self._known[topic] = read_retention(self._broker, topic)
+            except SourceError as error:
+                self._known[topic] = error
+        retention = self._known[topic]
+        if isinstance(retention, SourceError):
+            raise retention
+        return retention
+
+
+@patiently
+def read_headroom(
+    broker: Broker,
+    topic: str,
+    partition: int,
+    offset: int,
+    written: float | None = None,
+    retention: Retention | None = None,
+) -> Headroom:
     """Return how long the topic's retention keeps the record at an offset.
 
     By time, a record is deleted when it is older than retention.ms. By size, the record is deleted when as much was
@@ -40,13 +95,14 @@ def read_headroom(broker: Broker, topic: str, partition: int, offset: int, writt
         partition: its number.
         offset: the record's offset.
         written: what `Broker.waits_since` returns for it; asked if None.
+        retention: the topic's; asked if None.
 
     Raises:
         SourceError: the broker does not answer, or says no. Or as `Broker.waits_since`.
     """
-    entries = broker.configuration(topic)
-    kept_ms, kept_bytes = int(entries["retention.ms"]), int(entries["retention.bytes"])
-    if "delete" not in entries["cleanup.policy"] or max(kept_ms, kept_bytes) < 0:
+    if retention is None:
+        retention = read_retention(broker, topic)
+    if not retention.is_limited:
         return Headroom(None)
     if written is None:
         written = broker.waits_since(topic, partition, offset)
@@ -54,9 +110,9 @@ def read_headroom(broker: Broker, topic: str, partition: int, offset: int, writt
         return Headroom(None)
     now = time.time()
     written = min(written, now)
-    limits = [written + kept_ms / 1000 - now] if kept_ms >= 0 else []
-    start, unknown = broker.bounds(topic, partition).start, None
-    if kept_bytes >= 0 and start > 0:
+    limits = [written + retention.seconds - now] if retention.seconds is not None else []
+    unknown = None
+    if retention.bytes is not None and (start := broker.bounds(topic, partition).start) > 0:
         try:
             oldest = _first_written(broker, topic, partition, start)
         except SourceError as error:

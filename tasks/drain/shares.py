@@ -1,42 +1,34 @@
-"""Divides the logs of a run into shares, one for each process, by how much each log has to read. No I/O but of `/sys`.
+"""Divides the logs of a run into shares, one for each process, by how much each log has to read.
 
 Rules:
 - A process more must be worth its start, so every share has `WORTH_A_PROCESS` offsets to read. A run with less than two
   such shares stays in one process.
 - A log is never divided: its records are archived in order.
-- Memory is bounded for all processes together: each gets an equal part of what one alone may hold.
+- Memory is bounded for all processes together. Of the events that a drain holds, each process gets an equal part. What
+  hostile batches need comes on top, in any of them: so by default there are as many as have room for that
+  (`WORST_BYTES`), and one at least.
 """
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
+from custody.format.limits import MIB
+from tasks.drain import machine
 from tasks.drain.log_run import LogRun
 from tasks.settings import DrainSettings
 
-WORTH_A_PROCESS = 500_000
-"""Offsets to read, as two seconds of work: starting a process costs a third of that."""
+WORTH_A_PROCESS = 1_000_000
+"""Offsets to read, as two to four seconds of work: starting a process costs a fifth of that."""
 MOST_PROCESSES = 16
 """The most processes by default. With more of them, each could hold less than a segment."""
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+WORST_BYTES = 3 * 1024 * MIB
+"""Memory that a process needs at worst (docs/large-records.md)."""
 
 
 def most_processes(options: DrainSettings) -> int:
     """Return how many processes a drain may use on this machine. Shares of another task runner have one each."""
     if options.workers == "auto":
-        return min(cores(), MOST_PROCESSES)
+        return max(1, min(machine.cores(), machine.memory() // WORST_BYTES, MOST_PROCESSES))
     return options.workers if options.task_runner == "processes" else 1
-
-
-def cores() -> int:
-    """Return how many cores this process may use: by its affinity, and by the quota of its container."""
-    number = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
-        if quota != "max":
-            number = min(number, max(1, int(quota) // int(period)))
-    return number
 
 
 def divide(runs: Sequence[LogRun], most: int) -> list[list[LogRun]]:

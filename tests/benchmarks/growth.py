@@ -400,7 +400,8 @@ def run(archives: Sequence[Archive], servers: Servers, titles: Sequence[str], li
                 # What takes too long on an archive takes longer on an older one.
                 if not figures or figures[-1].seconds is not None:
                     figures.append(measure(archive, command, folders[archive.days], servers, limit))
-            print(f"{archives[0].kind}: {command.title}", file=sys.stderr, flush=True)
+            each = ", ".join(f"{took.total:,} requests and {took.cpu:.1f} s of the processor" for took in figures)
+            print(f"{archives[0].kind}: {command.title}: {each}", file=sys.stderr, flush=True)
     return rows
 
 

@@ -16,16 +16,17 @@ import distributed
 import psutil
 import pytest
 from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.scheduler import KilledWorker, NoWorkerError
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from custody.archive.writer import create_archive
-from custody.errors import ConfigurationError
+from custody.errors import ConfigurationError, CustodyError
 from custody.keys.keyring import new_keyring
 from custody.store.open import open_store
 from custody.verify.run import verify
 from flows.audit import audit
 from flows.backfill import backfill
-from flows.cluster import cluster_runner
+from flows.cluster import cluster_errors, cluster_runner
 from flows.drain import drain
 from flows.index import index
 from flows.operate.sample import sample_events
@@ -41,6 +42,7 @@ from tests.servers.ports import free_ports
 
 PARTITIONS = 3
 EVENTS = 300
+NOBODY: Any = None
 SECRETS = ("passphrase-of-the-keyring", "prefect:credentials-of-its-api")
 
 
@@ -216,6 +218,45 @@ def test_a_cluster_that_does_not_answer_fails_in_one_line() -> None:
         pytest.raises(ConfigurationError, match="has had no worker"),
     ):
         cluster_runner(DaskSettings(address=empty.scheduler_address, wait_seconds=0.2), 2)
+
+
+def test_certificates_open_a_cluster_that_takes_no_others(tmp_path: Path) -> None:
+    """A scheduler with TLS is reached with certificates of its authority, and with none of another one."""
+    own, other = (distributed.Security.temporary() for _ in range(2))  # type: ignore[no-untyped-call]
+
+    def settings(security: Any, address: str) -> DaskSettings:
+        files = {"ca_certs": security.tls_ca_file, "certificate": security.tls_client_cert}
+        files["key_file"] = security.tls_client_key
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        paths = {name: tmp_path / name for name in files}
+        return DaskSettings.model_validate({"address": address, "wait_seconds": 1, **paths})
+
+    with distributed.LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=0, dashboard_address="127.0.0.1:0", security=own
+    ) as cluster:
+        assert cluster.scheduler_address.startswith("tls://")
+        with pytest.raises(ConfigurationError, match="has had no worker"):
+            cluster_runner(settings(own, cluster.scheduler_address), 2)
+        with pytest.raises(ConfigurationError, match="does not answer"):
+            cluster_runner(settings(other, cluster.scheduler_address), 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KilledWorker("drain-share-1", NOBODY, 3), "4 Dask workers died while they ran it"),
+        (NoWorkerError("drain-share-1", 300), "all workers of the Dask cluster are gone for 300 s"),
+        (distributed.CancelledError("scheduler-restart"), "dropped a share of the work (scheduler-restart)"),
+    ],
+)
+def test_what_ends_a_share_is_said_in_one_line(error: Exception, says: str) -> None:
+    """A run that the cluster failed ends with what happened, and that the next one continues."""
+    with pytest.raises(CustodyError) as ended, cluster_errors():
+        raise error
+    assert says in str(ended.value)
+    assert "Nothing is lost: the next run continues" in str(ended.value)
+    assert "\n" not in str(ended.value)
 
 
 def test_a_share_is_sent_without_the_others() -> None:

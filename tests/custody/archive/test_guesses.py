@@ -40,6 +40,14 @@ def test_the_last_slot_is_found_whatever_is_guessed(size: int) -> None:
         assert len(store.calls) <= {size: 2, max(size - DAY, 0): 5}.get(hint, 16)
 
 
+def test_as_many_slots_as_nights_of_seven_years_are_listed(aged: tuple[AgedStore, AgedStore]) -> None:
+    """Without a guess, the end of 2,890 audits or statements takes a request for each 1,000."""
+    store = aged[0]
+    store.requests.clear()
+    assert last_taken(store, statements_of(LOG), anything) == store.spec.statements - 1 == 2889
+    assert store.requests.by_kind == {"LIST": 3}
+
+
 def test_a_hole_is_found_where_a_search_would_jump_over_it() -> None:
     """What lies after a hole near the end of a long log is not taken for its end."""
     for size, gap in product((1000, 1500, 3000), (1, 400)):

@@ -29,7 +29,7 @@ from tasks.drain.kafka import Broker
 from tasks.drain.run import drain_logs
 from tasks.health import kafka as health_kafka
 from tasks.search.client import Search
-from tasks.settings import KafkaSettings, SearchSettings, Settings
+from tasks.settings import DrainSettings, KafkaSettings, SearchSettings, Settings
 from tests.helpers.environment import clear_settings
 from tests.helpers.own import own_event
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -126,6 +126,29 @@ def test_topics_are_described_read_and_sampled(kafka: KafkaServer) -> None:
     # Nothing was committed.
     with Broker(settings.kafka.librdkafka(), settings.kafka.group) as broker:
         assert broker.remembered([(good, 0)], "") == []
+
+
+def test_lingering_that_does_not_fit_the_retention(kafka: KafkaServer) -> None:
+    """A topic that keeps its records for less than lingering and headroom, or by size, has a warning that says so."""
+    names = {
+        kind: kafka.create_topic(kafka.unused_name(f"check.{kind}"), **config)
+        for kind, config in {
+            "short": {"retention_ms": 22_000_000},
+            "sized": {"retention_bytes": 10**9},
+            "fits": {"retention_ms": 86_400_000},
+            "endless": {"retention_ms": -1},
+        }.items()
+    }
+
+    def warnings(seconds: float) -> dict[str, str]:
+        given = on_kafka(kafka, *names.values()).model_copy(update={"drain": DrainSettings(linger_seconds=seconds)})
+        return {line.subject: line.message for line in kafka_check.check(given) if line.level == "warning"}
+
+    assert warnings(0) == {}
+    said = warnings(900)
+    assert set(said) == {names["short"], names["sized"]}
+    assert "records linger for 5 min at most" in said[names["short"]]
+    assert "has no effect" in said[names["sized"]]
 
 
 def test_topics_that_do_not_exist(kafka: KafkaServer) -> None:

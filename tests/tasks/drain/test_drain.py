@@ -1440,6 +1440,21 @@ def test_headroom(site: Site, monkeypatch: pytest.MonkeyPatch, kind: str) -> Non
     assert result.headroom == (None if expected is None else pytest.approx(expected, abs=49))
 
 
+def test_headroom_of_the_log_that_waits_longest(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many logs that are behind, those with the oldest statement are measured, however small their lag is."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("quiet"), 3)
+    endless = site.kafka.create_topic(site.kafka.unused_name("endless"), retention_ms=-1)
+    settings = site.settings([endless, topic])
+    logs = [(endless, 0), (topic, 1), (topic, 0), (topic, 2)]
+    for partition, log in enumerate(logs):
+        drain_logs(settings, [log], once=True)
+        send(site.kafka.producer(), log[0], events(5 + partition), partition=log[1])
+    read_nothing(monkeypatch)
+    monkeypatch.setattr(loop, "MEASURED_LOGS", 1)
+    results = drain_logs(settings, logs, seconds=1)
+    assert [result.log for result in results if result.headroom is not None] == [f"{topic}/1"]
+
+
 def test_headroom_that_cannot_be_known(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """If Kafka does not say how long it keeps what a log waits for, the result says so, each time, with the reason."""
     topic = site.kafka.create_topic(site.kafka.unused_name("unknown"))

@@ -1,8 +1,9 @@
 """How a run's pace shows in the archive: dense or fast batches, and few statements of a log that lingers."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from custody.archive.writer import create_archive
+from custody.errors import SourceRefused
 from custody.format.members import pack
 from custody.keys.keyring import new_keyring
 from custody.keys.trust import open_trust
@@ -17,6 +19,7 @@ from custody.store.open import open_store
 from custody.verify.run import verify
 from flows.operate.sample import sample_events
 from tasks.drain import log_run, loop
+from tasks.drain.kafka import Broker
 from tasks.drain.log_run import LogResult
 from tasks.drain.loop import Loop
 from tasks.drain.run import drain_logs
@@ -38,10 +41,11 @@ class Pace:
     folder: Path
     topic: str
 
-    def send(self, values: Sequence[bytes]) -> None:
+    def send(self, values: Sequence[bytes], *, partition: int = 0, age: float = 0) -> None:
+        """Produce records that were written so many seconds ago."""
         producer = self.kafka.producer(linger_ms=50)
         for value in values:
-            producer.produce(self.topic, value, partition=0)
+            producer.produce(self.topic, value, partition=partition, timestamp=int((time.time() - age) * 1000))
         assert producer.flush(60) == 0
 
     def settings(self, **drain: Any) -> Settings:
@@ -168,6 +172,51 @@ def test_a_quiet_log_lingers(pace: Pace) -> None:
     log = pace.read()
     assert [value for _, value in log.events] == [*sent, *fresh, *more]
     assert len(log.statements) == 3
+
+
+SHORT: Mapping[str, dict[str, Any]] = {
+    "it keeps records for less than that": {"retention_ms": 600_000},
+    "it keeps them for hardly more, and headroom would be a problem": {"retention_ms": (21_600 + LINGER) * 1000},
+    "it deletes them by size, however soon that is": {"retention_bytes": 10**9},
+}
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_what_kafka_deletes_soon_does_not_linger(pace: Pace, kind: str) -> None:
+    """Lingering alone loses no record and is no problem of headroom: what is in hand is archived before."""
+    config = SHORT[kind]
+    pace = replace(pace, topic=pace.kafka.create_topic(pace.kafka.unused_name("short"), **config))
+    pace.send(events(3), age=LINGER - 60 if "hardly" in kind else 0)
+    result = pace.drain(once=False, linger_seconds=LINGER)
+    assert (result.events, result.lag, result.headroom) == (3, 0, None)
+    pace.read()
+
+
+def test_where_retention_is_not_known_nothing_lingers(
+    pace: Pace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that may not ask how long Kafka keeps records leaves none there, and says so."""
+
+    def refuse(*_: object) -> None:
+        raise SourceRefused("not allowed")
+
+    monkeypatch.setattr(Broker, "configuration", refuse)
+    pace.send(events(3))
+    result = pace.drain(once=False, linger_seconds=LINGER)
+    assert (result.events, result.lag) == (3, 0)
+    assert caplog.text.count("nothing lingers, since its retention is not known: not allowed") == 1
+
+
+def test_each_log_that_lingers_is_measured(pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, how long Kafka keeps what waits is known of each, without a read."""
+    topic = pace.kafka.create_topic(pace.kafka.unused_name("many"), 3)
+    pace = replace(pace, topic=topic)
+    for partition in range(3):
+        pace.send(events(1 + partition), partition=partition)
+    monkeypatch.setattr(loop, "MEASURED_LOGS", 0)
+    results = drain_logs(pace.settings(linger_seconds=LINGER), seconds=60)
+    assert [result.lag for result in results] == [1, 2, 3]
+    assert all(result.headroom == pytest.approx(7 * 86_400, abs=300) for result in results)
 
 
 def test_without_the_setting_nothing_lingers(pace: Pace) -> None:

@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 from custody.format.layout import Log
 from custody.format.limits import MIB
 from flows.operate.sample import invalid_values
-from tasks.drain import processes, shares, signals
+from tasks.drain import machine, processes, shares, signals
 from tasks.drain.appends import HELD_BYTES, held_bytes
 from tasks.drain.clients import queue_limit
 from tasks.drain.log_run import LogRun
@@ -35,7 +36,7 @@ from tasks.drain.run import drain_and_index, drain_logs
 from tasks.drain.share import _GiveBack
 from tasks.drain.shares import divide, most_processes
 from tasks.search.index import Follower, IndexResult, joined
-from tasks.settings import DAYS, DrainSettings, SearchSettings
+from tasks.settings import DAYS, DrainSettings, SearchSettings, Settings
 from tests.helpers.search import delete_indices
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
@@ -251,6 +252,79 @@ def test_a_line_is_sent_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     logger.warning("nobody")
 
 
+def test_a_stop_reaches_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop that comes while processes are being started stops all of them, and no other is started after it."""
+    made: list[threading.Event] = []
+
+    class Slow:
+        """A process that is still being started when the stop comes, and has reached the one before it."""
+
+        def __init__(self, *_: object) -> None:
+            self._stopped = threading.Event()
+            if made:
+                signals.stop_requested.set()
+                assert made[0].wait(30)
+            made.append(self._stopped)
+
+        def stop(self) -> None:
+            self._stopped.set()
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(processes, "_Process", Slow)
+    task = cast("Task", None)
+    try:
+        with Processes() as several:
+            assert several.start(task, [])
+            assert several.start(task, [])
+            assert made[1].wait(30)
+            assert not several.start(task, [])
+    finally:
+        signals.stop_requested.clear()
+    assert len(made) == 2
+
+
+TALKER = """
+import logging, signal, sys
+from multiprocessing.connection import Connection
+signal.alarm(20)
+connection = Connection(int(sys.argv[1]))
+connection.recv()
+if sys.argv[2] == "garbage":
+    connection.send_bytes(b"garbage")
+try:
+    while True:
+        connection.send(logging.LogRecord("tasks.drain.loop", logging.WARNING, "", 0, "a line", (), None))
+except OSError:
+    pass
+"""
+
+
+@pytest.mark.parametrize("kind", ["garbage", "no space", "a fault"])
+def test_what_cannot_be_taken_blocks_nobody(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """If a line of another process cannot be read or logged, that process ends, and its logs fail with the reason."""
+    errors = {"no space": OSError(28, "no space left"), "a fault": RuntimeError("a fault")}
+    begin = subprocess.Popen
+
+    def talk(arguments: list[str], **named: Any) -> subprocess.Popen[bytes]:
+        return begin([sys.executable, "-c", TALKER, arguments[-1], kind], **named)
+
+    def refuse(record: logging.LogRecord) -> bool:
+        if kind in errors:
+            raise errors[kind]
+        return bool(record)
+
+    monkeypatch.setattr(subprocess, "Popen", talk)
+    monkeypatch.setattr(logging.getLogger("tasks.drain.loop"), "filters", [refuse])
+    task = Task(Settings(), [], once=True, seconds=None, processes=2, level=logging.WARNING)
+    process = processes._Process(task, [])
+    outcome = process.wait()
+    assert "could not be taken" in str(outcome.problem)
+    assert (str(errors[kind]) if kind in errors else "UnpicklingError") in str(outcome.problem)
+    assert process._process.returncode == 0, "it was not waited for until its time was out"
+
+
 CHILD = """
 import sys
 from tasks.drain import shares
@@ -323,21 +397,70 @@ def test_all_cores_are_used_where_all_are_worth_it() -> None:
     assert [len(share) for share in divide(runs_of([9 * worth, 5, 5, 5]), 4)] == [4]
 
 
-def test_how_many_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default there is one a core, of those that the process may use and that its container's quota gives it."""
-    quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(shares, "_CPU_QUOTA", quota)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert most_processes(DrainSettings()) == 8
-    for text, number in (("max 100000", 8), ("300000 100000", 3), ("50000 100000", 1), ("", 8)):
-        quota.write_text(text)
-        assert most_processes(DrainSettings()) == number
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(256)))
-    quota.write_text("max 100000")
-    assert most_processes(DrainSettings()) == shares.MOST_PROCESSES
+GIB = 1024 * MIB
+GROUPS: Mapping[str, tuple[str, dict[str, str], tuple[int, int]]] = {
+    "no group": ("", {}, (64, 256)),
+    "version 2, no limit": ("0::/", {"cpu.max": "max 100000", "memory.max": "max"}, (64, 256)),
+    "version 2": ("0::/", {"cpu.max": "300000 100000", "memory.max": str(4 * GIB)}, (3, 4)),
+    "less than a core": ("0::/", {"cpu.max": "50000 100000"}, (1, 256)),
+    "a group around it": (
+        "0::/pods/one",
+        {"pods/cpu.max": "200000 100000", "pods/one/cpu.max": "max 100000", "pods/one/memory.max": str(8 * GIB)},
+        (2, 8),
+    ),
+    "the host's path": ("0::/../../system/one", {"memory.max": str(8 * GIB)}, (64, 8)),
+    "version 1": (
+        "5:cpu,cpuacct:/one\n4:memory:/one\n0::/",
+        {
+            "cpu/one/cpu.cfs_quota_us": "400000",
+            "cpu/one/cpu.cfs_period_us": "100000",
+            "memory/one/memory.limit_in_bytes": str(12 * GIB),
+        },
+        (4, 12),
+    ),
+    "version 1, no limit": (
+        "5:cpu:/\n4:memory:/",
+        {
+            "cpu/cpu.cfs_quota_us": "-1",
+            "cpu/cpu.cfs_period_us": "100000",
+            "memory/memory.limit_in_bytes": str(2**63 - 4096),
+        },
+        (64, 256),
+    ),
+    "garbage": ("what is this", {"cpu.max": "", "memory.max": ""}, (64, 256)),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_what_a_process_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """It is what its machine has, or what a control group gives it: its own, or one around it, of either version."""
+    own, files, (cores, gib) = GROUPS[kind]
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "_OWN", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=256 * GIB))
+    assert (machine.cores(), machine.memory()) == (cores, gib * GIB)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gib", "number"), [(8, 64, 8), (8, 8, 2), (8, 4, 1), (2, 1, 1), (1, 64, 1), (256, 1024, 16)]
+)
+def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, cores: int, gib: int, number: int) -> None:
+    """By default there is one a core, as far as there is memory for what each may need."""
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr(machine, "memory", lambda: gib * GIB)
+    assert most_processes(DrainSettings()) == number
     assert most_processes(DrainSettings(workers=40)) == 40
     # Each share of another runner is one process, on whatever machine it is.
     assert most_processes(DrainSettings(workers=4, task_runner="threads")) == 1
+
+
+def test_shares_of_a_task_runner() -> None:
+    """Processes are the drain's own matter; of another runner the flow starts so many."""
     assert [DrainSettings(workers=4, task_runner=kind).shares for kind in ("threads", "dask", "processes")] == [4, 4, 1]
 
 
