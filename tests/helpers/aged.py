@@ -78,8 +78,6 @@ MOST = 1.2
 _HASH = 32
 _REREAD = 3000
 """Statements at the begin whose spans have their files: audits read these again first."""
-_RECENT = 32 * DAY
-"""And at the end: a report is of so many days."""
 _WRITER = "tests.helpers.aged"
 _EVENT = b'{"event_type":"query_executed","timestamp":"%b","user_id":"user-%04d","request_id":"%012d"}\n'
 _GZIP = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
@@ -462,7 +460,7 @@ def make_archive(
         end: a whole minute.
         unaudited: whole days at the end without an audit.
         span: statements of each span of the time index; None for no index. Of the files that spans name, only the first
-            ones and those of a month are there. Who needs others reads statements one by one.
+            ones are there. Who needs others reads statements one by one.
     """
     begin = end - timedelta(minutes=statements)
     folder.mkdir(parents=True, exist_ok=True)
@@ -494,8 +492,8 @@ def _make_index(put: Store, spec: Spec, trees: Sequence[Nodes], audits: int, spa
         maker = Maker(spec, log)
         of_log = list(maker.spans(audits * DAY, span))
         for number, each in enumerate(of_log):
-            if each.first >= _REREAD and each.end <= audits * DAY - _RECENT:
-                continue
+            if each.first >= _REREAD:
+                break
             rows: dict[Name, Rows] = {"manifests": Rows("manifests"), "batches": Rows("batches")}
             for sequence in range(each.first, each.end):
                 statement = manifest.parse_statement(maker.line(sequence, tree.tree(sequence)))
