@@ -253,7 +253,7 @@ class DrainSettings(BaseModel):
     )
     workers: Annotated[Literal["auto"] | int, BeforeValidator(_workers)] = Field(
         default="auto",
-        description="Shares of the logs drained in parallel, if the backlog is worth it; auto: by cores, memory",
+        description="Shares of the logs drained in parallel, if the backlog is worth it; auto: by cores and memory",
     )
     task_runner: TaskRunner = Field(
         default="processes", description="What drains these shares; of another one than processes, only the flow knows"
