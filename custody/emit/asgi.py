@@ -135,8 +135,11 @@ class AuditMiddleware:
                 if self._identify is not None:
                     exchange.identified = False
                     exchange.asked, exchange.identified = await self._ask(scope)
+                    if scope["headers"] != exchange.headers:
+                        # Something inside has added a key, and the hook may have taken it from there.
+                        exchange.headers_after = tuple(scope["headers"])
             finally:
-                outlet.put_last(partial(self._describer.exchange, exchange), exchange.size)
+                outlet.put_last(partial(self._describer.exchange, exchange), exchange.keep())
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = self._request_id(scope)

@@ -29,7 +29,8 @@ _PLAIN_HEADERS: Final = frozenset(
 _NAMING = (b"id", b"identifier", b"name", b"user", b"username", b"email", b"subject", b"dn")
 """Ends of names of headers by which a gateway says who calls, such as `X-Consumer-Id`: an id may stand there."""
 _SPLIT = re.compile(r"[\s;,&]+")
-_WORD_ENDS = frozenset((b"", b" ", b"\t", b";", b",", b"&", b'"'))
+_WORD_ENDS = frozenset((b"", b" ", b"\t", b";", b",", b"&", b'"', b"'"))
+_QUOTES = "\"'"
 _SHORTEST = 8
 """Characters of a key at least: shorter texts stand in a reason by chance."""
 _KEPT = 1_000
@@ -105,15 +106,16 @@ def without_keys(caller: Caller, headers: Headers, query_string: bytes = b"", co
 
 def _may_show(identity: str, headers: Headers, query_string: bytes) -> bool:
     """Return whether an id may be a key: a word of a header or of the address, or hidden there in base64."""
-    text = identity.encode("latin-1", "replace")
-    if query_string and (b"%" in query_string or b"+" in query_string or text in query_string):
+    # Bytes of a header are Latin-1 by the standard, and UTF-8 in practice.
+    texts = {identity.encode("latin-1", "replace"), identity.encode("utf-8", "replace")}
+    if query_string and (b"%" in query_string or b"+" in query_string or any(text in query_string for text in texts)):
         return True
     for name, value in headers:
-        if (text in value or value[:6].lower() == b"basic ") and _may_have_key(name):
-            if value[:6].lower() == b"basic ":
-                return True
+        basic = value[:6].lower() == b"basic "
+        if (basic or any(text in value for text in texts)) and _may_have_key(name):
             # The begin of a key may be its id, as in `key-17.secret`.
-            if any(value[end : end + 1] in _WORD_ENDS for end in _ends(text, value)):
+            ends = (value[end : end + 1] for text in texts for end in _ends(text, value))
+            if basic or any(end in _WORD_ENDS for end in ends):
                 return True
     return False
 
@@ -134,12 +136,11 @@ def _ends(text: bytes, value: bytes) -> Iterator[int]:
 def _keys(headers: Headers) -> Iterator[str]:
     """Yield what may be a key in the headers: their values, and the words in them."""
     for name, value in headers:
-        if _may_have_key(name):
-            text = value.decode("latin-1")
+        for text in {value.decode("latin-1"), value.decode("utf-8", "replace")} if _may_have_key(name) else ():
             yield text
             scheme, _, token = text.partition(" ")
             for word in _SPLIT.split(text):
-                yield from (word, word.strip('"'), word.partition("=")[2].strip('"'))
+                yield from (word, word.strip(_QUOTES), word.partition("=")[2].strip(_QUOTES))
             if scheme.lower() == "basic":
                 yield from _basic(token)
 

@@ -134,7 +134,8 @@ class Describer:
     def _caller(self, exchange: Exchange) -> tuple[Caller, bool]:
         """Return who called, without the keys of the request, and whether the hook could say it."""
         try:
-            return without_keys(exchange.asked, exchange.headers, exchange.query_string), exchange.identified
+            headers = (*exchange.headers, *exchange.headers_after)
+            return without_keys(exchange.asked, headers, exchange.query_string), exchange.identified
         except Exception as error:  # noqa: BLE001 - the hook returned anything at all
             self.identify_failed(error)
             return None, False

@@ -21,6 +21,8 @@ Ending = Literal["failed", "disconnected", "cancelled"]
 """How a request ended that got no whole answer."""
 
 REQUEST_ID: Final = b"x-request-id"
+_PAIR_BYTES: Final = 150
+"""About what a header, or a note, takes beside its text."""
 _REQUEST_ID_LENGTH: Final = len(REQUEST_ID)
 
 
@@ -28,6 +30,8 @@ class Exchange:
     """A request and its answer.
 
     Attributes:
+        headers: the request's, before the application had it.
+        headers_after: the request's when the hook was asked, if the application has changed them.
         asked: what the hook `identify` returned, as it is.
         identified: whether the hook could say who calls.
     """
@@ -51,6 +55,7 @@ class Exchange:
         "error_type",
         "first_byte",
         "headers",
+        "headers_after",
         "http_status",
         "identified",
         "method",
@@ -69,6 +74,7 @@ class Exchange:
         self.query_string: bytes = scope.get("query_string", b"")
         # A copy: an application may change the list in place.
         self.headers: list[tuple[bytes, bytes]] = list(scope["headers"])
+        self.headers_after: Sequence[tuple[bytes, bytes]] = ()
         self.client: Sequence[Any] | None = scope.get("client")
         self.request_id = request_id
         self.asked: Caller = None
@@ -80,7 +86,7 @@ class Exchange:
         self._answer_limit = answer_limit
         self.answer: list[bytes] = []
         self.answer_bytes = 0
-        self.answer_headers: Iterable[tuple[bytes, bytes]] = ()
+        self.answer_headers: Sequence[tuple[bytes, bytes]] = ()
         self.http_status = 0
         self.first_byte = self.ended = 0.0
         self.complete = self.disconnected = False
@@ -141,19 +147,30 @@ class Exchange:
         """Whom the request came from."""
         return Peer.of(self.client, self.headers)
 
-    @property
-    def size(self) -> int:
-        """About how many bytes are kept."""
+    def keep(self) -> int:
+        """Let go of what is the server's, and return about how many bytes are kept."""
+        # They hold the connection, and all that the application has put into the scope.
+        self._receive, self._send = _disconnected, _nowhere
         size = 2_000 + len(self.query_string)
-        for _, value in self.headers:
-            size += len(value)
-        for _, value in self.answer_headers:
-            size += len(value)
+        for headers in (self.headers, self.answer_headers, self.headers_after):
+            for name, value in headers:
+                size += len(name) + len(value) + _PAIR_BYTES
         for part in self.body:
             size += len(part)
         for part in self.answer:
             size += len(part)
+        for note in self.notes:
+            size += _PAIR_BYTES + len(note.document or "")
         return size
+
+
+async def _disconnected() -> Message:
+    """Return what a server returns when a request is over: some task of the application may still ask."""
+    return {"type": "http.disconnect"}
+
+
+async def _nowhere(_: Message) -> None:
+    """Drop what comes after the end, as a server does."""
 
 
 def with_request_id(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 import traceback
 import types
+import weakref
 from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,6 +28,7 @@ from custody.emit.ariadne import AuditHTTPHandler
 from custody.emit.asgi import AuditMiddleware
 from custody.emit.builders import own
 from custody.emit.callers import CONNECTION_INIT, Caller, Failure, Identity, without_keys
+from custody.emit.exchange import Exchange
 from custody.emit.notes import Note, add_note
 from custody.emit.operations import Operation
 from custody.emit.queue import Limits
@@ -586,6 +589,7 @@ def test_a_start_that_the_application_calls_failed_stays_one() -> None:
         ([(b"X-Shop", f"key {KEY}".encode())], b"", False),
         ([(b"x-shop", f'Token token="{KEY}", realm=shop'.encode())], b"", False),
         ([(b"cookie", f"a=b; session={KEY}".encode())], b"", False),
+        ([(b"authorization", f"Bearer '{KEY}'".encode())], b"", False),
         ([], f"key={KEY}".encode(), False),
         ([], f"a=b&{KEY}".encode(), False),
         ([], b"k=" + "".join(f"%{ord(char):02x}" for char in KEY).encode(), False),
@@ -602,6 +606,46 @@ def test_a_key_from_anywhere_is_no_id(headers: list[tuple[bytes, bytes]], query:
     app, writer = audited(identify=lambda _: Identity(KEY))
     asyncio.run(call(app, scope_of(headers=[*JSON, *((n.lower(), v) for n, v in headers)], query_string=query)))
     assert writer.one()["api_key_id"] == expected
+
+
+def test_a_key_of_other_letters_is_no_id() -> None:
+    """Clients send UTF-8, whatever a header may have."""
+    key = "ключ-секрет"
+    assert without_keys(Identity(key), [(b"x-api-key", key.encode())]) == Identity("[redacted]")
+
+
+def test_a_key_that_the_application_added_is_no_id() -> None:
+    """Something inside may turn a cookie into a header, from which the hook takes the key."""
+
+    async def adds(scope: Any, receive: Any, send: Any) -> None:
+        scope["headers"] = [*scope["headers"], (b"authorization", f"Bearer {KEY}".encode())]
+        await answer(scope, receive, send)
+
+    app, writer = audited(adds, identify=lambda _: Identity(KEY))
+    asyncio.run(call(app, scope_of(headers=JSON)))
+    assert writer.one()["api_key_id"] == "[redacted]"
+
+
+def test_what_waits_is_counted_and_holds_no_connection() -> None:
+    """Names count as values do, each pair counts, and the server's own objects are let go."""
+
+    class Server:
+        async def receive(self) -> Message:
+            return {"type": "http.request"}
+
+        async def send(self, _: Message) -> None:
+            pass
+
+    server = Server()
+    headers = [(b"x" * 60_000, b""), *((b"y%d" % number, b"") for number in range(1_000))]
+    exchange = Exchange(scope_of(headers=headers), "id", server.receive, server.send, 1_000)
+    exchange.end(None)
+    assert exchange.keep() > 60_000 + 1_000 * 100
+    left = weakref.ref(server)
+    del server
+    gc.collect()
+    assert left() is None
+    assert asyncio.run(exchange.receive()) == {"type": "http.disconnect"}
 
 
 def test_notes_are_matched_in_linear_time() -> None:
