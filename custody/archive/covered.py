@@ -2,7 +2,8 @@
 
 Their own signatures are HMACs, which no public key can check. A checkpoint can be checked, and it signs a tree. Rules:
 
-- Trusted heads are those in `trust.json`, and the newest checkpoint that counts with its cosignatures.
+- Trusted heads are those in `trust.json`, those that the caller gives, and the newest checkpoint that counts with its
+  cosignatures.
 - Leaves are hashed from the statements that were read. Only the tree before the first of them is taken from it, and a
   wrong one leads to no trusted head.
 - What is not shown is not covered. It costs O(log n) reads for each run of statements, and one list of checkpoints.
@@ -37,7 +38,11 @@ class Coverage:
         uncovered: how many, after `end`.
     """
 
-    def __init__(self, store: Store, log: Log, form: Form[Entry], judge: Judge, trust: Trust) -> None:
+    def __init__(
+        self, store: Store, log: Log, form: Form[Entry], judge: Judge, trust: Trust, signed: Head | None = None
+    ) -> None:
+        """Begin. `signed` is a head that a trusted key signed, such as that of an audit."""
+        self._signed = signed
         self._store, self._log, self._form, self._judge, self._trust = store, log, form, judge, trust
         self.uncovered = 0
         self._start = self._size = 0
@@ -116,7 +121,8 @@ class Coverage:
     @cached_property
     def _heads(self) -> tuple[Head, ...]:
         known = self._trust.heads.get(str(self._log))
-        return (*([known] if known else []), *self._newest_checkpoint())
+        given = [head for head in (known, self._signed) if head]
+        return (*given, *self._newest_checkpoint())
 
     def _newest_checkpoint(self) -> Iterator[Head]:
         """Yield the head of the newest checkpoint that counts, and whose last statement is there."""

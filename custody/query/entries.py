@@ -15,6 +15,7 @@ from custody.format.manifest import Statement
 from custody.keys.trust import Trust
 from custody.query.warned import Warnings
 from custody.store.protocol import Store
+from custody.tlog.head import Head
 from custody.tlog.log import Entry, Form
 
 E = TypeVar("E", bound=Entry)
@@ -33,6 +34,7 @@ class Entries:
         trust: the keys at hand.
         warnings: what is missing is added to them.
         heads: sizes of logs in audits that count, and which audit it is.
+        signed: by log, its head in the newest audit that a trusted key signed.
         unchecked: by log, how many entries no key and no trusted checkpoint covers.
     """
 
@@ -41,7 +43,9 @@ class Entries:
     trust: Trust
     warnings: Warnings
     heads: Mapping[str, Sequence[tuple[int, str]]] = field(default_factory=dict)
+    signed: Mapping[str, Head] = field(default_factory=dict)
     unchecked: Counter[Log] = field(default_factory=Counter)
+    _counted: set[tuple[Log, tuple[tuple[int, int], ...]]] = field(default_factory=set)
 
     def judge(self, log: Log, form: Form[Any]) -> tuple[Judge, reader.Holds[Any]]:
         """Return the judge of a log, and whether an entry is valid in its slot."""
@@ -62,13 +66,28 @@ class Entries:
                 coverage.add(sequence, entry)
                 yield sequence, entry
         coverage.end()
-        self.unchecked[log] += coverage.uncovered
-        self.warnings.set_unverified(unverified(self.trust, self.unchecked, _NOT_COVERED))
+        self._count(log, coverage.uncovered)
 
-    def audited(self, log: Log, form: Form[E], first: int, end: int) -> Iterator[tuple[int, E]]:
-        """Yield the valid entries in slots `[first, end)`, which an audit covers: no other proof is needed."""
+    def audited(self, log: Log, form: Form[E], ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, E]]:
+        """Yield the valid entries in ranges of slots that an audit covers, and count those that are unverified.
+
+        They may have been replaced since that audit. So they count only as far as they lead to the head that it signed.
+        """
         judge, holds = self.judge(log, form)
-        yield from self._range(log, form, judge, holds, first, end)
+        coverage = Coverage(self.store, log, form, judge, self.trust, self.signed.get(str(log)))
+        for first, end in ranges:
+            for sequence, entry in self._range(log, form, judge, holds, first, end):
+                coverage.add(sequence, entry)
+                yield sequence, entry
+        coverage.end()
+        # The same statements are read once for each table that is replaced.
+        if (read := (log, tuple(ranges))) not in self._counted:
+            self._counted.add(read)
+            self._count(log, coverage.uncovered)
+
+    def _count(self, log: Log, uncovered: int) -> None:
+        self.unchecked[log] += uncovered
+        self.warnings.set_unverified(unverified(self.trust, self.unchecked, _NOT_COVERED))
 
     def _range(
         self, log: Log, form: Form[E], judge: Judge, holds: reader.Holds[E], first: int, end: int | None

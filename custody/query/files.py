@@ -70,7 +70,7 @@ class Source:
         key: of its file in the archive; None if there is none.
         ref: what was signed of the file; None if nothing was.
         make: writes the same rows from the statements, and returns the path of that local file.
-        changed: called if the file has other bytes than were signed.
+        changed: called if the file is missing, or has other bytes than were signed.
     """
 
     key: str | None = None
@@ -96,10 +96,10 @@ class Source:
                 if self.ref is None:
                     return _unsigned(store, self.key)
                 return _buffer(read_signed(store, self.ref))
-            except (ObjectMissing, ObjectArchived):
+            except ObjectArchived:
                 if self.make is None:
                     raise
-            except FormatError as error:
+            except (FormatError, ObjectMissing) as error:
                 if self.make is None:
                     raise
                 if self.changed is not None:

@@ -34,7 +34,8 @@ Files = Sequence[tuple[tables.TableFile, Ref | None]]
 """The tables of a range of statements, each with what was signed of it."""
 _READERS = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LOST = (FormatError, ObjectMissing, ObjectArchived)
+LOST = (FormatError, ObjectMissing, ObjectArchived)
+"""Why a file is not there as it was signed."""
 
 
 def moment(microseconds: int) -> datetime:
@@ -101,21 +102,22 @@ class Indexed:
         ref = span.manifests if name == "manifests" else span.batches
         guarantee = {"manifests": _manifests_guarantee, "batches": _statements_guarantee}[name]([span])
         make = partial(self._make_statements, name, span, log)
-        source = Source(ref.key if ref else None, ref, make, partial(self._changed, log))
+        source = Source(ref.key if ref else None, ref, make, partial(self._changed, span, log))
         return [(source, guarantee)]
 
     def _make_statements(self, name: statements.Name, span: Span, log: Log) -> str:
         with self._lock:
             rows = Spill(lazy.schema_of(name), self._path())
-            for statement in self._read(log, span):
+            for statement in self._read(log, [(span.first, span.end)]):
                 many = [statements.manifest_row(span.log, statement)] if name == "manifests" else None
                 for row in many or statements.batch_rows(span.log, statement):
                     rows.add(*row)
+            self._entries.warnings.publish()
             return rows.finish()
 
-    def _read(self, log: Log, span: Span) -> Iterator[Statement]:
-        """Yield the statements of a span that were sealed in the period."""
-        for _, entry in self._entries.audited(log, statements_of(log), span.first, span.end):
+    def _read(self, log: Log, ranges: Sequence[tuple[int, int]]) -> Iterator[Statement]:
+        """Yield the statements in ranges of slots that were sealed in the period."""
+        for _, entry in self._entries.audited(log, statements_of(log), ranges):
             if self._period.has(entry.statement.sealed_at):
                 yield entry.statement
 
@@ -129,10 +131,9 @@ class Indexed:
         with self._lock:
             rows = Spill(lazy.schema_of("quarantined"), self._path())
             unread = self._recent.unread(log)
-            for first, end in self._with_quarantine(span):
-                for statement in self._read(log, msgspec.structs.replace(span, first=first, end=end)):
-                    for row in quarantined_rows(self._entries.store, log, statement, unread):
-                        rows.add(*row)
+            for statement in self._read(log, list(self._with_quarantine(span))):
+                for row in quarantined_rows(self._entries.store, log, statement, unread):
+                    rows.add(*row)
             self._recent.warn(log, unread)
             self._entries.warnings.publish()
             return rows.finish()
@@ -141,7 +142,7 @@ class Indexed:
         """Yield the slots of a span whose statements have a quarantine object; all if that is not known."""
         try:
             table = statements.read_files(self._entries.store, "manifests", [span.manifests] if span.manifests else [])
-        except _LOST:
+        except LOST:
             yield span.first, span.end
             return
         if span.manifests is None:
@@ -155,7 +156,7 @@ class Indexed:
         """Return the parts of a span's events: its tables; or a file that is made, if it has none that count."""
         files = self._listed(span, log)
         if files is None:
-            if span.end <= self._recent.expired.get(log, 0):
+            if self._is_expired(span, log):
                 return []
             source = Source(make=partial(self._make_events, span, log))
             return [(source, _events_guarantee([span], days=False))]
@@ -170,7 +171,7 @@ class Indexed:
             source = Source(file.key)
             # Without keys nothing is signed: a table is read as it is.
             if self._entries.trust.keys:
-                source.ref, source.changed = ref, partial(self._changed, log)
+                source.ref, source.changed = ref, partial(self._changed, span, log)
             if ref is not None:
                 source.make = partial(self._replace, span, log, file, files)
             parts.append((source, guarantee & lazy.on_day(day) if day else guarantee))
@@ -183,9 +184,9 @@ class Indexed:
         try:
             data = read_signed(self._entries.store, span.tables)
             made = msgspec.json.decode(data.split(b"\n")[0], type=tables.TableList)
-        except ObjectMissing:
-            return None
-        except (FormatError, ObjectArchived, msgspec.MsgspecError) as error:
+        except (*LOST, msgspec.MsgspecError) as error:
+            if self._is_expired(span, log) and isinstance(error, ObjectMissing):
+                return None
             self._entries.warnings.add("ignored", log, f"{error}. Events are read from their segments")
             return None
         files = [(tables.parse_table_key(ref.key), ref) for ref in made.files]
@@ -198,7 +199,7 @@ class Indexed:
         with self._lock:
             file = EventFile(self._entries.store, log, self._path(), keep)
             unread = self._recent.unread(log)
-            for statement in self._read(log, span):
+            for statement in self._read(log, [(span.first, span.end)]):
                 file.add(statement, unread)
             self._recent.warn(log, unread)
             self._entries.warnings.publish()
@@ -219,7 +220,7 @@ class Indexed:
                     continue
                 try:
                     offsets = pq.read_table(pa.BufferReader(read_signed(self._entries.store, ref)), columns=["offset"])
-                except _LOST:
+                except LOST:
                     if file.number < bad.number:
                         # The first one that is bad gets the rows of all that are.
                         return self._make_events(span, log, lambda table: table.slice(0, 0))
@@ -232,9 +233,14 @@ class Indexed:
 
             return self._make_events(span, log, keep)
 
-    def _changed(self, log: Log, error: CustodyError) -> None:
+    def _changed(self, span: Span, log: Log, error: CustodyError) -> None:
+        if self._is_expired(span, log) and isinstance(error, ObjectMissing):
+            return
         self._entries.warnings.add("ignored", log, f"{error}. Its rows are read from the statements")
         self._entries.warnings.publish()
+
+    def _is_expired(self, span: Span, log: Log) -> bool:
+        return span.end <= self._recent.expired.get(log, 0)
 
     def _path(self) -> Path:
         self._made += 1

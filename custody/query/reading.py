@@ -18,6 +18,7 @@ import msgspec
 from custody.archive import reader, search, time_index
 from custody.archive.audit_findings import read_findings
 from custody.archive.forms import AUDITS, statements_of
+from custody.archive.known_heads import to_heads
 from custody.archive.readings import newest_reading
 from custody.archive.time_index import TimeIndex
 from custody.archive.time_spans import Span
@@ -32,7 +33,7 @@ from custody.keys.trust import Trust
 from custody.query import lazy, statements, tables
 from custody.query.entries import Entries
 from custody.query.files import Part, Source, local, scan
-from custody.query.indexed import Files, Indexed, moment
+from custody.query.indexed import LOST, Files, Indexed, moment
 from custody.query.lazy import Lazy, Spill
 from custody.query.recent import Range, Recent, warn_unsigned, whole_tables
 from custody.query.warned import Period, Warnings
@@ -180,7 +181,7 @@ class Reading:
             return None
         try:
             rows = statements.read_files(self._store, "manifests", [span.manifests])
-        except (FormatError, ObjectMissing) as error:
+        except LOST as error:
             self.warnings.add("ignored", log, f"{error}. Its rows are read from the statements")
             return None
         sealed = zip(rows["sequence"].to_pylist(), rows["sealed_at"].to_pylist(), strict=True)
@@ -220,6 +221,8 @@ class Reading:
             name: [(each.heads[name].size, f"audit {each.sequence}") for each in known.values() if name in each.heads]
             for name in {name for each in known.values() for name in each.heads}
         }
+        if audit and signed:
+            self._entries.signed = to_heads(audit.heads)
         index = time_index.read(self._store, audit) if audit else time_index.EMPTY
         return audit, index
 

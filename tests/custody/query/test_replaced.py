@@ -1,0 +1,122 @@
+"""What somebody replaced since a signed audit is never shown as verified, to an auditor with public keys alone."""
+
+import json
+import shutil
+from contextlib import closing
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import custody
+from custody.archive import reader
+from custody.format import manifest
+from custody.format.envelope import seal
+from custody.format.layout import manifest_key, parse_log_text
+from custody.format.members import pack
+from custody.keys.key import HmacKey
+from custody.keys.open import open_signers
+from custody.keys.secret import Secret
+from custody.keys.trust import Trust, TrustedKey, open_trust
+from custody.store.open import open_store
+from tests.helpers.corpus import EVENTS
+from tests.helpers.environment import clear_settings
+from tests.helpers.leafy import write_trust
+from tests.helpers.querying import audit
+from tests.helpers.sample import Growing, event
+
+SIZE, PIECE = 6, 3
+ALL = {
+    "events": 'SELECT * FROM events ORDER BY "offset"',
+    "manifests": "SELECT * FROM manifests ORDER BY sequence",
+    "batches": "SELECT * FROM batches ORDER BY batch",
+    "quarantined": 'SELECT * FROM quarantined ORDER BY "offset"',
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Growing:
+    growing = Growing(tmp_path_factory.mktemp("replaced"))
+    growing.append(SIZE, lambda offset: b"no event" if offset % 5 == 1 else event(offset))
+    audit(growing.folder, growing.keyring, pieces=PIECE)
+    return growing
+
+
+@pytest.fixture
+def folder(made: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    clear_settings(monkeypatch)
+    return Path(shutil.copytree(made.folder, tmp_path / "archive"))
+
+
+def public(made: Growing, path: Path) -> Path:
+    """Write what an auditor trusts: public keys, and the ids of the others."""
+    own = open_trust([f"file:{made.keyring}"]).keys.values()
+    keys = {key.id: TrustedKey(key.id, key.algorithm, key.from_, key.to, material=key.public) for key in own}
+    return write_trust(path, Trust(reader.read_archive(open_store(str(made.folder))).pin, keys))
+
+
+def forge(made: Growing, folder: Path, sequence: int) -> None:
+    """Replace a statement, its last batch and its quarantine, as somebody without any key can."""
+    log = parse_log_text(made.log)
+    assert log is not None
+    statement = reader.read_manifest(open_store(str(folder)), log, sequence, lambda *_: True).statement
+    segment, quarantine = statement.segment, statement.quarantine
+    assert segment is not None
+    assert quarantine is not None
+    last = statement.batches[-1]
+    line = json.dumps(EVENTS["auth_attempt"] | {"reason": "forged"}).encode() + b"\n"
+    member, kept = pack(line * last.events), folder / quarantine.key
+    before = (folder / segment.key).read_bytes()[: last.start]
+    batch = msgspec.structs.replace(
+        last, size=len(member.data), inflated=member.inflated, sha256=member.sha256, leaves=None
+    )
+    bad = pack(b'{"value":"Zm9yZ2Vk","timestamp":0,"offset":%d,"error":"forged"}\n' % (5 * sequence + 1))
+    contents = {segment.key: before + member.data, quarantine.key: bad.data}
+    forged = msgspec.structs.replace(
+        statement,
+        batches=[*statement.batches[:-1], batch],
+        segment=msgspec.structs.replace(
+            segment,
+            size=len(contents[segment.key]),
+            sha256=sha256(contents[segment.key]).hexdigest(),
+        ),
+        quarantine=msgspec.structs.replace(
+            quarantine, size=len(bad.data), inflated=bad.inflated, sha256=sha256(bad.data).hexdigest()
+        ),
+    )
+    known = open_signers(f"file:{made.keyring}", datetime.now(UTC)).hmac()
+    signer = HmacKey(known.key_id, Secret(bytes(32)))
+    contents[manifest_key(log, sequence)] = seal(manifest.encode(forged), manifest.FORMAT, [signer])
+    assert kept.exists()
+    for key, data in contents.items():
+        (folder / key).unlink()
+        (folder / key).write_bytes(data)
+
+
+@pytest.mark.parametrize("removed", ["nothing", "tables", "lists", "all"])
+@pytest.mark.parametrize("name", ALL)
+def test_a_forged_statement(made: Growing, folder: Path, tmp_path: Path, name: str, removed: str) -> None:
+    """With or without the tables that an audit signed: other rows come with a warning, or there are none."""
+    trust = public(made, tmp_path / "trust.json")
+    with closing(custody.connect(str(folder), trust=trust)) as connection:
+        rows = connection.execute(ALL[name]).fetchall()
+        assert connection.execute("FROM warnings").fetchall() == []
+    patterns = {"nothing": [], "tables": ["tables/day=*/*"], "lists": ["tables/signed/*"]}
+    patterns["all"] = [*patterns["tables"], *patterns["lists"], "reports/index/statements/*"]
+    for pattern in patterns[removed]:
+        for path in folder.glob(pattern):
+            path.unlink()
+    with closing(custody.connect(str(folder), trust=trust)) as connection:
+        # The statements are those that the audit read: they are verified again, by its head.
+        assert connection.execute(ALL[name]).fetchall() == rows
+        kinds = {kind for kind, *_ in connection.execute("FROM warnings").fetchall()}
+        assert kinds <= {"ignored"}
+    forge(made, folder, 1)
+    with closing(custody.connect(str(folder), trust=trust)) as connection:
+        shown = connection.execute(ALL[name]).fetchall()
+        kinds = {kind for kind, *_ in connection.execute("FROM warnings").fetchall()}
+    assert shown == rows or "unverified" in kinds
+    if removed == "all":
+        assert {"unverified", "ignored"} <= kinds | ({"ignored"} if name == "quarantined" else set())
