@@ -11,7 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
 from hashlib import sha256
+from operator import and_
 from threading import Lock
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -167,6 +169,7 @@ def scan(
     schema: Any,
     columns: Sequence[str],
     condition: Any,
+    rest: Callable[[str | None], Any],
     failed: Callable[[CustodyError], None],
 ) -> Scan:
     """Return the rows of parts.
@@ -177,6 +180,7 @@ def scan(
         schema: of the table.
         columns: which of its columns.
         condition: an expression that rows must meet; None for all rows.
+        rest: returns what the rows of a file must meet too, by its key; None for all rows.
         failed: called with the error that ends the rows.
     """
     kind = _EVENTS if any(pa.types.is_dictionary(column.type) for column in schema) else _PLAIN
@@ -189,15 +193,16 @@ def scan(
     numbered = [fragment(str(number), guarantee) for number, (_, guarantee) in enumerate(parts)]
     wanted = ds.FileSystemDataset(numbered, schema, kind, system).get_fragments(condition)
     chosen = [parts[int(each.path)] for each in wanted]
-    options = {"columns": list(columns), "filter": condition, **_OPTIONS}
+    options = {"columns": list(columns), **_OPTIONS}
 
     def batches() -> Iterator[Any]:
         made = [fragment(source.path, guarantee) for source, guarantee in chosen if source.path is not None]
-        yield from ds.FileSystemDataset(made, schema, kind, system).scanner(**options).to_batches()
-        rest = [part for part in chosen if part[0].path is None]
-        for opened, guarantee in _opened(store, rest, failed):
+        yield from ds.FileSystemDataset(made, schema, kind, system).scanner(filter=condition, **options).to_batches()
+        others = [part for part in chosen if part[0].path is None]
+        for (source, _), (opened, guarantee) in zip(others, _opened(store, others, failed), strict=True):
+            both = [each for each in (condition, rest(source.key)) if each is not None]
             one_file = ds.FileSystemDataset([fragment(opened, guarantee)], schema, kind, system)
-            yield from one_file.scanner(**options).to_batches()
+            yield from one_file.scanner(filter=reduce(and_, both) if both else None, **options).to_batches()
 
     return Scan(pa.schema([schema.field(name) for name in columns]), batches())
 

@@ -32,6 +32,7 @@ from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.query import lazy, statements, tables
 from custody.query.entries import Entries
+from custody.query.excluded import Excluded
 from custody.query.files import Part, Source, local, scan
 from custody.query.indexed import LOST, Files, Indexed, moment
 from custody.query.lazy import Lazy, Spill
@@ -99,11 +100,7 @@ class Reading:
                     raise
                 finally:
                     self.warnings.publish()
-                if name in self._recent_parts:
-                    for log, first, end in self._excluded:
-                        wanted = ~lazy.of_statements(str(log), first, end)
-                        condition = wanted if condition is None else condition & wanted
-                return scan(self._store, made, schema, columns, condition, self._fail)
+                return scan(self._store, made, schema, columns, condition, self._rest, self._fail)
 
         return scanner
 
@@ -116,10 +113,6 @@ class Reading:
         return [*self._recent.parts[name], *self._indexed.parts(name, condition)]
 
     @property
-    def _recent_parts(self) -> dict[str, list[Part]]:
-        return self._recent.parts if "_loaded" in self.__dict__ else {}
-
-    @property
     def _recent(self) -> Recent:
         return self._loaded[0]
 
@@ -127,12 +120,11 @@ class Reading:
     def _indexed(self) -> Indexed:
         return self._loaded[1]
 
-    @property
-    def _excluded(self) -> Sequence[tuple[Log, int, int]]:
-        return self._loaded[2]
+    def _rest(self, key: str | None) -> Any:
+        return self._loaded[2].rest(key)
 
     @cached_property
-    def _loaded(self) -> tuple[Recent, Indexed, Sequence[tuple[Log, int, int]]]:
+    def _loaded(self) -> tuple[Recent, Indexed, Excluded]:
         """Read the statements that no index covers, and see which spans have statements of the period."""
         recent = Recent(self._entries, self._period, self._folder, self._kept_from)
         audit, index = self._audited
@@ -154,7 +146,7 @@ class Reading:
         for log, files in tabled:
             span = Span(log=str(log), first=files[0][0].first, end=files[0][0].end)
             recent.parts["events"] += indexed.of_tables(span, log, files)
-        return recent, indexed, _joined(recent.excluded)
+        return recent, indexed, Excluded(recent.excluded, chosen)
 
     def _plan(self, log: Log, index: TimeIndex, recent: Recent) -> tuple[list[Span], list[Range]]:
         """Return the spans of a log that may have statements of the period, and the slots that no span covers."""
@@ -332,16 +324,6 @@ def _merged(ranges: Sequence[Range]) -> list[Range]:
         elif first != end:
             merged.append((first, end))
     return merged
-
-
-def _joined(excluded: Sequence[tuple[Log, int, int]]) -> list[tuple[Log, int, int]]:
-    joined: list[tuple[Log, int, int]] = []
-    for log, first, end in sorted(excluded):
-        if joined and joined[-1][0] == log and joined[-1][2] == first:
-            joined[-1] = (log, joined[-1][1], end)
-        else:
-            joined.append((log, first, end))
-    return joined
 
 
 def _holes(spans: Sequence[Span], slots: set[int]) -> Iterator[tuple[int, int]]:
