@@ -130,17 +130,15 @@ def test_topics_are_described_read_and_sampled(kafka: KafkaServer) -> None:
 
 def test_lingering_that_does_not_fit_the_retention(kafka: KafkaServer) -> None:
     """A topic that keeps its records for less than lingering and headroom, by size, or compacted has a warning."""
-    names = {
-        kind: kafka.create_topic(kafka.unused_name(f"check.{kind}"), **config)
-        for kind, config in {
-            "short": {"retention_ms": 22_000_000},
-            "sized": {"retention_bytes": 10**9},
-            "fits": {"retention_ms": 86_400_000},
-            "endless": {"retention_ms": -1},
-            "compacted": {"cleanup_policy": "compact"},
-            "late": {"cleanup_policy": "compact", "min_compaction_lag_ms": 86_400_000},
-        }.items()
+    configs: dict[str, dict[str, Any]] = {
+        "short": {"retention_ms": 22_000_000},
+        "sized": {"retention_bytes": 10**9},
+        "fits": {"retention_ms": 86_400_000},
+        "endless": {"retention_ms": -1},
+        "compacted": {"cleanup_policy": "compact"},
+        "late": {"cleanup_policy": "compact", "min_compaction_lag_ms": 86_400_000},
     }
+    names = {kind: kafka.create_topic(kafka.unused_name(f"check.{kind}"), **config) for kind, config in configs.items()}
 
     def warnings(seconds: float) -> dict[str, str]:
         given = on_kafka(kafka, *names.values()).model_copy(update={"drain": DrainSettings(linger_seconds=seconds)})

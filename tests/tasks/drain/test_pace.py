@@ -198,7 +198,7 @@ def test_what_kafka_deletes_soon_does_not_linger(pace: Pace, kind: str) -> None:
 
 def test_what_is_compacted_late_enough_lingers(pace: Pace) -> None:
     """A topic whose cleaner leaves records alone for long enough is as any other."""
-    config = {"cleanup_policy": "compact", "min_compaction_lag_ms": 86_400_000}
+    config: dict[str, Any] = {"cleanup_policy": "compact", "min_compaction_lag_ms": 86_400_000}
     pace = replace(pace, topic=pace.kafka.create_topic(pace.kafka.unused_name("late"), **config))
     pace.send(events(3), key=b"the same")
     assert pace.drain(once=False, linger_seconds=LINGER).lag == 3
