@@ -128,7 +128,7 @@ class Coverage:
         """Yield the head of the newest checkpoint that counts, and whose last statement is there."""
         if not signatures.note_keys(self._trust.keys):
             return
-        near = guesses.audited_sizes(self._store).get(str(self._log), 0)
+        near = guesses.claimed_sizes(self._store).get(str(self._log), 0)
         for size in islice(guesses.checkpoints_back(self._store, self._log, near), _TRIED):
             with suppress(FormatError, ObjectMissing):
                 note, parsed = reader.read_checkpoint(self._store, self._log, size)

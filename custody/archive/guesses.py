@@ -1,6 +1,7 @@
 """Guesses where logs end, so that finding it takes the same few requests at any age.
 
-Nothing here is checked: a wrong guess only costs requests. It may steer no more than where a search begins: `hints`.
+Nothing here is checked: a wrong guess only costs requests. It may steer no more than where a listing begins, or where a
+search does that takes no entry without a good signature: `hints`. For all other searches there is `audited`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ _WIDER = 16
 """How many times as long the next stretch is, if none of its checkpoints was the right one."""
 
 
-def audited_sizes(store: Store, hint: int = 0) -> Mapping[str, int]:
+def claimed_sizes(store: Store, hint: int = 0) -> Mapping[str, int]:
     """Return the size of each log at the newest audit, whoever signed it, and that of the log of audits.
 
     It is empty if the newest audit cannot be read. `hint` is a number of audits that there may be.

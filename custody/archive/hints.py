@@ -1,7 +1,8 @@
 """Searches from a hint that may be wrong.
 
-A hint is unsigned: the number in an audit that anybody put, and any object at the slot that it leads to. So it may make
-a search cheaper, and never decide what is found: a search that it misled is made again without it.
+A hint may make a search cheaper, and never decide what is found: a search that it misled is made again without it.
+That shows only if what it leads to is refused or gives nothing. So a search that accepts entries whose signature it
+cannot check takes its hint from `audited`, and never from an audit that anybody put (`guesses`).
 """
 
 import logging

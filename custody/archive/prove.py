@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Any, cast
 
 from custody.archive import evidence
+from custody.archive.audited import audited_sizes
 from custody.archive.forms import statements_of
-from custody.archive.guesses import audited_sizes, checkpoints_on, nightly_audits
+from custody.archive.guesses import checkpoints_on, nightly_audits
 from custody.archive.reader import read_archive, read_batch
 from custody.archive.search import find_statement, no_event, unknown_offset
 from custody.archive.trusted import Judge, known_heads, newest_checkpoint
@@ -155,7 +156,7 @@ def make_evidence(
     store = cast("Store", _ReadOnce(store))
     archive = read_archive(store)
     judge = Judge(store, log, statements_of(log), archive.id, trust)
-    near = audited_sizes(store, nightly_audits(archive.statement.created, now)).get(str(log), 0)
+    near = audited_sizes(store, archive.id, trust, nightly_audits(archive.statement.created, now)).get(str(log), 0)
     newest = newest_checkpoint(store, log, archive.id, trust, near)
     latest = checkpoint.parse_checkpoint(newest.text) if newest is not None else None
     accounting = find_statement(store, log, offset, judge.may_stand, latest.size if latest else near)

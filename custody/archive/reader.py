@@ -279,7 +279,7 @@ def find_tip(store: Store, log: Log, holds: Holds[Manifest], hint: int = 0) -> T
         store: the archive.
         log: the log.
         holds: whether an entry is valid where it stands.
-        hint: the probable size of the log. A wrong hint only costs requests: see `hints`.
+        hint: the probable size of the log, from who is trusted: see `hints`. A wrong one only costs requests.
 
     Raises:
         FormatError: the newest manifest's tree is inconsistent, or the slots after it cannot be passed over.

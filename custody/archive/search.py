@@ -198,7 +198,7 @@ def find_statement(
         log: the log.
         offset: of the record in Kafka.
         holds: whether an entry is valid where it stands.
-        near: a size that the log may have. A wrong one only costs requests: see `hints`.
+        near: a size that the log may have, from who is trusted: see `hints`. A wrong one only costs requests.
     """
 
     def search(near: int) -> tuple[int, Manifest] | None:

@@ -17,12 +17,21 @@ from typing import Any
 
 import msgspec
 
+from custody.archive.audited import audited_sizes
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive.guesses import audited_sizes
-from custody.archive.reader import Holds, find_audit_tip, find_tip, list_logs, read_batch, read_manifest, unknown_log
+from custody.archive.reader import (
+    Holds,
+    find_audit_tip,
+    find_tip,
+    list_logs,
+    read_archive,
+    read_batch,
+    read_manifest,
+    unknown_log,
+)
 from custody.archive.search import find_statement, no_event, unknown_offset
 from custody.archive.trusted import Judge
-from custody.errors import ConfigurationError, FormatError, ObjectMissing
+from custody.errors import ConfigurationError, FormatError, NoArchive, ObjectMissing
 from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, QuarantineRef, Statement
@@ -78,12 +87,12 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
     if named := layout.parse_manifest_key(key):
         return _statement(store, *named, _holds(store, named[0], trust))
     if records := layout.parse_records_key(key):
-        return _object(store, key, records, _holds(store, records.log, trust))
+        return _object(store, key, records, trust)
     if position := _POSITION.fullmatch(key):
         log = layout.parse_log(position["log"], int(position["partition"]))
         if log:
             try:
-                return _at(store, log, position["offset"], position["sequence"], _holds(store, log, trust))
+                return _at(store, log, position["offset"], position["sequence"], trust)
             except (ConfigurationError, ObjectMissing):
                 if log in (logs := list_logs(store)):
                     raise
@@ -107,12 +116,13 @@ def _newest_audit(store: Store, trust: Trust) -> str:
     return layout.audit_key(size - 1)
 
 
-def _at(store: Store, log: Log, offset: str | None, sequence: str | None, holds: Holds[Manifest]) -> Shown:
+def _at(store: Store, log: Log, offset: str | None, sequence: str | None, trust: Trust) -> Shown:
     if offset:
-        return _record(store, log, int(offset), holds)
+        return _record(store, log, int(offset), trust)
+    holds = _holds(store, log, trust)
     if sequence:
         return _statement(store, log, int(sequence), holds)
-    size = find_tip(store, log, holds, audited_sizes(store).get(str(log), 0)).head.size
+    size = find_tip(store, log, holds, _audited_size(store, log, trust)).head.size
     if not size:
         raise ObjectMissing(f"no statement of {log} can be read; run `custody verify`")
     return _statement(store, log, size - 1, holds)
@@ -151,6 +161,15 @@ def _holds(store: Store, log: Log, trust: Trust) -> Holds[Manifest]:
     return Judge(store, log, statements_of(log), None, trust).may_stand
 
 
+def _audited_size(store: Store, log: Log, trust: Trust) -> int:
+    """Return the size of a log at the newest audit with a good signature; 0 if that is not known."""
+    try:
+        archive = read_archive(store).id
+    except (NoArchive, FormatError):
+        return 0
+    return audited_sizes(store, archive, trust).get(str(log), 0)
+
+
 def _statement(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) -> Shown:
     entry = read_manifest(store, log, sequence, holds)
     view = {
@@ -175,10 +194,9 @@ def _chain_position(log: Log, sequence: int, entry: Manifest) -> dict[str, Any]:
     }
 
 
-def _object(store: Store, key: str, records: layout.RecordsKey, holds: Holds[Manifest]) -> Shown:
+def _object(store: Store, key: str, records: layout.RecordsKey, trust: Trust) -> Shown:
     """Return a segment or quarantine object, even if no manifest names it."""
-    near = audited_sizes(store).get(str(records.log), 0)
-    accounting = find_statement(store, records.log, records.first, holds, near)
+    accounting = _find_statement(store, records.log, records.first, trust)
     named = None
     if accounting:
         statement = accounting[1].statement
@@ -192,8 +210,12 @@ def _object(store: Store, key: str, records: layout.RecordsKey, holds: Holds[Man
     return Shown(position, _inflated(store, key, named.sha256), accounting[1])
 
 
-def _record(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> Shown:
-    accounting = find_statement(store, log, offset, holds, audited_sizes(store).get(str(log), 0))
+def _find_statement(store: Store, log: Log, offset: int, trust: Trust) -> tuple[int, Manifest] | None:
+    return find_statement(store, log, offset, _holds(store, log, trust), _audited_size(store, log, trust))
+
+
+def _record(store: Store, log: Log, offset: int, trust: Trust) -> Shown:
+    accounting = _find_statement(store, log, offset, trust)
     if not accounting:
         raise unknown_offset(log, offset)
     sequence, entry = accounting

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 
 from custody.archive.forms import AUDITS, form_of, statements_of
-from custody.archive.guesses import audited_sizes
+from custody.archive.guesses import claimed_sizes
 from custody.archive.reader import Tip, read_archive, read_entry, read_manifest
 from custody.archive.resume import find_checked_tip, rollback
 from custody.archive.trusted import Judge, find_signed_end
@@ -201,7 +201,7 @@ def write_checkpoint(store: Store, log: Log, archive: str, trust: Trust, signer:
     """
     form = form_of(log)
     judge = Judge(store, log, form, archive, trust)
-    tip = find_signed_end(store, form, judge, audited_sizes(store).get(str(log), 0))
+    tip = find_signed_end(store, form, judge, claimed_sizes(store).get(str(log), 0))
     if not tip.head.size:
         raise ConfigurationError(f"{log} has no statement yet")
     return put_checkpoint(store, archive, log, tip.head, signer, judge)

@@ -1,5 +1,6 @@
 """Checks Kafka: the login, the topics, what this client may do with each, the group, and whether records are events."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -104,12 +105,19 @@ def _configuration(settings: Settings, broker: Broker, topic: Topic, cluster: st
         yield _report.warning(topic.name, message, _RIGHTS)
         return
     lingers = settings.drain.linger_seconds
-    if lingers and retention.bytes is not None:
+    least = lingers + least_headroom(settings.drain)
+    if lingers and retention.compacts_after is not None and retention.compacts_after < least:
+        message = "drain.linger_seconds has no effect: compaction may remove a record before it is archived"
+        remedy = (
+            f"set the topic's min.compaction.lag.ms to at least {math.ceil(least * 1000)}, or drain.linger_seconds to 0"
+        )
+        yield _report.warning(topic.name, message, remedy)
+    elif lingers and retention.bytes is not None:
         message = "drain.linger_seconds has no effect: what comes next decides how soon retention.bytes deletes records"
         yield _report.warning(
             topic.name, message, "remove the topic's retention.bytes, or set drain.linger_seconds to 0"
         )
-    elif lingers and retention.seconds is not None and retention.seconds < lingers + least_headroom(settings.drain):
+    elif lingers and retention.seconds is not None and retention.seconds < least:
         left = duration_text(max(0.0, retention.seconds - least_headroom(settings.drain)))
         message = f"records linger for {left} at most, so that headroom is no problem, and not for drain.linger_seconds"
         remedy = "raise the topic's retention.ms, or lower drain.linger_seconds or drain.headroom_seconds"

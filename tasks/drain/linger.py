@@ -5,6 +5,8 @@ Rules:
 - What Kafka may not show again does not wait: lost and unreadable offsets.
 - It waits only while Kafka keeps its first record for `drain.headroom_seconds` more, and two runs. So what waits on
   purpose is never lost, and raises no alarm.
+- Of a compacted topic nothing waits, unless `min.compaction.lag.ms` is as long as all of that: a newer record of the
+  same key lets Kafka remove an older one.
 - Where that cannot be known, nothing waits: if the topic has a limit by size, since what comes next decides how soon
   Kafka deletes; if a record has no time; if the broker does not say how long it keeps records.
 """
@@ -58,6 +60,8 @@ class Linger:
                 self._reported.add(topic)
                 logger.warning("%s: nothing lingers, since its retention is not known: %s", topic, error)
             return False
+        if retention.compacts_after is not None and retention.compacts_after < self._seconds + self._least:
+            return False
         return _headroom(retention, written_at(first)) >= self._least
 
 
@@ -65,7 +69,8 @@ def _headroom(retention: Retention, written: float | None) -> float:
     """Return for how many seconds Kafka keeps a record for certain, by the time at which it was written."""
     if retention.bytes is not None:
         return 0.0
-    if retention.seconds is None:
+    limits = [limit for limit in (retention.seconds, retention.compacts_after) if limit is not None]
+    if not limits:
         return float("inf")
     now = time.time()
-    return min(written, now) + retention.seconds - now if written is not None else 0.0
+    return min(written, now) + min(limits) - now if written is not None else 0.0

@@ -8,6 +8,8 @@ Rules:
   also while others are being started.
 - If this process cannot take what another gives back, whatever the error is, it closes the connection: the other one
   stops, and neither waits for the other.
+- A process that goes on for long after the run's time is stopped. One that does not end then is killed: it holds
+  nobody up for ever. Nobody but its reader waits for it to take its task.
 - A process that dies loses nothing, and its logs are failed results: the next run continues from the archive's heads.
 - What cannot be started stays with this process.
 """
@@ -31,13 +33,17 @@ from custody.store import retries
 from custody.store.retries import Retries
 from tasks.drain.context import Context
 from tasks.drain.log_run import LogResult, LogRun, TopicPartition
-from tasks.drain.signals import stop_requested
+from tasks.drain.signals import GRACE_SECONDS, stop_requested
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.search.index import IndexResult
 
 _LOOK_SECONDS = 0.1
+_OVERTIME_SECONDS = 120.0
+"""How long after its time a process may still start, finish its open segments and index, before it is stopped."""
+_ENDING_SECONDS = GRACE_SECONDS + 5.0
+"""How long it may take to end after a stop, before it is killed: it ends itself after `GRACE_SECONDS`."""
 _NEXT = "What it archived stays, and the next run continues from there"
 
 logger = logging.getLogger(__name__)
@@ -178,22 +184,24 @@ class _Process:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        with suppress(BrokenPipeError):
-            self._connection.send(task)
+        self._latest = float("inf") if task.seconds is None else time.monotonic() + task.seconds + _OVERTIME_SECONDS
         self._outcome: Outcome | None = None
         self._problem: str | None = None
-        self._is_told_to_stop = False
+        self._stopped: float | None = None
+        self._has_task = False
         self._closing = threading.Lock()
         # In this run's context: what a flow logs goes to its page.
-        self._reader = threading.Thread(target=copy_context().run, args=(self._read,), name="share", daemon=True)
+        self._reader = threading.Thread(target=copy_context().run, args=(self._talk, task), name="share", daemon=True)
         self._reader.start()
 
     def stop(self) -> None:
         """Ask it to finish its open segments and end."""
         with self._closing, suppress(OSError):
-            if not self._is_told_to_stop:
-                self._is_told_to_stop = True
-                self._connection.send(None)
+            if self._stopped is None:
+                self._stopped = time.monotonic()
+                # Until then the task is being sent: the reader passes this on behind it.
+                if self._has_task:
+                    self._connection.send(None)
 
     def wait(self) -> Outcome:
         """Wait until it has ended, and return what it did."""
@@ -201,8 +209,25 @@ class _Process:
         return self._outcome or Outcome(problem=self._problem or _how_it_ended(self._process.wait()))
 
     def close(self) -> None:
-        """Wait until it has ended."""
-        self._reader.join()
+        """Wait until it has ended. Stop it if it does not end in time, and kill it if that does not help."""
+        while self._reader.is_alive():
+            self._reader.join(_LOOK_SECONDS)
+            now = time.monotonic()
+            if self._stopped is None and now >= self._latest:
+                logger.warning(
+                    "a process for %d logs goes on long after the run's time: it is stopped", len(self._runs)
+                )
+                self.stop()
+            if self._stopped is not None and now >= self._stopped + _ENDING_SECONDS:
+                self._kill()
+                return
+
+    def _kill(self) -> None:
+        """End it where it stands. What it archived stays."""
+        self._problem = f"the process that drained it did not end after a stop, and was killed. {_NEXT}"
+        self._process.kill()
+        # The connection ends with it. A line that cannot be logged is not waited for.
+        self._reader.join(_ENDING_SECONDS)
 
     def results(self) -> list[LogResult]:
         """Return one result for each log of its share."""
@@ -218,9 +243,10 @@ class _Process:
             results[name] = run.result
         return list(results.values())
 
-    def _read(self) -> None:
-        """Take what it gives back until it ends."""
+    def _talk(self, task: Task) -> None:
+        """Give it its task, and take what it gives back until it ends."""
         try:
+            self._give(task)
             while (given := self._receive()) is not None:
                 if isinstance(given, Outcome):
                     self._outcome = given
@@ -234,6 +260,15 @@ class _Process:
             with self._closing:
                 self._connection.close()
             self._process.wait()
+
+    def _give(self, task: Task) -> None:
+        """Send its task, and the stop that came meanwhile. A process that is gone takes none."""
+        with suppress(OSError):
+            self._connection.send(task)
+            with self._closing:
+                self._has_task = True
+                if self._stopped is not None:
+                    self._connection.send(None)
 
     def _receive(self) -> Outcome | logging.LogRecord | None:
         """Return what comes next; None once the connection has ended."""

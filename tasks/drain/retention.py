@@ -34,14 +34,16 @@ class Retention:
     Attributes:
         seconds: how old a record gets; None if there is no such limit.
         bytes: how large a partition gets; None if there is no such limit.
+        compacts_after: how old a record gets before compaction may remove it; None if the topic is not compacted.
     """
 
     seconds: float | None = None
     bytes: int | None = None
+    compacts_after: float | None = None
 
     @property
     def is_limited(self) -> bool:
-        """Whether Kafka deletes records at all."""
+        """Whether Kafka deletes records by their age or the partition's size."""
         return self.seconds is not None or self.bytes is not None
 
 
@@ -49,10 +51,12 @@ class Retention:
 def read_retention(broker: Broker, topic: str) -> Retention:
     """Return how long a topic keeps its records. Raises SourceError: the broker does not answer, or says no."""
     entries = broker.configuration(topic)
-    if "delete" not in entries["cleanup.policy"]:
-        return Retention()
+    policy = entries["cleanup.policy"]
+    compacts_after = int(entries["min.compaction.lag.ms"]) / 1000 if "compact" in policy else None
+    if "delete" not in policy:
+        return Retention(compacts_after=compacts_after)
     kept_ms, kept_bytes = int(entries["retention.ms"]), int(entries["retention.bytes"])
-    return Retention(kept_ms / 1000 if kept_ms >= 0 else None, kept_bytes if kept_bytes >= 0 else None)
+    return Retention(kept_ms / 1000 if kept_ms >= 0 else None, kept_bytes if kept_bytes >= 0 else None, compacts_after)
 
 
 class Retentions:

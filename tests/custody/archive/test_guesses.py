@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive.guesses import audited_sizes, checkpoints_back
+from custody.archive.guesses import checkpoints_back, claimed_sizes
 from custody.archive.reader import checkpoint_sizes, last_taken
 from custody.archive.search import find_statement
 from custody.archive.show import show
@@ -70,14 +70,14 @@ def test_the_newest_audit_tells_how_long_logs_are(aged: tuple[AgedStore, AgedSto
     for store in aged:
         store.requests.clear()
         days = store.spec.statements // DAY
-        assert audited_sizes(store) == {str(LOG): days * DAY, str(AUDIT_LOG): days}
+        assert claimed_sizes(store) == {str(LOG): days * DAY, str(AUDIT_LOG): days}
         assert store.requests.by_kind == {"LIST": 1, "GET": 1}
 
 
 def test_an_archive_without_readable_audits_tells_nothing() -> None:
     """Garbage is no guess, and no error."""
-    assert audited_sizes(MemoryStore()) == {str(AUDIT_LOG): 0}
-    assert audited_sizes(MemoryStore({AUDITS.key(0): b"garbage"})) == {}
+    assert claimed_sizes(MemoryStore()) == {str(AUDIT_LOG): 0}
+    assert claimed_sizes(MemoryStore({AUDITS.key(0): b"garbage"})) == {}
 
 
 def test_checkpoints_come_from_the_newest_back(aged: tuple[AgedStore, AgedStore]) -> None:
@@ -117,7 +117,7 @@ def test_what_nobody_signed_changes_no_answer(aged: tuple[AgedStore, AgedStore],
     slots, garbage = MISLED[kind]
     mislead(store, LOG, slots, garbage or store.read(manifest_key(LOG, 7), limit=limits.FILE_BYTES))
     trust = open_trust([store.keys])
-    hint = audited_sizes(store)[str(LOG)]
+    hint = claimed_sizes(store)[str(LOG)]
     assert hint == max(slots) + 1
     tip = find_trusted_tip(store, LOG, store.spec.archive, trust, hint)
     assert tip == find_trusted_tip(store, LOG, store.spec.archive, trust)

@@ -129,16 +129,16 @@ def test_topics_are_described_read_and_sampled(kafka: KafkaServer) -> None:
 
 
 def test_lingering_that_does_not_fit_the_retention(kafka: KafkaServer) -> None:
-    """A topic that keeps its records for less than lingering and headroom, or by size, has a warning that says so."""
-    names = {
-        kind: kafka.create_topic(kafka.unused_name(f"check.{kind}"), **config)
-        for kind, config in {
-            "short": {"retention_ms": 22_000_000},
-            "sized": {"retention_bytes": 10**9},
-            "fits": {"retention_ms": 86_400_000},
-            "endless": {"retention_ms": -1},
-        }.items()
+    """A topic that keeps its records for less than lingering and headroom, by size, or compacted has a warning."""
+    configs: dict[str, dict[str, Any]] = {
+        "short": {"retention_ms": 22_000_000},
+        "sized": {"retention_bytes": 10**9},
+        "fits": {"retention_ms": 86_400_000},
+        "endless": {"retention_ms": -1},
+        "compacted": {"cleanup_policy": "compact"},
+        "late": {"cleanup_policy": "compact", "min_compaction_lag_ms": 86_400_000},
     }
+    names = {kind: kafka.create_topic(kafka.unused_name(f"check.{kind}"), **config) for kind, config in configs.items()}
 
     def warnings(seconds: float) -> dict[str, str]:
         given = on_kafka(kafka, *names.values()).model_copy(update={"drain": DrainSettings(linger_seconds=seconds)})
@@ -146,9 +146,10 @@ def test_lingering_that_does_not_fit_the_retention(kafka: KafkaServer) -> None:
 
     assert warnings(0) == {}
     said = warnings(900)
-    assert set(said) == {names["short"], names["sized"]}
+    assert set(said) == {names["short"], names["sized"], names["compacted"]}
     assert "records linger for 5 min at most" in said[names["short"]]
     assert "has no effect" in said[names["sized"]]
+    assert "compaction may remove a record" in said[names["compacted"]]
 
 
 def test_topics_that_do_not_exist(kafka: KafkaServer) -> None:

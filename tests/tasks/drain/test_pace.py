@@ -41,11 +41,12 @@ class Pace:
     folder: Path
     topic: str
 
-    def send(self, values: Sequence[bytes], *, partition: int = 0, age: float = 0) -> None:
+    def send(self, values: Sequence[bytes], *, partition: int = 0, age: float = 0, key: bytes | None = None) -> None:
         """Produce records that were written so many seconds ago."""
         producer = self.kafka.producer(linger_ms=50)
         for value in values:
-            producer.produce(self.topic, value, partition=partition, timestamp=int((time.time() - age) * 1000))
+            timestamp = int((time.time() - age) * 1000)
+            producer.produce(self.topic, value, key, partition=partition, timestamp=timestamp)
         assert producer.flush(60) == 0
 
     def settings(self, **drain: Any) -> Settings:
@@ -178,6 +179,9 @@ SHORT: Mapping[str, dict[str, Any]] = {
     "it keeps records for less than that": {"retention_ms": 600_000},
     "it keeps them for hardly more, and headroom would be a problem": {"retention_ms": (21_600 + LINGER) * 1000},
     "it deletes them by size, however soon that is": {"retention_bytes": 10**9},
+    "a newer record of the key lets it remove an older one": {"cleanup_policy": "compact"},
+    "it deletes and compacts": {"cleanup_policy": "compact,delete"},
+    "it compacts hardly later": {"cleanup_policy": "compact", "min_compaction_lag_ms": (21_600 + LINGER) * 1000},
 }
 
 
@@ -186,10 +190,18 @@ def test_what_kafka_deletes_soon_does_not_linger(pace: Pace, kind: str) -> None:
     """Lingering alone loses no record and is no problem of headroom: what is in hand is archived before."""
     config = SHORT[kind]
     pace = replace(pace, topic=pace.kafka.create_topic(pace.kafka.unused_name("short"), **config))
-    pace.send(events(3), age=LINGER - 60 if "hardly" in kind else 0)
+    pace.send(events(3), age=LINGER - 60 if "hardly" in kind else 0, key=b"the same")
     result = pace.drain(once=False, linger_seconds=LINGER)
     assert (result.events, result.lag, result.headroom) == (3, 0, None)
     pace.read()
+
+
+def test_what_is_compacted_late_enough_lingers(pace: Pace) -> None:
+    """A topic whose cleaner leaves records alone for long enough is as any other."""
+    config: dict[str, Any] = {"cleanup_policy": "compact", "min_compaction_lag_ms": 86_400_000}
+    pace = replace(pace, topic=pace.kafka.create_topic(pace.kafka.unused_name("late"), **config))
+    pace.send(events(3), key=b"the same")
+    assert pace.drain(once=False, linger_seconds=LINGER).lag == 3
 
 
 def test_where_retention_is_not_known_nothing_lingers(

@@ -325,6 +325,39 @@ def test_what_cannot_be_taken_blocks_nobody(monkeypatch: pytest.MonkeyPatch, kin
     assert process._process.returncode == 0, "it was not waited for until its time was out"
 
 
+SLEEPER = """
+import signal, sys, time
+from multiprocessing.connection import Connection
+signal.alarm(60)
+if sys.argv[2] == "has its task":
+    Connection(int(sys.argv[1])).recv()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["has its task", "takes no task"])
+def test_a_process_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """After its time and a grace it is stopped, then killed, whatever it hangs in; its logs fail with the reason."""
+    begin = subprocess.Popen
+
+    def sleep(arguments: list[str], **named: Any) -> subprocess.Popen[bytes]:
+        return begin([sys.executable, "-c", SLEEPER, arguments[-1], kind], **named)
+
+    monkeypatch.setattr(subprocess, "Popen", sleep)
+    monkeypatch.setattr(processes, "_OVERTIME_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "_ENDING_SECONDS", 0.5)
+    # More than a connection takes before anybody reads.
+    partitions = [("audit." + "a" * 200, number) for number in range(40_000)]
+    task = Task(Settings(), partitions, once=True, seconds=0.1, processes=2, level=logging.WARNING)
+    with Processes() as several:
+        assert several.start(task, [])
+        assert several.collect() == ([], [])
+        (process,) = several._processes
+        assert "was killed" in str(process.wait().problem)
+    assert process._process.wait() == -signal.SIGKILL
+    assert not process._reader.is_alive()
+
+
 CHILD = """
 import sys
 from tasks.drain import shares
