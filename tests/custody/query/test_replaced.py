@@ -24,7 +24,7 @@ from custody.store.open import open_store
 from tests.helpers.corpus import EVENTS
 from tests.helpers.environment import clear_settings
 from tests.helpers.leafy import write_trust
-from tests.helpers.querying import audit
+from tests.helpers.querying import ask, audit
 from tests.helpers.sample import Growing, event
 
 SIZE, PIECE = 6, 3
@@ -120,3 +120,44 @@ def test_a_forged_statement(made: Growing, folder: Path, tmp_path: Path, name: s
     assert shown == rows or "unverified" in kinds
     if removed == "all":
         assert {"unverified", "ignored"} <= kinds | ({"ignored"} if name == "quarantined" else set())
+
+
+def test_a_slot_passed_over_at_the_end_of_a_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no damage: the statement that passes over it is the first one of the next span."""
+    clear_settings(monkeypatch)
+    growing = Growing(tmp_path)
+    growing.append(PIECE - 1)
+    log = parse_log_text(growing.log)
+    assert log is not None
+    (growing.folder / manifest_key(log, PIECE - 1)).write_bytes(b"garbage")
+    growing.append(PIECE)
+    audit(growing.folder, growing.keyring, pieces=PIECE)
+    queries = ("SELECT count(*) FROM events", "FROM warnings")
+    with closing(custody.connect(str(growing.folder), trust=public(growing, tmp_path / "trust.json"))) as connection:
+        assert [connection.execute(sql).fetchall() for sql in queries] == [[(growing.events,)], []]
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    assert [ask(growing.folder, sql) for sql in queries] == [[(growing.events,)], []]
+    (growing.folder / manifest_key(log, 1)).unlink()
+    ((kind, _, message),) = ask(growing.folder, "FROM warnings")
+    assert kind == "damaged"
+    assert "in the slots 1 to 1;" in message
+
+
+@pytest.mark.parametrize("table", ["events", "manifests"])
+def test_a_log_that_is_cut_off(
+    made: Growing, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, table: str
+) -> None:
+    """Rows of what an audit read are all there, and a query of them says that the log ends too early, once."""
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{made.keyring}")
+    log = parse_log_text(made.log)
+    assert log is not None
+    for sequence in range(2, SIZE):
+        (folder / manifest_key(log, sequence)).unlink()
+    with closing(custody.connect(str(folder))) as connection:
+        ((many,),) = connection.execute(f"SELECT count(DISTINCT sequence) FROM {table}").fetchall()  # noqa: S608
+        assert many == SIZE
+        said = f"it ends at size 2, but audit 0 knows size {SIZE}"
+        assert caplog.text.count(said) == 1
+        ((kind, _, message),) = connection.execute("FROM warnings").fetchall()
+    assert (kind, message.partition(";")[0]) == ("damaged", said)
+    assert caplog.text.count(said) == 1
