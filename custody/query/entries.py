@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from custody.archive import reader
+from custody.archive import reader, search
 from custody.archive.covered import Coverage
 from custody.archive.trusted import Judge, beyond_end, empty_slots, known_heads, unverified
 from custody.errors import FormatError, ObjectMissing
+from custody.format import limits
 from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.keys.trust import Trust
@@ -111,12 +112,29 @@ class Entries:
                 reached = entry.statement.next_offset
             size = sequence + 1
             yield sequence, entry
-        if size < (last := (slots[-1] + 1 if slots else size) if end is None else end):
+        last = (slots[-1] + 1 if slots else size) if end is None else end
+        if size < last and end is not None:
+            # In a range of its own, the entry behind it is not read.
+            last = self._passed_over_from(log, judge, holds, last)
+        if size < last:
             missing.append((size, last))
         if missing:
             self.warn_missing(log, form, missing, hidden)
         if end is None:
+            if first and size == first and not self.store.exists(form.key(first - 1)):
+                # The log has been cut off before the range.
+                size = max(self.slots(form, 0), default=-1) + 1
             self.check_end(log, form, judge, size)
+
+    def _passed_over_from(self, log: Log, judge: Judge, holds: reader.Holds[Any], end: int) -> int:
+        """Return the first of the slots right before an end that an entry behind it passes over; the end if none."""
+        if not judge.proofs.is_passed_over(end - 1):
+            return end
+        try:
+            number, entry = search.at_or_behind(self.store, log, end - 1, end + limits.PASSED_OVER, holds)
+        except (ObjectMissing, FormatError):
+            return end
+        return min(end, number - len(entry.statement.passed_over))
 
     def slots(self, form: Form[Any], first: int, end: int | None = None) -> list[int]:
         """Return the slots from a first one on, and before an end, that have an object."""

@@ -95,9 +95,7 @@ class Source:
         """
         if self._made is None and self.key is not None:
             try:
-                if self.ref is None:
-                    return _unsigned(store, self.key)
-                return _buffer(read_signed(store, self.ref))
+                return read_table(store, self.key, self.ref)
             except ObjectArchived:
                 if self.make is None:
                     raise
@@ -121,6 +119,11 @@ Part = tuple[Source, Any]
 def local(path: str) -> Source:
     """Return the source of a local file that was made."""
     return Source(_made=path)
+
+
+def read_table(store: Store, key: str, ref: Ref | None) -> Any:
+    """Return a file as it was signed; if nothing was signed, as it is. Raises CustodyError if it is not so."""
+    return _buffer(read_signed(store, ref)) if ref else _unsigned(store, key)
 
 
 def _unsigned(store: Store, key: str) -> Any:

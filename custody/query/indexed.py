@@ -24,7 +24,7 @@ from custody.format.layout import Log, parse_log_text
 from custody.format.manifest import Statement
 from custody.query import lazy, statements, tables
 from custody.query.entries import Entries
-from custody.query.files import Part, Ref, Source, read_signed
+from custody.query.files import Part, Ref, Source, read_signed, read_table
 from custody.query.lazy import Pruned, Spill
 from custody.query.recent import Recent, day_of
 from custody.query.rows import EventFile, quarantined_rows
@@ -169,13 +169,16 @@ class Indexed:
         for file, ref in files:
             day = day_of(file)
             source = Source(file.key)
-            # Without keys nothing is signed: a table is read as it is.
-            if self._entries.trust.keys:
-                source.ref, source.changed = ref, partial(self._changed, span, log)
+            source.ref = self._signed(ref)
             if ref is not None:
+                source.changed = partial(self._changed, span, log)
                 source.make = partial(self._replace, span, log, file, files)
             parts.append((source, guarantee & lazy.on_day(day) if day else guarantee))
         return parts
+
+    def _signed(self, ref: Ref | None) -> Ref | None:
+        """Return what counts as signed of a table: without keys nothing does, and it is read as it is."""
+        return ref if self._entries.trust.keys else None
 
     def _listed(self, span: Span, log: Log) -> Files | None:
         """Return the tables in the list to which a span refers; None if it does not count."""
@@ -219,13 +222,17 @@ class Indexed:
                 if file.day != bad.day or file == bad or ref is None:
                     continue
                 try:
-                    offsets = pq.read_table(pa.BufferReader(read_signed(self._entries.store, ref)), columns=["offset"])
+                    # As its own source opens it: a table that is read there has its rows, whatever was signed.
+                    opened = read_table(self._entries.store, file.key, self._signed(ref))
+                    parquet = pq.ParquetFile(opened if isinstance(opened, str) else pa.BufferReader(opened))
+                    offsets = parquet.read(columns=["offset"])
                 except LOST:
                     if file.number < bad.number:
                         # The first one that is bad gets the rows of all that are.
                         return self._make_events(span, log, lambda table: table.slice(0, 0))
                 else:
-                    others = pa.concat_arrays([others, offsets["offset"].combine_chunks().cast(pa.int64())])
+                    if "offset" in offsets.column_names:
+                        others = pa.concat_arrays([others, offsets["offset"].combine_chunks().cast(pa.int64())])
             day = pa.scalar(day_of(bad), pa.date32())
 
             def keep(table: Any) -> Any:

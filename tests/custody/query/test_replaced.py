@@ -6,12 +6,16 @@ from contextlib import closing
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 
 import custody
+import tasks.audit.tables
 from custody.archive import reader
+from custody.errors import ObjectArchived
 from custody.format import manifest
 from custody.format.envelope import seal
 from custody.format.layout import manifest_key, parse_log_text
@@ -20,11 +24,15 @@ from custody.keys.key import HmacKey
 from custody.keys.open import open_signers
 from custody.keys.secret import Secret
 from custody.keys.trust import Trust, TrustedKey, open_trust
+from custody.query import tables
+from custody.query.connect import open_archive
+from custody.query.statements import STATEMENTS
+from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from tests.helpers.corpus import EVENTS
 from tests.helpers.environment import clear_settings
 from tests.helpers.leafy import write_trust
-from tests.helpers.querying import audit
+from tests.helpers.querying import ask, audit
 from tests.helpers.sample import Growing, event
 
 SIZE, PIECE = 6, 3
@@ -120,3 +128,92 @@ def test_a_forged_statement(made: Growing, folder: Path, tmp_path: Path, name: s
     assert shown == rows or "unverified" in kinds
     if removed == "all":
         assert {"unverified", "ignored"} <= kinds | ({"ignored"} if name == "quarantined" else set())
+
+
+def test_a_slot_passed_over_at_the_end_of_a_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no damage: the statement that passes over it is the first one of the next span."""
+    clear_settings(monkeypatch)
+    growing = Growing(tmp_path)
+    growing.append(PIECE - 1)
+    log = parse_log_text(growing.log)
+    assert log is not None
+    (growing.folder / manifest_key(log, PIECE - 1)).write_bytes(b"garbage")
+    growing.append(PIECE)
+    audit(growing.folder, growing.keyring, pieces=PIECE)
+    queries = ("SELECT count(*) FROM events", "FROM warnings")
+    with closing(custody.connect(str(growing.folder), trust=public(growing, tmp_path / "trust.json"))) as connection:
+        assert [connection.execute(sql).fetchall() for sql in queries] == [[(growing.events,)], []]
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    assert [ask(growing.folder, sql) for sql in queries] == [[(growing.events,)], []]
+    (growing.folder / manifest_key(log, 1)).unlink()
+    ((kind, _, message),) = ask(growing.folder, "FROM warnings")
+    assert kind == "damaged"
+    assert "in the slots 1 to 1;" in message
+
+
+@pytest.mark.parametrize("table", ["events", "manifests"])
+def test_a_log_that_is_cut_off(
+    made: Growing, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, table: str
+) -> None:
+    """Rows of what an audit read are all there, and a query of them says that the log ends too early, once."""
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{made.keyring}")
+    log = parse_log_text(made.log)
+    assert log is not None
+    for sequence in range(2, SIZE):
+        (folder / manifest_key(log, sequence)).unlink()
+    with closing(custody.connect(str(folder))) as connection:
+        ((many,),) = connection.execute(f"SELECT count(DISTINCT sequence) FROM {table}").fetchall()  # noqa: S608
+        assert many == SIZE
+        said = f"it ends at size 2, but audit 0 knows size {SIZE}"
+        assert caplog.text.count(said) == 1
+        ((kind, _, message),) = connection.execute("FROM warnings").fetchall()
+    assert (kind, message.partition(";")[0]) == ("damaged", said)
+    assert caplog.text.count(said) == 1
+
+
+def test_rows_that_are_in_an_archive_storage_class(
+    made: Growing, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A span that a period cuts is read from its statements, if the rows that an audit made cannot be read."""
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{made.keyring}")
+    connection, _ = open_archive(str(folder), since=made.sealed_at(1))
+    with closing(connection):
+        rows = connection.execute(ALL["events"]).fetchall()
+    real = FolderStore.read
+
+    def read(store: FolderStore, key: str, **more: Any) -> bytes:
+        if key.startswith(STATEMENTS):
+            raise ObjectArchived(f"{key} is archived")
+        return real(store, key, **more)
+
+    monkeypatch.setattr(FolderStore, "read", read)
+    connection, _ = open_archive(str(folder), since=made.sealed_at(1))
+    with closing(connection):
+        assert connection.execute(ALL["events"]).fetchall() == rows
+        assert "ignored" in {kind for kind, *_ in connection.execute("FROM warnings").fetchall()}
+
+
+@pytest.mark.parametrize("keys", [True, False])
+def test_tables_of_a_day_of_which_some_differ_or_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, keys: bool
+) -> None:
+    """All rows are there once: what the other tables of the day have is that which is read of them."""
+    clear_settings(monkeypatch)
+    monkeypatch.setattr(tables, "ROW_GROUP", 4)
+    monkeypatch.setattr(tasks.audit.tables, "_FILE_BYTES", 1)
+    growing = Growing(tmp_path, begun=datetime(2026, 11, 28, 12, tzinfo=UTC))
+    growing.append(SIZE)
+    audit(growing.folder, growing.keyring, pieces=SIZE)
+    if keys:
+        monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    rows = ask(growing.folder, ALL["events"])
+    assert len(rows) == growing.events
+    first, second, *rest = sorted(growing.folder.glob("tables/day=*/*"))
+    assert rest
+    pq.write_table(pq.ParquetFile(first).read(), first.with_suffix(".other"), compression="none")
+    first.with_suffix(".other").replace(first)
+    for missing in (second, rest[0]):
+        missing.unlink()
+        with closing(custody.connect(str(growing.folder))) as connection:
+            assert connection.execute(ALL["events"]).fetchall() == rows
+            assert "ignored" in {kind for kind, *_ in connection.execute("FROM warnings").fetchall()}
