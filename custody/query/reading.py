@@ -22,7 +22,7 @@ from custody.archive.readings import newest_reading
 from custody.archive.time_index import TimeIndex
 from custody.archive.time_spans import Span
 from custody.archive.trusted import check_archive, unverified
-from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody.errors import FormatError, ObjectMissing
 from custody.format import layout
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import Audit
@@ -48,7 +48,7 @@ class Reading:
 
     Attributes:
         warnings: what is unverified, damaged or ignored, as far as it was seen.
-        failure: why the last scan failed, if the archive was the reason.
+        failure: what ended the last scan. DuckDB makes an error of its own of it, also of Ctrl-C.
     """
 
     def __init__(self, store: Store, trust: Trust, file: ArchiveFile, period: Period, folder: Path) -> None:
@@ -73,7 +73,7 @@ class Reading:
         self.warnings.publish()
         self._kept_from = datetime.now(UTC) - timedelta(days=file.statement.retention_days)
         self._lock = RLock()
-        self.failure: CustodyError | None = None
+        self.failure: BaseException | None = None
         self._looked_at: set[Log] = set()
         """Logs whose tables were looked for by their names."""
 
@@ -94,7 +94,7 @@ class Reading:
                 self.failure = None
                 try:
                     made = parts(name, condition)
-                except CustodyError as error:
+                except BaseException as error:
                     self._fail(error)
                     raise
                 finally:
@@ -103,7 +103,7 @@ class Reading:
 
         return scanner
 
-    def _fail(self, error: CustodyError) -> None:
+    def _fail(self, error: BaseException) -> None:
         self.failure = error
 
     # --- statements and events
