@@ -9,6 +9,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -74,6 +75,7 @@ class Reading:
         self._kept_from = datetime.now(UTC) - timedelta(days=file.statement.retention_days)
         self._lock = RLock()
         self.failure: BaseException | None = None
+        self._spilled = count(1)
         self._looked_at: set[Log] = set()
         """Logs whose tables were looked for by their names."""
 
@@ -248,9 +250,10 @@ class Reading:
 
     def _spilled_warnings(self) -> Source:
         self.warnings.publish()
-        rows = self.warnings.rows
-        spill = Spill(lazy.schema_of("warnings"), self._folder / f"warnings-{len(rows)}.parquet")
-        for row in rows:
+        # Each scan has a file of its own: an earlier one may still be read.
+        path = self._folder / f"warnings-{next(self._spilled)}.parquet"
+        spill = Spill(lazy.schema_of("warnings"), path)
+        for row in self.warnings.rows:
             spill.add(*row)
         return local(spill.finish())
 
