@@ -173,7 +173,7 @@ def scan(
     columns: Sequence[str],
     condition: Any,
     rest: Callable[[str | None], Any],
-    failed: Callable[[CustodyError], None],
+    failed: Callable[[BaseException], None],
 ) -> Scan:
     """Return the rows of parts.
 
@@ -198,19 +198,29 @@ def scan(
     chosen = [parts[int(each.path)] for each in wanted]
     options = {"columns": list(columns), **_OPTIONS}
 
+    def rows(fragments: list[Any], wanted: Any) -> Iterator[Any]:
+        dataset = ds.FileSystemDataset(fragments, schema, kind, system)
+        yield from dataset.scanner(filter=wanted, **options).to_batches()
+
     def batches() -> Iterator[Any]:
-        made = [fragment(source.path, guarantee) for source, guarantee in chosen if source.path is not None]
-        yield from ds.FileSystemDataset(made, schema, kind, system).scanner(filter=condition, **options).to_batches()
-        others = [part for part in chosen if part[0].path is None]
-        for (source, _), (opened, guarantee) in zip(others, _opened(store, others, failed), strict=True):
-            both = [each for each in (condition, rest(source.key)) if each is not None]
-            one_file = ds.FileSystemDataset([fragment(opened, guarantee)], schema, kind, system)
-            yield from one_file.scanner(filter=reduce(and_, both) if both else None, **options).to_batches()
+        try:
+            made = [fragment(source.path, guarantee) for source, guarantee in chosen if source.path is not None]
+            yield from rows(made, condition)
+            others = [part for part in chosen if part[0].path is None]
+            for (source, _), (opened, guarantee) in zip(others, _opened(store, others), strict=True):
+                both = [each for each in (condition, rest(source.key)) if each is not None]
+                yield from rows([fragment(opened, guarantee)], reduce(and_, both) if both else None)
+        except GeneratorExit:
+            raise
+        # DuckDB makes an error of its own of each one, of Ctrl-C too.
+        except BaseException as error:
+            failed(error)
+            raise
 
     return Scan(pa.schema([schema.field(name) for name in columns]), batches())
 
 
-def _opened(store: Store, parts: Sequence[Part], failed: Callable[[CustodyError], None]) -> Iterator[Part]:
+def _opened(store: Store, parts: Sequence[Part]) -> Iterator[Part]:
     """Yield parts with their open files, and open a few ahead."""
     threads = ThreadPoolExecutor(_AHEAD)
     waiting: deque[tuple[Future[Any], Any]] = deque()
@@ -223,8 +233,5 @@ def _opened(store: Store, parts: Sequence[Part], failed: Callable[[CustodyError]
                 return
             future, guarantee = waiting.popleft()
             yield future.result(), guarantee
-    except CustodyError as error:
-        failed(error)
-        raise
     finally:
         threads.shutdown(wait=False, cancel_futures=True)

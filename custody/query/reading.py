@@ -9,6 +9,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -23,7 +24,7 @@ from custody.archive.readings import newest_reading
 from custody.archive.time_index import TimeIndex
 from custody.archive.time_spans import Span
 from custody.archive.trusted import check_archive, unverified
-from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody.errors import FormatError, ObjectMissing
 from custody.format import layout
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import Audit
@@ -49,7 +50,7 @@ class Reading:
 
     Attributes:
         warnings: what is unverified, damaged or ignored, as far as it was seen.
-        failure: why the last scan failed, if the archive was the reason.
+        failure: what ended the last scan. DuckDB makes an error of its own of it, also of Ctrl-C.
     """
 
     def __init__(self, store: Store, trust: Trust, file: ArchiveFile, period: Period, folder: Path) -> None:
@@ -74,7 +75,8 @@ class Reading:
         self.warnings.publish()
         self._kept_from = datetime.now(UTC) - timedelta(days=file.statement.retention_days)
         self._lock = RLock()
-        self.failure: CustodyError | None = None
+        self.failure: BaseException | None = None
+        self._spilled = count(1)
         self._looked_at: set[Log] = set()
         """Logs whose tables were looked for by their names."""
 
@@ -95,7 +97,7 @@ class Reading:
                 self.failure = None
                 try:
                     made = parts(name, condition)
-                except CustodyError as error:
+                except BaseException as error:
                     self._fail(error)
                     raise
                 finally:
@@ -104,7 +106,7 @@ class Reading:
 
         return scanner
 
-    def _fail(self, error: CustodyError) -> None:
+    def _fail(self, error: BaseException) -> None:
         self.failure = error
 
     # --- statements and events
@@ -251,9 +253,10 @@ class Reading:
 
     def _spilled_warnings(self) -> Source:
         self.warnings.publish()
-        rows = self.warnings.rows
-        spill = Spill(lazy.schema_of("warnings"), self._folder / f"warnings-{len(rows)}.parquet")
-        for row in rows:
+        # Each scan has a file of its own: an earlier one may still be read.
+        path = self._folder / f"warnings-{next(self._spilled)}.parquet"
+        spill = Spill(lazy.schema_of("warnings"), path)
+        for row in self.warnings.rows:
             spill.add(*row)
         return local(spill.finish())
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from threading import Lock
 
 from custody.format.layout import Log
 from custody.format.times import parse_time
@@ -40,42 +41,50 @@ class Period:
 
 
 class Warnings:
-    """Collects warnings, and logs each once."""
+    """Collects warnings, from several threads, and logs each once."""
 
     def __init__(self) -> None:
         """Begin without any."""
-        self._rows: list[Row] = []
+        self._lock = Lock()
+        # In order, without a second one; a search of a list would grow with each.
+        self._rows: dict[Row, None] = {}
         self._unverified: list[Row] = []
         self._new: list[Row] = []
+        self._marked = False
 
     def add(self, kind: str, log: Log | None, message: str) -> None:
         """Add a warning, unless it is there."""
         row = (kind, str(log) if log else None, message)
-        if row not in self._rows:
-            self._rows.append(row)
-            self._new.append(row)
+        with self._lock:
+            if row not in self._rows:
+                self._rows[row] = None
+                self._new.append(row)
+                self._marked = self._marked or kind == "unverified"
 
     def set_unverified(self, rows: Sequence[tuple[Log | None, str]]) -> None:
         """Replace what is unverified: it is counted over all that was read."""
         made = [("unverified", str(log) if log else None, message) for log, message in rows]
-        self._new += [row for row in made if row not in self._unverified]
-        self._unverified = made
+        with self._lock:
+            self._new += [row for row in made if row not in self._unverified]
+            self._unverified = made
 
     def publish(self) -> None:
         """Log what is new, the worst first."""
-        new, self._new = sorted(self._new, key=_rank), []
-        for kind, log, message in new:
+        with self._lock:
+            new, self._new = self._new, []
+        for kind, log, message in sorted(new, key=_rank):
             logger.warning("%s: %s%s", kind, f"{log}: " if log else "", message)
 
     @property
     def rows(self) -> list[Row]:
         """All of them, the worst first."""
-        return sorted([*self._rows, *self._unverified], key=_rank)
+        with self._lock:
+            return sorted([*self._rows, *self._unverified], key=_rank)
 
     @property
     def are_unverified(self) -> bool:
-        """Whether something that was read is unverified."""
-        return any(kind == "unverified" for kind, *_ in [*self._rows, *self._unverified])
+        """Whether something that was read so far is unverified."""
+        return self._marked or bool(self._unverified)
 
 
 def _rank(row: Row) -> int:

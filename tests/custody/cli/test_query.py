@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from custody.cli.query import ENDINGS, ROWS_SHOWN
 from custody.format import layout, manifest
 from custody.query.views import VIEWS
+from custody.store.folder import FolderStore
 from tests.helpers.commands import Command, Result
 from tests.helpers.querying import audit
 from tests.helpers.sample import Growing, Sample
@@ -338,3 +340,42 @@ def test_public_keys_alone_are_enough(custody: Command, sample: Sample, tmp_path
     assert json.loads(custody(*ask).out) == {"unverified": True, "n": EVENTS}
     audit(sample.folder, sample.keyring)
     assert json.loads(custody(*ask).out) == {"n": EVENTS}
+
+
+@pytest.mark.parametrize("part", ["manifests/", "reports/index/", "tables/day="])
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, MemoryError])
+def test_what_ends_a_scan_ends_the_command(
+    query: Query, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, ending: type[BaseException]
+) -> None:
+    """Ctrl-C, or too little memory, is no error of the query, wherever DuckDB waits for rows."""
+    growing = Growing(tmp_path / "ends")
+    growing.append(5)
+    audit(growing.folder, growing.keyring)
+    growing.append(1)
+    raised: list[str] = []
+    real = FolderStore.read
+
+    def read(self: FolderStore, key: str, *given: Any, **more: Any) -> bytes:
+        if key.startswith(part):
+            raised.append(key)
+            raise ending
+        return real(self, key, *given, **more)
+
+    monkeypatch.setattr(FolderStore, "read", read)
+    done = query("SELECT request_id FROM events", archive=growing.folder, keyring=growing.keyring)
+    assert raised
+    assert done.code == (130 if ending is KeyboardInterrupt else 1)
+    assert "DuckDB" not in done.err
+    assert "Invalid Input" not in done.err
+    assert ("MemoryError" in done.err) is (ending is MemoryError)
+
+
+def test_an_interrupt_between_scans_ends_the_command(query: Query, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB ends its own work at Ctrl-C by a plain RuntimeError: no traceback comes of it."""
+
+    def interrupted(*_: object) -> None:
+        raise RuntimeError("Query interrupted")
+
+    monkeypatch.setattr("custody.cli.rows.Rows.__init__", interrupted)
+    done = query("SELECT 1")
+    assert (done.code, "Traceback" in done.err) == (130, False)
