@@ -77,3 +77,20 @@ def test_an_archive_without_audits(tmp_path: Path) -> None:
     """There is nothing to begin at."""
     log = Leafy(tmp_path)
     assert audited_sizes(log.store, log.id, log.public) == {}
+
+
+def test_only_these_use_what_an_unsigned_audit_says() -> None:
+    """They list checkpoints, each of which is checked, or accept no entry without a good signature (`Judge.holds`)."""
+    root = Path(__file__).parents[3]
+    users = {
+        str(path.relative_to(root))
+        for folder in ("custody", "tasks", "flows")
+        for path in (root / folder).rglob("*.py")
+        if "claimed_sizes" in path.read_text() and path.name != "guesses.py"
+    }
+    assert users == {
+        "custody/archive/covered.py",
+        "custody/archive/writer.py",
+        "custody/cli/evidence.py",
+        "tasks/roll/expire.py",
+    }
