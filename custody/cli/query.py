@@ -22,6 +22,7 @@ from custody.query import views
 
 if TYPE_CHECKING:
     from custody.cli.rows import Rows
+    from custody.query.warned import Warnings
 
 app = App()
 
@@ -111,8 +112,7 @@ def query(  # noqa: PLR0913 - its options
             limit = ROWS_SHOWN
         names = [column[0] for column in result.description or ()]
         rows = Rows(names, result.fetchmany, limit or None)
-        unverified = reading.warnings.are_unverified
-        pieces = _pieces(form, rows, unverified=unverified, spreadsheet=spreadsheet, to_file=output is not None)
+        pieces = _pieces(form, rows, reading.warnings, spreadsheet=spreadsheet, to_file=output is not None)
         encoded = (piece.encode("utf-8", "backslashreplace") for piece in pieces)
         if output is None:
             terminal.write(encoded)
@@ -184,14 +184,14 @@ def _form(given: list[str], output: Path | None) -> str:
     return form
 
 
-def _pieces(form: str, rows: "Rows", *, unverified: bool, spreadsheet: bool, to_file: bool) -> Iterator[str]:
+def _pieces(form: str, rows: "Rows", warnings: "Warnings", *, spreadsheet: bool, to_file: bool) -> Iterator[str]:
     """Return the result in a form, in pieces of text."""
     from custody.cli import render
     from custody.cli import rows as forms
 
     match form:
         case "json":
-            return forms.as_json(rows, {"unverified": True} if unverified else {})
+            return forms.as_json(rows, lambda: {"unverified": True} if warnings.are_unverified else {})
         case "csv":
             return forms.as_csv(rows, spreadsheet=spreadsheet)
         case "markdown":

@@ -119,9 +119,13 @@ def _shown(value: Any) -> str:
     return escape(json.dumps(made, ensure_ascii=False) if isinstance(made, list | dict) else str(made))
 
 
-def as_json(rows: Rows, marked: dict[str, Any]) -> Iterator[str]:
-    """Yield each row as a line of JSON, with the marked members before the columns. No column takes their place."""
+def as_json(rows: Rows, mark: Callable[[], dict[str, Any]]) -> Iterator[str]:
+    """Yield each row as a line of JSON, with marked members before the columns. No column takes their place.
+
+    What is marked is asked for after each row was fetched: rows are read while they are written.
+    """
     for row in rows:
+        marked = mark()
         yield json.dumps(marked | dict(zip(rows.names, map(plain, row), strict=True)) | marked) + "\n"
 
 

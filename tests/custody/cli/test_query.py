@@ -25,6 +25,9 @@ FORMATS = ("--line", "--markdown", "--csv", "--spreadsheet", "--json")
 EVENTS = 148
 """Of the sample."""
 
+BEFORE = 400_000
+"""Rows that fill DuckDB's buffer, so that it reads no more before some of them are taken."""
+
 Query = Callable[..., Result]
 
 
@@ -340,6 +343,21 @@ def test_public_keys_alone_are_enough(custody: Command, sample: Sample, tmp_path
     assert json.loads(custody(*ask).out) == {"unverified": True, "n": EVENTS}
     audit(sample.folder, sample.keyring)
     assert json.loads(custody(*ask).out) == {"n": EVENTS}
+
+
+def test_rows_are_marked_as_they_are_read(custody: Command, tmp_path: Path) -> None:
+    """Rows of what is unverified are marked, although rows that come before them are written first."""
+    growing = Growing(tmp_path / "unaudited")
+    growing.append(3)
+    trust = tmp_path / "trust.json"
+    assert (
+        custody("keys", "export", "--archive", growing.folder, "--keys", growing.keyring, "--output", trust).code == 0
+    )
+    sql = f'SELECT -1 AS n FROM range({BEFORE}) UNION ALL SELECT "offset" FROM events'  # noqa: S608 - a number
+    lines = custody("query", "--archive", growing.folder, "--trust", trust, sql, "--json").out.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == BEFORE + growing.events
+    assert all(row.get("unverified") for row in rows if row["n"] >= 0)
 
 
 @pytest.mark.parametrize("part", ["manifests/", "reports/index/", "tables/day="])

@@ -119,7 +119,7 @@ def test_null_differs_from_text() -> None:
     rows = [(None, "-", "")]
     assert grid(["a", "b", "c"], rows, 80).splitlines()[2].split() == ["NULL", "-"]
     assert "".join(as_lines(rows_of(["a", "b", "c"], rows))).splitlines() == ["a = NULL", "b = -", "c = "]
-    assert json.loads("".join(as_json(rows_of(["a", "b", "c"], rows), {}))) == {"a": None, "b": "-", "c": ""}
+    assert json.loads("".join(as_json(rows_of(["a", "b", "c"], rows), dict))) == {"a": None, "b": "-", "c": ""}
 
 
 def test_lines_have_each_value_whole() -> None:
@@ -142,12 +142,12 @@ def test_markdown_shows_text_as_it_is() -> None:
 
 def test_two_columns_of_one_name_are_two() -> None:
     """No column is lost because another has its name."""
-    assert json.loads("".join(as_json(rows_of(["a", "a", "a_1"], [(1, 2, 3)]), {}))) == {"a": 1, "a_1": 2, "a_1_1": 3}
+    assert json.loads("".join(as_json(rows_of(["a", "a", "a_1"], [(1, 2, 3)]), dict))) == {"a": 1, "a_1": 2, "a_1_1": 3}
 
 
 def test_json_has_no_numbers_that_json_lacks() -> None:
     """NaN and infinity are text."""
-    assert json.loads("".join(as_json(rows_of(["a"], [(float("nan"),)]), {}))) == {"a": "nan"}
+    assert json.loads("".join(as_json(rows_of(["a"], [(float("nan"),)]), dict))) == {"a": "nan"}
 
 
 @given(st.lists(st.tuples(st.text(), st.none() | st.integers() | st.text()), max_size=5), st.integers(20, 100))
@@ -184,7 +184,7 @@ def test_csv_has_no_python() -> None:
 
 def test_no_column_hides_the_mark() -> None:
     """A column of the same name does not take the place of what is said of all rows."""
-    (line,) = as_json(rows_of(["unverified"], [(1,)]), {"unverified": True})
+    (line,) = as_json(rows_of(["unverified"], [(1,)]), lambda: {"unverified": True})
     assert json.loads(line) == {"unverified": True}
 
 
