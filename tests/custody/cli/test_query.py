@@ -354,8 +354,10 @@ def test_rows_are_marked_as_they_are_read(custody: Command, tmp_path: Path) -> N
         custody("keys", "export", "--archive", growing.folder, "--keys", growing.keyring, "--output", trust).code == 0
     )
     sql = f'SELECT -1 AS n FROM range({BEFORE}) UNION ALL SELECT "offset" FROM events'  # noqa: S608 - a number
-    lines = custody("query", "--archive", growing.folder, "--trust", trust, sql, "--json").out.splitlines()
-    rows = [json.loads(line) for line in lines]
+    file = tmp_path / "rows.jsonl"
+    ask = ("query", "--archive", growing.folder, "--trust", trust, sql, "--json", "--output", file)
+    assert custody(*ask).code == 0
+    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
     assert len(rows) == BEFORE + growing.events
     assert all(row.get("unverified") for row in rows if row["n"] >= 0)
 

@@ -78,9 +78,11 @@ def on_kafka(server: KafkaServer, *topics: str, **more: Any) -> Settings:
 
 
 def send(server: KafkaServer, topic: str, values: Sequence[bytes | None]) -> None:
+    """Send records to the partitions in turn: librdkafka would send as many to one as fit into a batch."""
     producer = server.producer()
-    for value in values:
-        producer.produce(topic, value)
+    partitions = len(producer.list_topics(topic, 30).topics[topic].partitions)
+    for number, value in enumerate(values):
+        producer.produce(topic, value, partition=number % partitions)
     assert producer.flush(60) == 0
 
 
