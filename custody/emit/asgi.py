@@ -89,6 +89,7 @@ class AuditMiddleware:
         self._below = tuple(each.rstrip("/") + "/" for each in paths)
         self._identify = identify
         self._proxies = Proxies() if proxies is None else proxies
+        self._trusts_any = self._proxies.any
         self._refuse = on_audit_failure == "refuse"
         self._close_writer = close_writer
         self._describer = Describer(Rules(self._proxies, signatures, auth_successes, runs_first))
@@ -115,10 +116,12 @@ class AuditMiddleware:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = self._request_id(scope)
-        outlet = self._outlet()
-        if not outlet.may_begin():
-            await _refuse(send, request_id)
-            return
+        outlet = self._serving
+        if self._refuse:
+            outlet = self._outlet()
+            if not outlet.may_begin():
+                await _refuse(send, request_id)
+                return
         exchange = Exchange(scope, request_id, receive, send, ANSWER_BYTES)
         scope[SCOPE_KEY] = exchange.notes
         error: BaseException | None = None
@@ -191,7 +194,7 @@ class AuditMiddleware:
         client = scope.get("client")
         if not client:
             self._proxies.require_peer(None)
-        if not self._proxies.any:
+        if not self._trusts_any:
             return uuid7()
         headers = scope["headers"]
         trusted = self._proxies.trusts(Peer.of(client, headers))

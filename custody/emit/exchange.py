@@ -6,6 +6,7 @@ writer's thread. Until then the queue has all headers, also those with keys, as 
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from itertools import chain
 from typing import Any, Final, Literal
 
 from custody.emit.address import Peer
@@ -151,14 +152,9 @@ class Exchange:
         """Let go of what is the server's, and return about how many bytes are kept."""
         # They hold the connection, and all that the application has put into the scope.
         self._receive, self._send = _disconnected, _nowhere
-        size = 2_000 + len(self.query_string)
-        for headers in (self.headers, self.answer_headers, self.headers_after):
-            for name, value in headers:
-                size += len(name) + len(value) + _PAIR_BYTES
-        for part in self.body:
-            size += len(part)
-        for part in self.answer:
-            size += len(part)
+        headers = (*self.headers, *self.answer_headers, *self.headers_after)
+        size = 2_000 + _PAIR_BYTES * len(headers) + len(self.query_string)
+        size += sum(map(len, chain.from_iterable(headers))) + sum(map(len, self.body)) + sum(map(len, self.answer))
         for note in self.notes:
             size += _PAIR_BYTES + len(note.document or "")
         return size
