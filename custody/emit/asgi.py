@@ -18,9 +18,9 @@ from custody.emit.address import Peer, Proxies
 from custody.emit.callers import CONNECTION_INIT, Caller, Identify, Identity, without_keys
 from custody.emit.describe import Describer, Rules, Signatures
 from custody.emit.exchange import REQUEST_ID, Exchange, Message, Receive, Scope, Send
-from custody.emit.identity import uuid7
+from custody.emit.identity import new_request_id
 from custody.emit.notes import SCOPE_KEY
-from custody.emit.outlet import Counts, OnAuditFailure, Outlet
+from custody.emit.outlet import Counts, OnAuditFailure, Outlet, ReservingOutlet
 from custody.emit.quiet import QuietLog
 from custody.emit.request import request_ids
 from custody.emit.websocket import REFUSED, Connection
@@ -95,27 +95,29 @@ class AuditMiddleware:
         self._describer = Describer(Rules(self._proxies, signatures, auth_successes, runs_first))
         self._counts = Counts()
         self._quiet = QuietLog()
-        # It keeps no places, so that all requests may have the same one.
-        self._serving = Outlet(writer, self._counts, self._quiet, refuse=False)
+        self._serving = Outlet(writer, self._counts, self._quiet)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a connection, as ASGI asks."""
         kind = scope["type"]
         if kind == "lifespan":
             await self._lifespan(scope, receive, send)
-        elif kind == "http" and scope["method"] != "OPTIONS" and self._audits(scope):
-            await self._http(scope, receive, send)
-        elif kind == "websocket" and self._audits(scope):
-            await self._websocket(scope, receive, send)
-        else:
+        elif not self._every_path and not self._audits(scope):
             await self._app(scope, receive, send)
+        elif kind == "websocket":
+            await self._websocket(scope, receive, send)
+        elif kind != "http" or scope["method"] == "OPTIONS":
+            await self._app(scope, receive, send)
+        else:
+            await self._http(scope, receive, send)
 
     def counters(self) -> dict[str, int]:
         """Return how many requests of this process were refused, and how many were served without an event."""
         return {"refused_requests": self._counts.refused, "unaudited_requests": self._counts.unaudited}
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = self._request_id(scope)
+        # Nothing in it names a client by itself where no proxy is trusted: the common case, without a call.
+        request_id = self._request_id(scope) if self._trusts_any or not scope.get("client") else new_request_id()
         outlet = self._serving
         if self._refuse:
             outlet = self._outlet()
@@ -131,7 +133,9 @@ class AuditMiddleware:
             error = raised
             raise
         finally:
-            exchange.end(error)
+            # What an application does after a whole answer is no part of the request.
+            if not exchange.complete:
+                exchange.end(error)
             # Otherwise this frame and the exception would hold each other.
             error = None
             try:
@@ -174,8 +178,6 @@ class AuditMiddleware:
 
     def _audits(self, scope: Scope) -> bool:
         """Return whether a path is the GraphQL server's, or below it: a mounted application serves all of that."""
-        if self._every_path:
-            return True
         path: str = scope["path"]
         if path in self._paths or path.startswith(self._below):
             return True
@@ -183,7 +185,7 @@ class AuditMiddleware:
         return inner in self._paths or inner.startswith(self._below)
 
     def _outlet(self) -> Outlet:
-        return Outlet(self._writer, self._counts, self._quiet, refuse=True) if self._refuse else self._serving
+        return ReservingOutlet(self._writer, self._counts, self._quiet) if self._refuse else self._serving
 
     def _request_id(self, scope: Scope) -> str:
         """Return the id of a request: ours, or the one that a trusted proxy gave it.
@@ -195,10 +197,10 @@ class AuditMiddleware:
         if not client:
             self._proxies.require_peer(None)
         if not self._trusts_any:
-            return uuid7()
+            return new_request_id()
         headers = scope["headers"]
         trusted = self._proxies.trusts(Peer.of(client, headers))
-        return request_ids(headers, uuid7, proxy_trusted=True).request_id if trusted else uuid7()
+        return request_ids(headers, new_request_id, proxy_trusted=True).request_id if trusted else new_request_id()
 
     async def _ask(self, scope: Scope) -> tuple[Caller, bool]:
         """Return what the hook says, and whether it could. It never fails: an event without a key is better."""

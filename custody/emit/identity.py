@@ -1,7 +1,8 @@
-"""Ids of events, and the name of the process that emits them.
+"""Ids of events and of requests, and the name of the process that emits them.
 
-- Ids are UUIDs of version 7 (RFC 9562). In a process each is greater than the one before it, also when the clock steps
-  back or does not move.
+- Ids of events are UUIDs of version 7 (RFC 9562). In a process each is greater than the one before it, also when the
+  clock steps back or does not move.
+- Ids of requests are made while a client waits, so they are nothing but random bits, drawn for many at once.
 - A source is a process. A child of `fork` is another process, so it gets another source and, with it, its own numbers.
 """
 
@@ -26,6 +27,8 @@ _HALF_COUNTER = 1 << (_COUNTER_BITS - 1)
 _DRAWN = struct.Struct(">HQ")
 """Of an id: where the counter begins, and its random bits."""
 _DRAWN_IDS = 256
+_REQUEST_ID = struct.Struct("32s")
+_DRAWN_REQUEST_IDS = 1_024
 
 
 class _Ids:
@@ -83,6 +86,32 @@ def uuid7() -> str:
     # 48 bits of time, the version, 12 bits of counter; the variant, 62 random bits.
     first, second = f"{moment:015x}", f"{1 << 63 | random:016x}"
     return f"{first[:8]}-{first[8:12]}-7{first[12:]}-{second[:4]}-{second[4:]}"
+
+
+_request_ids: Iterator[tuple[bytes]] = iter(())
+
+
+def new_request_id() -> str:
+    """Return a new id of a request: 128 random bits from the system, as 32 hexadecimal digits."""
+    drawn = next(_request_ids, None)
+    return (drawn or _draw_request_ids())[0].decode()
+
+
+def _draw_request_ids() -> tuple[bytes]:
+    """Draw ids for many requests, and return the next one's. Two threads may both draw: one's are not used then."""
+    global _request_ids
+    drawn = _REQUEST_ID.iter_unpack(os.urandom(16 * _DRAWN_REQUEST_IDS).hex().encode())
+    _request_ids = drawn
+    return next(drawn)
+
+
+def _forget_request_ids() -> None:
+    """Make a child of `fork` draw its own: the parent uses those that it has drawn."""
+    global _request_ids
+    _request_ids = iter(())
+
+
+os.register_at_fork(after_in_child=_forget_request_ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

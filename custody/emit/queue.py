@@ -95,7 +95,12 @@ class Queue:
         with self._lock:
             if reserved:
                 self._reserved = max(self._reserved - 1, 0)
-            if self.closed or not (reserved or self.has_room(size)):
+            # As `has_room`, without a call: this is a request's path.
+            waits, limits = self._waits, self._limits
+            room = reserved or (
+                waits + self._reserved < limits.events and (not waits or self._bytes + size <= limits.bytes)
+            )
+            if self.closed or not room:
                 return False
             # A signal's handler may raise after a call, and nowhere between these: so the only call comes last.
             self._waits += 1

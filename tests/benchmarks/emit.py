@@ -71,7 +71,7 @@ def main() -> None:
     """Start a broker, write, ask, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=300_000)
-    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--requests", type=int, default=5_000)
     parser.add_argument("--pairs", type=int, default=2_000)
     parser.add_argument("--disk", type=Path, help="the disk of the spool; that of temporary files by default")
     options = parser.parse_args()

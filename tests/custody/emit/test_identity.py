@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from custody.emit import identity
-from custody.emit.identity import SOURCE_BYTES, Source, uuid7
+from custody.emit.identity import SOURCE_BYTES, Source, new_request_id, uuid7
 from custody.errors import ConfigurationError
 
 FORM = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -60,6 +60,25 @@ print("done")
 """
 
 
+FORKED_REQUESTS = """
+import os
+from custody.emit.identity import new_request_id
+
+before = [new_request_id() for _ in range(10)]
+reader, writer = os.pipe()
+if os.fork() == 0:
+    os.write(writer, "\\n".join(new_request_id() for _ in range(500)).encode())
+    os._exit(0)
+os.close(writer)
+after = [new_request_id() for _ in range(500)]
+with open(reader) as answers:
+    made = answers.read().split("\\n")
+os.wait()
+assert len({*before, *after, *made}) == 1010
+print("done")
+"""
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """A clock for ids alone, that the test moves; ids begin anew."""
@@ -91,6 +110,34 @@ def test_ids_rise_whatever_the_clock_does(clock: SimpleNamespace, moves: tuple[i
         clock.now += moves[at % len(moves)]
     assert all(FORM.fullmatch(each) for each in made[::100])
     assert sorted(set(made)) == made
+
+
+def test_ids_of_requests_are_unique_and_random() -> None:
+    """More than are drawn at once, in threads that ask at the same time. Each bit is set about as often as not."""
+    made: list[list[str]] = [[] for _ in range(4)]
+    start = threading.Barrier(len(made))
+
+    def ask(mine: list[str]) -> None:
+        start.wait()
+        mine += [new_request_id() for _ in range(3_000)]
+
+    threads = [threading.Thread(target=ask, args=(mine,)) for mine in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ids = [each for mine in made for each in mine]
+    assert len(set(ids)) == 12_000
+    assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids)
+    numbers = [int(each, 16) for each in ids]
+    # Of 12,000 throws of a coin, 6,000 are heads, with a deviation of 55: ten of those never happen.
+    assert all(5_450 < sum(number >> bit & 1 for number in numbers) < 6_550 for bit in range(128))
+
+
+def test_ids_of_requests_after_a_fork() -> None:
+    """A child does not use what its parent has drawn."""
+    run = subprocess.run([sys.executable, "-c", FORKED_REQUESTS], capture_output=True, text=True, check=False)
+    assert run.stdout == "done\n", run.stderr
 
 
 def test_ids_in_threads_are_unique_and_rise_in_each() -> None:

@@ -17,7 +17,7 @@ from custody.emit.elasticsearch import ElasticsearchWriter
 from custody.emit.errors import AuditError
 from custody.emit.kafka import KafkaWriter
 from custody.emit.multi import MultiWriter
-from custody.emit.outlet import Counts, Outlet
+from custody.emit.outlet import Counts, ReservingOutlet
 from custody.emit.queue import Limits
 from custody.emit.quiet import QuietLog
 from custody.emit.receive import receiver
@@ -149,7 +149,7 @@ def test_the_end_of_what_was_admitted_keeps_its_place() -> None:
     """What comes before, such as a server's acknowledgement, does not spend it."""
     writer = MemoryWriter(Options(service="shop", queue=Limits(events=2)))
     counts = Counts()
-    outlet = Outlet(writer, counts, QuietLog(), refuse=True)
+    outlet = ReservingOutlet(writer, counts, QuietLog())
     assert outlet.may_begin()
     assert writer.reserve()
     assert not outlet.put(lambda: [paid()], 100)
@@ -238,7 +238,7 @@ def test_one_of_several_that_was_closed_meanwhile_takes_nothing_from_the_others(
     for writer in writers.values():
         writer.sink.away = True
     counts = Counts()
-    outlet = Outlet(MultiWriter(writers), counts, QuietLog(), refuse=True)
+    outlet = ReservingOutlet(MultiWriter(writers), counts, QuietLog())
     assert outlet.may_begin()
     writers["b"].close(0)
     outlet.put_last(lambda: [paid()], 100)
