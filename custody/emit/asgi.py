@@ -102,21 +102,22 @@ class AuditMiddleware:
         kind = scope["type"]
         if kind == "lifespan":
             await self._lifespan(scope, receive, send)
-        elif not self._every_path and not self._audits(scope):
-            await self._app(scope, receive, send)
-        elif kind == "websocket":
+        elif kind == "http":
+            if scope["method"] == "OPTIONS" or not (self._every_path or self._audits(scope)):
+                await self._app(scope, receive, send)
+            else:
+                await self._http(scope, receive, send)
+        elif kind == "websocket" and (self._every_path or self._audits(scope)):
             await self._websocket(scope, receive, send)
-        elif kind != "http" or scope["method"] == "OPTIONS":
-            await self._app(scope, receive, send)
         else:
-            await self._http(scope, receive, send)
+            await self._app(scope, receive, send)
 
     def counters(self) -> dict[str, int]:
         """Return how many requests of this process were refused, and how many were served without an event."""
         return {"refused_requests": self._counts.refused, "unaudited_requests": self._counts.unaudited}
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Nothing in it names a client by itself where no proxy is trusted: the common case, without a call.
+        # Where no proxy is trusted, the id is ours whatever the request has: the common case, without a call.
         request_id = self._request_id(scope) if self._trusts_any or not scope.get("client") else new_request_id()
         outlet = self._serving
         if self._refuse:

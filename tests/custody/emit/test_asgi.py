@@ -240,6 +240,19 @@ def test_a_batch_cannot_keep_the_worker_busy(refused: bool) -> None:
     assert len({event["document_hash"] for event in events}) == 150
 
 
+def test_a_connection_of_another_kind_is_the_applications() -> None:
+    """A server may have kinds of its own, without a path and without a method."""
+    seen: list[Any] = []
+
+    async def other(scope: Any, _: Any, __: Any) -> None:
+        seen.append(scope)
+
+    app, writer = audited(other, path="/graphql")
+    asyncio.run(call(app, {"type": "webtransport"}))
+    assert seen == [{"type": "webtransport"}]
+    assert writer.counters()["written"] == 0
+
+
 def test_the_answers_header_is_ours() -> None:
     """An application's own request id is kept in the event, if it may be."""
 
