@@ -141,7 +141,8 @@ def make_evidence(
         trust: the maker's trust, with the leaf secrets.
         now: the time, with its zone.
         note: a checkpoint of this log that witnesses have cosigned, to use instead of one from the archive.
-        auditor: the trust of the person who checks the evidence: proofs to its heads are added.
+        auditor: the trust of the person who checks the evidence: proofs to its heads are added, and if the log's newest
+            checkpoint does not count for it, the first one that covers the event is taken.
         whole_batch: disclose the whole batch if it has leaves but their secret is not available.
 
     Raises:
@@ -174,7 +175,14 @@ def make_evidence(
             " operator, name it with --keys file:KEYRING, or in the setting `keys` or `checkpoint_keys`. As an auditor,"
             " ask the operator for the evidence, or disclose the batch with --whole-batch"
         )
-    signed, head = _given(note, sequence, log, judge) if note is not None else _covering(store, log, sequence, judge)
+    reader = Judge(store, log, statements_of(log), archive.id, auditor) if auditor else judge
+    if note is not None:
+        signed, head = _given(note, sequence, log, judge)
+    elif newest is not None and latest and latest.size > sequence and reader.refusal(newest, latest) is None:
+        signed, head = newest, latest
+    else:
+        # The newest is none, or its key counts for the maker alone. The oldest one is by the oldest key.
+        signed, head = _covering(store, log, sequence, judge)
     heads = [*known_heads(trust, log), *(known_heads(auditor, log) if auditor else [])]
     if latest is not None:
         heads.append((layout.checkpoint_key(log, latest.size), latest.head))

@@ -326,12 +326,17 @@ def last_taken(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> i
     """Return the last slot that is taken before an empty one; -1 if none is. An entry may have passed over empty ones.
 
     A listing returns as many slots at once as ten requests would find. In a folder it goes through all entries, and
-    other requests are cheap.
+    other requests are cheap. Elsewhere the first listing shows whether the slot before the hint is taken.
     """
     find = partial(_last, lambda sequence: store.exists(form.key(sequence)))
-    low = find(hint, near=1 if is_local(store) else None)
+    low = find(hint) if is_local(store) else max(hint - 2, -1)
+    hinted = low >= 0 and not is_local(store)
     while True:
         last, further = _listed_after(store, form, low, holds)
+        if hinted and last == low:
+            low, hinted = -1, False
+            continue
+        hinted = False
         if further is None and last - low < _LISTED:
             return last
         low = find((last if further is None else further) + 1, near=1 if is_local(store) else _LISTED)

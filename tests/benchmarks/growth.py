@@ -42,11 +42,11 @@ from rich.table import Table
 from custody.archive.reader import read_archive
 from custody.format.layout import Log
 from custody.store.open import open_store
-from custody.store.protocol import ObjectInfo, S3Options, Store
 from tasks.metrics.state import LogTotals, State
 from tasks.search.client import Search
 from tasks.search.indices import prepare, put_cursor
 from tasks.settings import SearchSettings
+from tests.benchmarks.copying import copy_to_folder, copy_to_s3
 from tests.helpers import aged
 from tests.helpers.aged import DAY, EACH, FIRST_OFFSET, AgedStore, Requests, Source
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -64,7 +64,6 @@ SECONDS = 60
 """The longest time of a command."""
 ELSEWHERE = ("status", "drain", "audit", "query", "connect", "evidence")
 """Parts of the titles of commands that are also run on files and in SeaweedFS."""
-_COPIERS = 16
 _SLOWEST = 1.2
 """What an operator is promised at ten times the age; more is marked."""
 
@@ -299,28 +298,6 @@ def _set_ends(kafka: KafkaServer, stores: Sequence[AgedStore]) -> None:
     kafka.start()
 
 
-def copy_to_folder(store: AgedStore, folder: Path) -> None:
-    """Write an archive's objects as files, without waiting for the disk."""
-    made: set[Path] = set()
-    for info in store.list():
-        path = folder / info.key
-        if path.parent not in made:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            made.add(path.parent)
-        path.write_bytes(store.read(info.key, limit=1 << 26))
-
-
-def copy_to_s3(store: AgedStore, to: Store) -> None:
-    """Put an archive's objects into a bucket."""
-
-    def copy(info: ObjectInfo) -> None:
-        to.create(info.key, store.read(info.key, limit=1 << 26))
-
-    with ThreadPoolExecutor(_COPIERS) as threads:
-        for _ in threads.map(copy, store.list()):
-            pass
-
-
 def write_states(archive: Archive, folder: Path, elastic: ElasticsearchServer | None) -> None:
     """Write the heads that a verifier saw a day ago, what was counted for metrics by then, and that all is indexed."""
     spec = archive.store.spec
@@ -413,8 +390,8 @@ def main() -> None:
     """Build, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ages", type=_numbers, default=list(AGES), help="days, with commas between them")
-    parser.add_argument("--folder", type=_numbers, default=[3, 30], help="ages that are also written as files")
-    parser.add_argument("--s3", type=_numbers, default=[1, 3], help="ages that are also put into SeaweedFS")
+    parser.add_argument("--folder-days", type=_numbers, default=[30, 365], help="ages that are also written as files")
+    parser.add_argument("--s3-days", type=_numbers, default=[3, 30], help="ages that are also put into SeaweedFS")
     parser.add_argument(
         "--commands", type=lambda text: text.split(","), default=[], help="parts of titles; default all"
     )
@@ -446,26 +423,31 @@ def main() -> None:
 
 def _report(options: argparse.Namespace, folder: Path, servers: Servers, stack: contextlib.ExitStack) -> None:
     console = Console(width=200)
-    console.print(f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
+    machine = f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}"
+    console.print(f"{machine}, load {os.getloadavg()[0]:.1f} before")
     began = time.perf_counter()
-    ages = sorted({*options.ages, *options.folder, *options.s3})
+    ages = sorted({*options.ages, *options.folder_days, *options.s3_days})
     stores = dict(zip(ages, build(folder, ages, servers.kafka), strict=True))
     console.print(f"made {', '.join(f'{days:,} days' for days in ages)} in {time.perf_counter() - began:.0f} s")
     places: list[tuple[str, Sequence[int], Callable[[int], Archive], Sequence[str]]] = [
         ("generated", options.ages, lambda days: Archive("generated", days, stores[days], stores[days].url), ()),
-        ("folder", options.folder, lambda days: _in_folder(stores[days], days, folder), ELSEWHERE),
+        ("folder", options.folder_days, lambda days: _in_folder(stores[days], days, folder), ELSEWHERE),
     ]
-    if options.s3:
+    if options.s3_days:
         server = stack.enter_context(SeaweedServer(folder / "seaweed"))
         os.environ.update(server.environment())
-        places.append(("S3", options.s3, lambda days: _in_s3(stores[days], days, server), ELSEWHERE))
+        places.append(("S3", options.s3_days, lambda days: _in_s3(stores[days], days, server), ELSEWHERE))
     for kind, days, archive_of, titles in places:
+        copying = time.perf_counter()
         archives = [archive_of(each) for each in days]
+        if kind != "generated":
+            took = time.perf_counter() - copying
+            console.print(f"{kind}: copied {', '.join(f'{each:,}' for each in days)} days in {took:.0f} s")
         rows = run(archives, servers, options.commands or titles, options.seconds) if archives else {}
         if rows:
             console.print(table_of(kind, days, rows, options.seconds))
     console.print(f"growth: requests and processor time, as times of the row before; ! above {_SLOWEST}")
-    console.print(f"whole run: {time.perf_counter() - began:.0f} s")
+    console.print(f"whole run: {time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f} after")
 
 
 def _in_folder(store: AgedStore, days: int, folder: Path) -> Archive:
@@ -477,8 +459,7 @@ def _in_folder(store: AgedStore, days: int, folder: Path) -> Archive:
 
 def _in_s3(store: AgedStore, days: int, server: SeaweedServer) -> Archive:
     url = f"s3://{server.make_bucket(versioned=True)}/archive"
-    with contextlib.closing(open_store(url, S3Options(endpoint_url=server.endpoint_url))) as to:
-        copy_to_s3(store, to)
+    copy_to_s3(store, url, server.endpoint_url)
     environment = {"CUSTODY_S3__ENDPOINT_URL": server.endpoint_url, **server.environment()}
     return Archive("S3", days, store, url, environment)
 

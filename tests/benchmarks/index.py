@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from statistics import median, quantiles
 from typing import Any
 from unittest.mock import patch
@@ -234,8 +235,13 @@ def run_backfill(server: ElasticsearchServer, folder: Path, events: int, console
         raise SystemExit(f"the backfill left {found} of {events} events")
 
 
-def run_latency(kafka: KafkaServer, server: ElasticsearchServer, folder: Path, minutes: int, rate: int) -> list[float]:
-    """Produce, drain each minute, look; return the seconds from Kafka's timestamp to being found, of each event."""
+def run_latency(
+    kafka: KafkaServer, server: ElasticsearchServer, folder: Path, minutes: int, rate: int, late: float
+) -> list[float]:
+    """Produce, drain each minute, look; return the seconds from Kafka's timestamp to being found, of each event.
+
+    A drain starts up to `late` seconds after its minute, as on a worker that is busy.
+    """
     topic = kafka.create_topic("audit.latency", PARTITIONS)
     prefix = server.unused_prefix()
     environment = {
@@ -267,8 +273,12 @@ def run_latency(kafka: KafkaServer, server: ElasticsearchServer, folder: Path, m
         ended.set()
 
     def drain() -> None:
+        delays = Random(SEED)
+        minute = time.time() // 60 * 60
         while not ended.is_set():
-            time.sleep(60 - time.time() % 60)
+            minute += 60
+            # One that takes longer than its minute makes the next one later still.
+            time.sleep(max(minute + delays.uniform(0, late) - time.time(), 0))
             command(environment, "drain")
         command(environment, "drain", "--once")
 
@@ -314,6 +324,7 @@ def main() -> None:
     parser.add_argument("--drained", type=int, default=3_000_000, help="for the drain beside a server that is down")
     parser.add_argument("--minutes", type=int, default=5, help="of latency; 0 leaves it out")
     parser.add_argument("--rate", type=int, default=1000, help="events a second")
+    parser.add_argument("--late", type=float, default=0.0, help="seconds that a drain starts after its minute, at most")
     options = parser.parse_args()
     console = Console(highlight=False)
     with (
@@ -356,10 +367,12 @@ def main() -> None:
             if options.drained:
                 run_drains(kafka, folder, options.drained, console)
             if options.minutes:
-                waited = run_latency(kafka, server, folder, options.minutes, options.rate)
+                waited = run_latency(kafka, server, folder, options.minutes, options.rate, options.late)
                 cuts = quantiles(waited, n=100)
                 console.print(
-                    f"found after, at {options.rate:,} events/s and a drain each minute: median {median(waited):.1f} s,"
+                    f"found after, at {options.rate:,} events/s and a drain each minute"
+                    + (f", up to {options.late:g} s late" if options.late else "")
+                    + f" (load {os.getloadavg()[0]:.1f}): median {median(waited):.1f} s,"
                     f" 99 % {cuts[98]:.1f} s, at most {max(waited):.1f} s ({len(waited):,} events)"
                 )
 

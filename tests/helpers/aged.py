@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 import threading
+import uuid
 import zlib
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -32,9 +33,10 @@ import pytest
 import custody.store.open
 from custody.archive import time_index
 from custody.archive.time_spans import Span
-from custody.archive.writer import create_archive
+from custody.archive.writer import DEFAULT_CHECKPOINT, DEFAULT_HEARTBEAT
 from custody.errors import TerminalStoreError
-from custody.format import audit, envelope, layout, manifest
+from custody.format import archive_file, audit, envelope, layout, manifest
+from custody.format.archive_file import ArchiveStatement
 from custody.format.audit import Audit, Covered, Marks, ObjectRef
 from custody.format.envelope import HeadRef, Tree
 from custody.format.layout import AUDIT_LOG, Log
@@ -468,7 +470,7 @@ def make_archive(
     new_keyring(folder / "keyring.json", begin - timedelta(days=1))
     signers = open_signers(uri, datetime.now(UTC))
     put = FolderStore(str(folder / "put"))
-    archive = create_archive(put, signers.both, retention_days=RETENTION_DAYS).id
+    archive = _create_archive(put, signers, begin)
     spec = Spec(archive, begin, statements, source.topic, logs, source.cluster, source.topic_id)
     trees = []
     for log in spec.names:
@@ -483,6 +485,19 @@ def make_archive(
     # Last: an archive without it is not whole.
     (folder / "spec.json").write_text(json.dumps(asdict(spec) | {"begin": begin.isoformat()}))
     return AgedStore.opened(folder)
+
+
+def _create_archive(put: Store, signers: Signers, begin: datetime) -> str:
+    """Write an `archive.json` that is as old as the archive, and return its id."""
+    statement = ArchiveStatement(
+        archive=str(uuid.uuid4()),
+        created=format_time(begin),
+        heartbeat=DEFAULT_HEARTBEAT,
+        checkpoint=DEFAULT_CHECKPOINT,
+        retention_days=RETENTION_DAYS,
+    )
+    put.create(layout.ARCHIVE, envelope.seal(envelope.encode_line(statement), archive_file.FORMAT, signers.both()))
+    return statement.archive
 
 
 def _make_index(put: Store, spec: Spec, trees: Sequence[Nodes], audits: int, span: int) -> list[ObjectRef]:

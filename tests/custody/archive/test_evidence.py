@@ -107,7 +107,8 @@ def test_every_event(leafy: Leafy) -> None:
         result = check(made.data, leafy.public)
         assert result.proved
         assert (result.event, result.proof.offset, result.proof.log, result.pinned) == (content, offset, NAME, True)
-        assert result.checkpoint.size == (3 if offset < 30 else 5)
+        # The newest checkpoint.
+        assert result.checkpoint.size == 5
         assert (result.others, made.others) == ((0, 0) if offset < 40 else (3, 3) if offset < 44 else (0, 0))
         assert not result.statement_verdict.held
 
@@ -192,7 +193,7 @@ def test_the_statement_s_own_signature(leafy: Leafy) -> None:
 
 def test_a_statement_by_an_ended_key(leafy: Leafy) -> None:
     """With the secret of an HMAC key that ended before it, a statement does not count."""
-    data = evidence(leafy, 15).data
+    data = evidence(leafy, 15, note=stored(leafy, 3).encode()).data
     own = leafy.own
     for size, proved in ((1, False), (3, True)):
         head = Head(size, root(leafy, size))
@@ -477,13 +478,16 @@ def test_heads_that_the_auditor_knows(leafy: Leafy, size: int) -> None:
     trust = replace(leafy.public, heads={NAME: Head(size, root(leafy, size))})
     shown = check(evidence(leafy, 15, auditor=trust).data, trust)
     assert shown.proved
-    assert [one.relation for one in shown.compared] == ["same" if size == 3 else "consistent"]
+    assert [one.relation for one in shown.compared] == ["same" if size == 5 else "consistent"]
     bare = check(evidence(leafy, 15).data, trust)
     assert bare.proved
-    # A proof to the newest checkpoint is always there.
-    relation = {3: "same", 5: "consistent"}.get(size, "unshown")
+    # It has the newest checkpoint, and to that one a proof from any other that was asked for.
+    relation = "same" if size == 5 else "unshown"
     assert [one.relation for one in bare.compared] == [relation]
     assert any("made with --for" in line for line in bare.unproved) is (relation == "unshown")
+    older = check(evidence(leafy, 15, note=stored(leafy, 3).encode()).data, trust)
+    relation = {3: "same", 5: "consistent"}.get(size, "unshown")
+    assert [one.relation for one in older.compared] == [relation]
 
 
 def test_a_head_of_nothing(leafy: Leafy) -> None:
@@ -547,9 +551,18 @@ def test_an_ended_key_before_its_end(leafy: Leafy) -> None:
         assert check(evidence(leafy, 5, auditor=trust).data, trust).proved
     # Not shown: without a proof to size 4 it does not count.
     trust = ending(leafy, {NAME: Head(4, root(leafy, 4))})
-    result = check(evidence(leafy, 5).data, trust)
+    result = check(evidence(leafy, 5, note=stored(leafy, 3).encode()).data, trust)
     assert result.severity is Severity.UNVERIFIABLE
     assert "is not shown to lie within that head" in result.problems[0]
+
+
+def test_for_an_auditor_who_has_no_newer_key(leafy: Leafy) -> None:
+    """Evidence has the newest checkpoint, but for an auditor for whom it does not count: then the first that covers."""
+    assert covered(evidence(leafy, 5)) == covered(evidence(leafy, 5, auditor=leafy.public)) == 5
+    trust = ending(leafy, {NAME: Head(3, root(leafy, 3))})
+    made = evidence(leafy, 5, auditor=trust)
+    assert covered(made) == 3
+    assert check(made.data, trust).proved
 
 
 def test_an_ended_key_behind_its_end(leafy: Leafy) -> None:
@@ -811,9 +824,9 @@ def test_commands(leafy: Leafy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     code, said = run("evidence", NAME, 5, "-o", file, "--trust", trust)
     assert (code, "this event and no other" in said) == (0, True)
 
-    forked = write_trust(tmp_path / "forked.json", replace(public, heads={NAME: Head(3, bytes(32))}))
+    forked = write_trust(tmp_path / "forked.json", replace(public, heads={NAME: Head(5, bytes(32))}))
     code, said = run("check-evidence", file, "--trust", forked)
-    assert (code, "two histories" in said, "\n3\n" in said) == (13, True, True)
+    assert (code, "two histories" in said, "\n5\n" in said) == (13, True, True)
     nobody = write_trust(tmp_path / "nobody.json", Trust())
     assert run("check-evidence", file, "--trust", nobody)[0] == 12
     code, said = run("check-evidence", file, "--trust", nobody, "--json")
