@@ -440,7 +440,7 @@ def _report(options: argparse.Namespace, folder: Path, servers: Servers, stack: 
     for kind, days, archive_of, titles in places:
         copying = time.perf_counter()
         archives = [archive_of(each) for each in days]
-        if kind != "generated":
+        if archives and kind != "generated":
             took = time.perf_counter() - copying
             console.print(f"{kind}: copied {', '.join(f'{each:,}' for each in days)} days in {took:.0f} s")
         rows = run(archives, servers, options.commands or titles, options.seconds) if archives else {}
