@@ -1,0 +1,1 @@
+"""Detect: rules over what was archived, and alerts that are told once."""
