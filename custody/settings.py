@@ -73,7 +73,9 @@ CONFIG_VARIABLE = "CUSTODY_CONFIG"
 OPTIONS: dict[str, str] = {}
 """Variables that an option of the running command stands in, each with that option."""
 
-OPERATORS_SECTIONS = ("kafka", "drain", "audit", "backfill", "dask", "sources", "search", "alert", "health", "metrics")
+OPERATORS_SECTIONS = (
+    *("kafka", "drain", "audit", "backfill", "dask", "sources", "search", "detect", "alert", "health", "metrics"),
+)
 """What `tasks.settings` adds to these settings."""
 
 S3_MEANINGS = {

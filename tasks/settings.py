@@ -1,4 +1,6 @@
-"""The operator's settings: those of an auditor, and those of Kafka, the drain, audits, search, alerts and metrics.
+"""The operator's settings: those of an auditor, and those of Kafka, the drain, audits, search, detection and metrics.
+
+It is long because all sections are one list, in the order in which `custody config` and docs/settings.md show them.
 
 Rules, beside those of `custody.settings`:
 - Only `tasks` and `flows` read these settings. The library and an auditor's commands never do.
@@ -344,6 +346,38 @@ class SearchSettings(BaseModel):
     task_runner: TaskRunner = Field(default="threads", description="Where the flow runs these shares")
 
 
+class DetectSettings(BaseModel):
+    """How attacks are looked for in archived events (`tasks.detect`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    enabled: bool = Field(default=True, description="Whether the flow runs the rules; `custody detect run` always does")
+    rules: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), BeforeValidator(_listed)] = Field(
+        default=["shipped"], description="Folders with rules; shipped is the one that comes with custody"
+    )
+    topic: str = Field(
+        default="", description="Topic to which alerts are sent as events; empty: the first one of kafka.topics"
+    )
+    late_hours: int = Field(
+        default=24,
+        ge=1,
+        le=168,
+        description="How late events may come, and are still looked at together with those of their own time",
+    )
+    storm: int = Field(
+        default=20,
+        ge=1,
+        le=1_000,
+        description="More new alerts of a rule at once are one alert; the others are recorded",
+    )
+    warm_up_days: int = Field(
+        default=14,
+        ge=1,
+        le=DAYS,
+        description="Days of the archive from which the first run, and a rebuild, learn what is usual",
+    )
+
+
 class AlertSettings(BaseModel):
     """Who is alerted when something is wrong."""
 
@@ -407,6 +441,7 @@ class Settings(auditors.Settings):
     dask: DaskSettings = Field(default=DaskSettings(), description="The cluster of flows that run on Dask")
     sources: SourceSettings = Field(default=SourceSettings(), description="Whose events may not be missing")
     search: SearchSettings = Field(default=SearchSettings(), description="Where archived events are searched")
+    detect: DetectSettings = Field(default=DetectSettings(), description="How attacks are looked for")
     alert: AlertSettings = Field(default=AlertSettings(), description="Who is alerted when something is wrong")
     health: HealthSettings = Field(default=HealthSettings(), description="From where on something is a problem")
     metrics: MetricsSettings = Field(default=MetricsSettings(), description="Where metrics are exported to")

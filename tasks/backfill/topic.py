@@ -26,7 +26,7 @@ from custody.errors import ConfigurationError, SourceRefused, TransientSourceErr
 from custody.format.layout import Log, check_topic
 from tasks.backfill.plan import Part
 from tasks.backfill.targets import Content, Target
-from tasks.drain.clients import make_consumer, make_producer, read_committed
+from tasks.drain.clients import make_consumer, make_producer, read_committed, serve
 from tasks.drain.committed_heads import METADATA_LIMIT
 from tasks.drain.kafka import REQUEST_SECONDS, patiently
 from tasks.drain.kafka_errors import map_error, principal
@@ -160,19 +160,10 @@ class TopicTarget(Target):
         return map_error(error, step, self._client, f"Describe and Write on topic {self._topic}")
 
     def _serve(self, call: Callable[[float], int], seconds: float) -> int:
-        """Call a method of the producer that delivers answers, and return what it returns.
-
-        It raises librdkafka's fatal errors, such as a broker that refuses an idempotent producer. If answers of records
-        follow, Python makes a SystemError of that.
-        """
+        """Call a method of the producer that delivers answers, and return what it returns."""
         try:
-            return call(seconds)
-        except (KafkaException, SystemError) as raised:
-            error: BaseException | None = raised
-            while isinstance(error, SystemError):
-                error = error.__cause__ or error.__context__
-            if not isinstance(error, KafkaException):
-                raise
+            return serve(call, seconds)
+        except KafkaException as error:
             raise self._error(error.args[0], f"topic {self._topic} does not accept events") from None
 
     def _flush(self) -> None:

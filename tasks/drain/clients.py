@@ -141,6 +141,25 @@ def make_producer(client: Properties) -> Producer:
     return producer
 
 
+def serve(call: Callable[[float], int], seconds: float) -> int:
+    """Call a method of a producer that delivers answers, `poll` or `flush`, and return what it returns.
+
+    If answers of records follow a fatal error, Python makes a SystemError of it, even with a callback for errors.
+
+    Raises:
+        KafkaException: librdkafka's fatal error, such as that a broker refuses an idempotent producer.
+    """
+    try:
+        return call(seconds)
+    except SystemError as raised:
+        error: BaseException | None = raised
+        while isinstance(error, SystemError):
+            error = error.__cause__ or error.__context__
+        if not isinstance(error, KafkaException):
+            raise
+        raise error from None
+
+
 def _made(kind: Callable[..., Any], client: Properties) -> Any:
     try:
         return kind({**_DEFAULTS, **client}, logger=_lines)

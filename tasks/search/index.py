@@ -23,7 +23,7 @@ from functools import cached_property, partial
 from itertools import chain
 
 from custody.archive import time_index
-from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest
+from custody.archive.reader import choose_logs, list_logs, read_archive
 from custody.archive.search import sealed_between
 from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import check_keys, standing, unverified
@@ -38,6 +38,7 @@ from custody.store.protocol import Store
 from tasks.search.bulk import Bulk, describe_rejected
 from tasks.search.client import Search
 from tasks.search.documents import read_documents
+from tasks.search.following import next_listed, next_statement
 from tasks.search.indices import prepare, put_cursor, read_cursor
 from tasks.settings import Settings
 
@@ -146,7 +147,9 @@ class Indexer:
         sequence, skipped, since = written or 0, self._skipped[log], time.monotonic()
         while go_on():
             result.sequence = sequence
-            statement, unread = self._next(log, sequence, holes=log not in self._ended)
+            statement, unread = next_statement(
+                self._store, log, sequence, self._holds(log), holes=log not in self._ended
+            )
             if statement is not None and parse_time(statement.sealed_at) < oldest:
                 # The next roll would delete its events again.
                 sequence = self._pass_old(log, statement.sequence + 1, oldest)
@@ -200,7 +203,7 @@ class Indexer:
         elif (
             cursor
             and not self._store.exists(layout.manifest_key(log, cursor - 1))
-            and self._listed(log, cursor - 1) is None
+            and next_listed(self._store, log, cursor - 1) is None
         ):
             problem = f"says that {counted(cursor, 'statement is', 'statements are')} indexed, but the log has fewer"
         else:
@@ -227,37 +230,6 @@ class Indexer:
     @cached_property
     def _time_index(self) -> TimeIndex:
         return time_index.find(self._store, self._archive, self._trust)
-
-    def _next(self, log: Log, sequence: int, *, holes: bool) -> tuple[Statement | None, dict[int, str]]:
-        """Return the first readable statement from a sequence on, and the problems of those before it.
-
-        Args:
-            log: the log.
-            sequence: where to begin.
-            holes: whether to list later manifests if one is missing; otherwise the log ends there.
-        """
-        unread: dict[int, str] = {}
-        while True:
-            try:
-                return read_manifest(self._store, log, sequence, self._holds(log)).statement, unread
-            except FormatError as error:
-                unread[sequence] = str(error)
-                sequence += 1
-            except ObjectMissing:
-                following = self._listed(log, sequence) if holes else None
-                if following is None:
-                    return None, unread
-                # It may have been put meanwhile, and others behind it.
-                if not self._store.exists(layout.manifest_key(log, sequence)):
-                    span = f"sequence {sequence}" if following == sequence + 1 else f"{sequence} to {following - 1}"
-                    unread[sequence] = f"manifests of {log} are missing ({span}), but later ones exist"
-                    sequence = following
-
-    def _listed(self, log: Log, sequence: int) -> int | None:
-        """Return the first later sequence whose manifest is listed; None if there is none."""
-        listed = self._store.list(layout.log_prefix(log), after=layout.manifest_key(log, sequence))
-        numbers = (parsed[1] for info in listed if (parsed := layout.parse_manifest_key(info.key)))
-        return min((number for number in numbers if number > sequence), default=None)
 
     def _index(self, log: Log, statement: Statement, result: IndexResult) -> None:
         documents = read_documents(self._store, self._search.prefix, self._settings.days, log, statement)

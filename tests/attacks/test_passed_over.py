@@ -34,7 +34,7 @@ from tasks.audit import recheck
 from tasks.backfill import plan as backfill
 from tasks.drain.context import read_audited_heads
 from tasks.roll import expire
-from tasks.search import index
+from tasks.search import following
 from tasks.settings import Settings
 from tests.attacks.registry import LARGE
 from tests.attacks.targets import Folder, judge
@@ -147,10 +147,9 @@ def compare_with_the_broker(_scene: Scene, log: Builder, store: Store, trust: Tr
 
 
 def follow(_scene: Scene, _log: Builder, store: Store, trust: Trust) -> object:
-    """The indexer's next statements."""
-    indexer = index.Indexer.__new__(index.Indexer)
-    indexer._store, indexer._holds = store, standing(store, ARCHIVE_ID, trust)
-    seen = [indexer._next(LOG, sequence, holes=True) for sequence in range(8)]
+    """The next statements of the index, and of detection."""
+    holds = standing(store, ARCHIVE_ID, trust)(LOG)
+    seen = [following.next_statement(store, LOG, sequence, holds, holes=True) for sequence in range(8)]
     return [(one and one.sequence, sorted(passed)) for one, passed in seen]
 
 

@@ -20,6 +20,8 @@ from flows.operate.sample import sample_events
 from tasks.audit.recheck import recheck
 from tasks.backfill.copy import Progress, copy
 from tasks.backfill.plan import Request, plan_backfill
+from tasks.detect import publish
+from tasks.detect.alerts import Notice
 from tasks.drain.log_run import LogResult
 from tasks.drain.loop import Loop
 from tasks.drain.resume import begin_epoch
@@ -27,6 +29,7 @@ from tasks.drain.run import drain_logs
 from tasks.health.model import Health, LogHealth, Problem
 from tasks.health.read import read_health
 from tasks.settings import KafkaSettings, Settings
+from tests.helpers.alerts import ALERT
 from tests.servers.kafka import GuardedServer, KafkaUnavailableError
 from tests.servers.require import unavailable
 
@@ -132,6 +135,27 @@ def check_recovers(site: Site, waiting: Sequence[int]) -> None:
     health = site.health()
     assert failures(health) == []
     assert [log_of(health, topic).lag_records for topic in (site.open, site.refused)] == [0, 0]
+
+
+@pytest.mark.parametrize("left", ["Describe", "nothing", "Write elsewhere"])
+def test_alerts_are_refused(guarded: GuardedServer, left: str) -> None:
+    """Without Write, or even Describe, on the topic of alerts nothing counts as sent. The error says what to allow."""
+    topic, other = (guarded.inner().create_topic(guarded.unused_name(name)) for name in ("alerts", "other"))
+    guarded.allow(TOPIC, topic, *([] if left == "nothing" else [DESCRIBE]))
+    guarded.allow(TOPIC, other, *([AclOperation.WRITE] if left == "Write elsewhere" else []))
+    kafka = {"bootstrap_servers": guarded.bootstrap, "client": dict(guarded.client)}
+    settings = KafkaSettings.model_validate(kafka)
+    notices = [Notice(f"{number:032x}", "opened", ALERT, "Look.") for number in range(3)]
+    sent = publish.send(notices, settings, topic, seconds=10)
+    assert sent.ids == frozenset()
+    assert "User:custody" in str(sent.problem)
+    assert f"Describe and Write on topic {topic}" in str(sent.problem) or left == "nothing"
+    assert topic in str(sent.problem)
+    assert "Describe and Write on it" in str(sent.problem) or left != "nothing"
+    assert guarded.client["sasl.password"] not in str(sent.problem)
+    guarded.allow(TOPIC, topic, AclOperation.WRITE)
+    assert publish.send(notices, settings, topic).problem is None
+    guarded.allow(TOPIC, other)
 
 
 @pytest.mark.parametrize("left", ["Describe", "nothing"])

@@ -56,7 +56,7 @@ def records(server: KafkaServer, topic: str, partitions: int) -> list[Copied]:
             assert key is not None
             assert value is not None
             assert partition is not None
-            listed = message.headers()
+            listed = message.headers() or []
             assert isinstance(listed, list)
             headers = {name: content for name, content in listed if isinstance(content, bytes)}
             found.append((key, value, headers, partition))
