@@ -1,11 +1,11 @@
 """Make the reference pages from the code: `make docs-reference`. A test compares the pages with what this makes.
 
 Rules:
-- These pages are made whole: docs/options.md of the commands' own help, docs/views.md of the list of SQL's tables, and
-  docs/findings.md of the explanations of findings.
-- In four pages somebody wrote the text, and the tables between two comments are made: the exit codes in
-  docs/commands.md, the fields of the six types in docs/events.md, the metrics in docs/metrics.md, and what is reckoned
-  from docs/figures.md in docs/scale.md.
+- These pages are made whole: docs/options.md of the commands' own help, docs/views.md of the list of SQL's tables,
+  docs/findings.md of the explanations of findings, and docs/rules.md of the rules that come with custody.
+- In five pages somebody wrote the text, and the tables between two comments are made: the exit codes in
+  docs/commands.md, the fields of the six types in docs/events.md, the metrics in docs/metrics.md, the attributes in
+  docs/ocsf.md, and what is reckoned from docs/figures.md in docs/scale.md.
 - In the tables of docs/settings.md the names, their order and the defaults come from the code. The meanings stay as
   somebody wrote them; a new setting begins with the description that `custody config` shows.
 """
@@ -27,8 +27,9 @@ from custody.cli import explain
 from custody.cli.common import COMMON_PANEL, EVERY_EXIT_CODE, EXIT_CODES, PANELS, parameter_row
 from custody.cli.main import app
 from custody.format.events import EVENT_TYPES, Event
-from custody.query import views
+from custody.query import ocsf, views
 from custody.settings import OPERATORS_SECTIONS, S3_MEANINGS
+from tasks.detect import describe
 from tasks.metrics.catalogue import BUCKETS, CATALOGUE
 from tasks.settings import Settings
 from tests.benchmarks import simulation
@@ -124,7 +125,7 @@ def section(name: str, command: Any) -> str:
     parts = [f"### {name}", cell((command.help or "").partition("\n\n")[0]) + "."]
     if rows:
         parts.append("\n".join(["| argument or option | meaning |", "|---|---|", *rows]))
-    codes: Mapping[int, str] = EXIT_CODES.get(name.split()[1], {}) if len(name.split()) == 2 else {}
+    codes: Mapping[int, str] = EXIT_CODES.get(name.partition(" ")[2], {})
     if codes:
         parts.append("Exit codes: " + " · ".join(f"{code} {meaning}" for code, meaning in codes.items()) + ".")
     return "\n\n".join(parts)
@@ -222,6 +223,7 @@ def metrics() -> Iterator[str]:
 MADE: Mapping[str, tuple[str, Callable[[], Iterator[str]]]] = {
     "commands.md": ("custody/cli/common.py", exit_codes),
     "events.md": ("custody/format/events.py", events),
+    "ocsf.md": ("custody/query/ocsf.py", ocsf.table),
     "metrics.md": ("tasks/metrics/catalogue.py", metrics),
     "scale.md": ("tests/benchmarks/simulation.py", lambda: simulation.page(simulation.default())),
 }
@@ -244,6 +246,7 @@ def pages() -> dict[Path, str]:
         PAGES / "options.md": options_page(),
         PAGES / "findings.md": explain.page(),
         PAGES / "views.md": views.page(),
+        PAGES / "rules.md": describe.page(),
         **{PAGES / name: with_made_part(name, (PAGES / name).read_text()) for name in MADE},
     }
 

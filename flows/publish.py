@@ -6,7 +6,7 @@ Prefect's server only shows these. A run that did its work does not fail because
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import httpx
@@ -21,10 +21,13 @@ from prefect.states import Failed
 from prefect.utilities.urls import url_for
 
 from custody.cli.log_lines import use_format
-from custody.errors import CustodyError
+from custody.errors import CustodyError, escape
 from tasks.metrics.export import export
 from tasks.metrics.run import Run
 from tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from tasks.detect.alerts import Notice
 
 ROWS = 100
 """Rows in a table; it lives in Prefect's database."""
@@ -78,6 +81,28 @@ def emit(event: str, resource: str, **payload: object) -> None:
     names = {"prefect.resource.id": f"custody.{resource}", "prefect.resource.name": resource}
     run = runtime.flow_run.id
     emit_event(event, resource=names, payload={"run": _page(run), **payload})
+
+
+def emit_notices(notices: Sequence["Notice"]) -> None:
+    """Emit an event `custody.detect.<kind>` for each notice of the rules. Its resource is the alert.
+
+    Its texts have values that clients chose, so control characters are escaped.
+    """
+    # A run of another flow needs no rules, nor what they load.
+    from tasks.detect.publish import details_of, summary_of, title_of
+
+    for notice in notices:
+        details = details_of(notice)
+        emit(
+            f"custody.detect.{notice.kind}",
+            f"alert.{notice.alert.id}",
+            title=escape(title_of(notice)),
+            summary=escape(summary_of(notice)),
+            advice=escape(details["advice"]),
+            evidence=escape(next(iter(details["evidence"]), "")),
+            rule=notice.alert.rule,
+            level=notice.alert.level,
+        )
 
 
 def _page(run: Any) -> str:

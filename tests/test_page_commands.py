@@ -57,6 +57,7 @@ NOT_RUN = {
 
 PAGES_NOT_RUN = {
     "README.md": "tests/test_readme.py runs it",
+    "docs/detect.md": "tests/tasks/detect/test_page.py tests its rules, test_backtest.py there the commands",
     "docs/demo.md": "tests/test_readme.py runs it",
     "CONTRIBUTING.md": "runs the tests themselves",
     "docs/figures.md": "benchmarks of many minutes",
@@ -190,6 +191,7 @@ SCENES = {
     ),
     "docs/evidence.md": Scene(words={"LOG": "{topic}/0", "OFFSET": "7"}),
     "docs/elasticsearch.md": Scene(words={"URL": "{elastic}", "PREFIX": "{prefix}"}, servers=("elastic",)),
+    "docs/ocsf.md": Scene(),
     "docs/first-archive.md": Scene(
         words={"BROKER": "{broker}", "TOPIC": "{topic}", "BUCKET": "{bucket}"},
         drained=False,

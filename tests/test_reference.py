@@ -29,6 +29,7 @@ def test_a_wrong_default_and_a_missing_setting_are_put_right() -> None:
         ("commands.md", "| | 130 | Ctrl-C ended `--watch` |"),
         ("commands.md", "| | 2 | a wrong argument or setting |"),
         ("events.md", "| `key_age_days` | yes | integer, -2^63 to 2^63-1, or null | days since that key was made |"),
+        ("ocsf.md", "| `entity.data.tier` | `tier` |"),
         ("scale.md", "| events | 86,400,000,000 | 221,000,000,000,000 |"),
         (
             "metrics.md",
@@ -41,4 +42,4 @@ def test_a_row_that_somebody_took_out_is_made_again(name: str, row: str) -> None
     page = (PAGES / name).read_text()
     (line,) = [line for line in page.splitlines() if line.startswith(row)]
     assert with_made_part(name, page.replace(f"{line}\n", "")) == page
-    assert set(MADE) == {"commands.md", "events.md", "metrics.md", "scale.md"}
+    assert set(MADE) == {"commands.md", "events.md", "metrics.md", "ocsf.md", "scale.md"}

@@ -1,5 +1,7 @@
 """What all commands share: the common options, the help, exit codes, JSON output, and the mistakes of users.
 
+It is long because the exit codes of all commands are one list.
+
 Rules:
 - Each command has the common options, unless it has an option of that name itself, or `WITHOUT` lists it.
 - A common option sets the variable of a setting until the command ends, so that worker processes see it too.
@@ -45,6 +47,7 @@ WITHOUT: Mapping[str, frozenset[str]] = {
     "explain": frozenset({"archive", "keys", "config"}),
     "copy": frozenset({"archive"}),
     "check-evidence": frozenset({"archive"}),
+    "detect lint": frozenset({"archive", "keys"}),
     "check-events": frozenset({"archive", "keys"}),
     "alert": frozenset({"archive", "keys"}),
 }
@@ -76,6 +79,10 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         0: "written; with --check: a signed audit states the file's digest",
         12: "with --check: no signed audit states the file's digest",
     },
+    "export": {
+        0: "written, or there is nothing to write",
+        12: "nothing was written: some events are unverified, and --unverified was not given",
+    },
     "witness": {
         0: "all heads were confirmed",
         10: "an object among the checkpoints does not count",
@@ -100,6 +107,7 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         1: "it failed, or nothing of what was asked was copied",
         3: "restores are under way: run it again later",
     },
+    "detect lint": {0: "all rules can be used, and their tests pass", 1: "something is wrong with a rule"},
     "metrics": {0: "printed, or exported", 1: "the archive cannot be read, or an export failed"},
     "alert": {0: "all were told", 1: "somebody was not told, or there is nobody to tell"},
     "up": {0: "ended by Ctrl-C or SIGTERM", 1: "nothing was started, or Prefect's server ended"},
@@ -320,13 +328,17 @@ def print_json(*documents: object) -> None:
 class Command(TyperCommand):
     """A command with the common options, and a plain help."""
 
+    group = ""
+    """The group by whose name, too, the lists here know it. `explain` and `detect explain` are two commands."""
+
     def __init__(self, name: str | None, **options: Any) -> None:
         super().__init__(name, **{**options, "rich_markup_mode": None})
-        self.params = [*self.params, *_common_options(name or "", self.params)]
+        self.listed = f"{self.group} {name or ''}".strip()
+        self.params = [*self.params, *_common_options(self.listed, self.params)]
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, and say before whose settings it reads."""
-        _note_config_file(self.name or "")
+        _note_config_file(self.listed)
         return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -343,7 +355,7 @@ class Command(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the signature is typer's
         """Write the exit codes, and the example."""
-        codes = {**EVERY_EXIT_CODE, **EXIT_CODES.get(self.name or "", {})}
+        codes = {**EVERY_EXIT_CODE, **EXIT_CODES.get(self.listed, {})}
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), text) for code, text in sorted(codes.items())])
         if self.epilog:
@@ -380,12 +392,13 @@ class Group(TyperGroup):
 class App(typer.Typer):
     """A part of the command line. Its commands have the common options."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, group: str = "", **options: Any) -> None:
+        self._command = type("GroupedCommand", (Command,), {"group": group}) if group else Command
         super().__init__(**{"cls": Group, "rich_markup_mode": None, "pretty_exceptions_enable": False, **options})
 
     def command(self, name: str | None = None, **options: Any) -> Callable[..., Any]:
         """Return a decorator that makes a function a command. `epilog` is its example."""
-        return super().command(name, **{"cls": Command, **options})
+        return super().command(name, **{"cls": self._command, **options})
 
 
 def _argument(param: Any) -> str:

@@ -29,6 +29,7 @@ from custody.cli.common import INVESTIGATE, START, App, Group, open_settings
 from custody.cli.copy import app as copy_app
 from custody.cli.evidence import app as evidence_app
 from custody.cli.explain import app as explain_app
+from custody.cli.export import app as export_app
 from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
 from custody.cli.query import app as query_app
@@ -69,6 +70,7 @@ app.add_typer(keys_app, name="keys", rich_help_panel=common.KEYS)
 app.add_typer(verify_app)
 app.add_typer(accept_app)
 app.add_typer(query_app)
+app.add_typer(export_app)
 app.add_typer(check_events_app)
 app.add_typer(report_app)
 app.add_typer(bucket_app)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     *("demo", "up", "deploy", "drain", "index", "roll", "audit", "backfill"),
-    *("check", "status", "metrics", "alert", "new-epoch"),
+    *("check", "status", "metrics", "alert", "detect", "new-epoch"),
 )
 """The operator's commands, in the order in which the help lists them."""
 

@@ -123,7 +123,7 @@ def query(  # noqa: PLR0913 - its options
                 staged.writelines(encoded)
             terminal.echo(f"Wrote {escape(str(output))}: {rows.summary}.")
     except duckdb.Error as error:
-        raise _cause(reading.failure) or CustodyError(*explain(error, text)) from None
+        raise cause(reading.failure) or CustodyError(*explain(error, text)) from None
     except RuntimeError as error:
         # DuckDB's own form of Ctrl-C, where no scan was asked for rows at that moment.
         if str(error) == "Query interrupted":
@@ -133,7 +133,7 @@ def query(  # noqa: PLR0913 - its options
         connection.close()
 
 
-def _cause(failure: BaseException | None) -> BaseException | None:
+def cause(failure: BaseException | None) -> BaseException | None:
     """Return what ended a scan, if that is no error of the SQL: ours, too little memory, or Ctrl-C."""
     is_other = isinstance(failure, Exception) and not isinstance(failure, CustodyError | MemoryError)
     return None if is_other else failure

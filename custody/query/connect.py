@@ -24,7 +24,7 @@ import duckdb
 from custody.archive import reader
 from custody.errors import CustodyError
 from custody.format.times import as_utc
-from custody.query import sources
+from custody.query import detections, ocsf, sources
 from custody.query.reading import Reading
 from custody.query.warned import Period
 from custody.settings import Settings
@@ -49,9 +49,10 @@ def connect(
         trust: a `trust.json` with the keys that you trust. Default: the `trust` setting.
 
     Returns:
-        A connection with the tables `events`, `sources`, `batches`, `manifests`, `quarantined`, `audits`, `findings`
-        and `warnings`. The last one says what is unverified, damaged or ignored. All times are UTC. Its temporary files
-        are removed when the process ends. A cursor of the connection has no tables: use the connection itself.
+        A connection with the tables `events`, `sources`, `detections`, `ocsf`, `batches`, `manifests`, `quarantined`,
+        `audits`, `findings` and `warnings`. The last one says what is unverified, damaged or ignored. All times are
+        UTC. Its temporary files are removed when the process ends. A cursor of the connection has no tables: use the
+        connection itself.
 
     Raises:
         ConfigurationError: a setting is wrong.
@@ -87,6 +88,8 @@ def open_archive(
         for name, table in reading.views().items():
             connection.register(name, table)
         connection.execute(sources.VIEW)
+        connection.execute(detections.VIEW)
+        connection.execute(ocsf.view())
     except duckdb.Error as error:
         connection.close()
         raise CustodyError(f"the archive {store.url} cannot be opened for SQL: {error}") from None

@@ -1,11 +1,14 @@
 """The tables of `custody query`: their columns, types and meanings, in one list.
 
 The help, docs/views.md, the hints for a wrong name, and the tables that are filled are made from it. `events` selects
-the columns of `tables.SCHEMA` in this order, and `sources` sums up `events`; a test compares both with this list.
+the columns of `tables.SCHEMA` in this order, `sources` and `detections` sum up `events`, and `ocsf` is made of it; a
+test compares them with this list.
 Imports neither DuckDB nor Arrow, because the help uses it.
 """
 
 from dataclasses import dataclass
+
+from custody.query import ocsf
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,35 @@ VIEWS = (
             last_time TIMESTAMP the latest time of its events
             silent_since TIMESTAMP the same, if it has not stopped: what it emitted later is lost, or not archived yet
         """),
+    ),
+    View(
+        "detections",
+        "one row for each alert of custody's rules, as the last archived event about it says. Whoever may write to"
+        " Kafka can write such an event too",
+        _columns("""
+            alert_id VARCHAR the alert; its events have it as `request_id`
+            level VARCHAR how bad it is: `low`, `medium`, `high` or `critical`
+            rule VARCHAR the rule's name; the events' `alert_type` is `custody.` and this
+            title VARCHAR the rule's title
+            subject VARCHAR whom it is about: the rule's group, as JSON
+            first TIMESTAMP the time of its oldest event
+            last TIMESTAMP the time of the event that completed its newest match
+            matches BIGINT how many matches it has; of a storm, how many alerts
+            metric DOUBLE the largest of what the rule counted or compared
+            threshold DOUBLE what the rule compares it with, if it is a number
+            state VARCHAR `open`; `over` once it was quiet for long enough; `storm` while a rule finds very much at once
+            others BIGINT of a storm, how many alerts are recorded and not sent; else 0
+            evidence VARCHAR where its first 20 events are archived, as JSON: `LOG@OFFSET`, for `custody evidence`
+            advice VARCHAR what to do
+            log VARCHAR the log of that last event
+            offset BIGINT its offset in Kafka
+        """),
+    ),
+    View(
+        "ocsf",
+        "one row for each event of the six types, as OCSF " + ocsf.SCHEMA_VERSION + ": [ocsf.md](ocsf.md) says how."
+        " Conditions on `time_dt`, `day`, `log` and `offset` decide what is read",
+        tuple(Column(*each) for each in ocsf.view_columns()),
     ),
     View(
         "batches",
@@ -204,7 +236,7 @@ VIEWS = (
 NAMES = tuple(view.name for view in VIEWS)
 
 
-_DERIVED = frozenset({"events", "sources"})
+_DERIVED = frozenset({"events", "sources", "detections", "ocsf"})
 """Views: of files, and of `events`."""
 
 

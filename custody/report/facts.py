@@ -1,4 +1,4 @@
-"""Gathers what a report shows. Reads only: it verifies no contents, and signs nothing.
+"""Gathers what a report shows. Reads only: it verifies no contents but those with alerts of rules, and signs nothing.
 
 Rules:
 - Verdicts are those of signed audits. What is seen besides, such as a slot that is empty now, is a problem: it can make
@@ -24,6 +24,7 @@ from custody.format.audit import Audit
 from custody.format.times import parse_time, shift
 from custody.keys.trust import Trust, TrustedKey
 from custody.report.audits import Audits, Problem, Stored, walk
+from custody.report.detections import Detections
 from custody.report.figures import Figures
 from custody.report.logs import LogFact, LogReader, Period
 from custody.store.protocol import Store
@@ -66,6 +67,7 @@ class Facts:
         unverified: why signatures could not be checked; empty if all were.
         reader: for whom it is.
         sources: the sources that the audit knows, those that lack most first; None if it says nothing of sources.
+        detections: the alerts of rules that are archived in the period's statements.
         figures: of the period's statements.
         period: the period that was asked for.
     """
@@ -83,6 +85,7 @@ class Facts:
     unverified: list[str]
     reader: Reader
     sources: list[Source] | None
+    detections: Detections
     figures: Figures
     period: Period
 
@@ -171,6 +174,7 @@ def gather(
         unverified=[f"{log}: {message}" if log else message for log, message in unchecked],
         reader=Reader(tuple(trust.keys.values()), trust.quorum, witnesses, trust.accepted, reread_days),
         sources=_sources(store, newest.statement, problems),
+        detections=reading.candidates.read(store),
         figures=reading.figures,
         period=reading.period,
     )

@@ -21,6 +21,7 @@ from custody.format.manifest import Manifest
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.report.audits import Audits, Problem
+from custody.report.detections import Candidates
 from custody.report.figures import Figures, State, Tally, tally_of
 from custody.report.spans import LastRead, common, contains, length, merge, subtract
 from custody.store.protocol import Store
@@ -115,6 +116,7 @@ class LogReader:
         index: the audit's time index.
         figures: the statements of the period are added to them.
         problems: what is seen is added to them.
+        candidates: the statements of the period that may have alerts of rules are added to them.
         unchecked: by log, how many statements of the period no trusted checkpoint or key covers.
     """
 
@@ -127,6 +129,7 @@ class LogReader:
     index: TimeIndex
     figures: Figures
     problems: list[Problem]
+    candidates: Candidates = field(default_factory=Candidates)
     unchecked: dict[Log, int] = field(default_factory=dict)
     _about: dict[str, list[StatedFinding]] = field(default_factory=dict)
     """Findings by log."""
@@ -222,6 +225,7 @@ class LogReader:
                 tally = tally_of(statement, states.of(sequence))
                 made.tally.add(tally)
                 self.figures.add(statement, tally)
+                self.candidates.add(log, statement)
         if missing:
             message = empty_slots(statements_of(log), merge(missing))
             self.problems.append(Problem(Severity.INCOMPLETE, message, str(log)))

@@ -21,6 +21,7 @@ from custody.report.logs import LogFact
 FINDINGS_SHOWN = 5_000
 """Findings that the page has in full. With more, no browser opens it; the page says where all are."""
 SOURCES_SHOWN = 100
+DETECTIONS_SHOWN = 200
 NOTHING = "\N{EN DASH}"
 _TYPES_SHOWN = 12
 _EVIDENCE_SHOWN = 20_000
@@ -83,6 +84,7 @@ def render(facts: Facts) -> bytes:
         unit=unit,
         types=_types(facts),
         shown=FINDINGS_SHOWN,
+        detections=[(_level(row.level), row) for row in facts.detections.rows[:DETECTIONS_SHOWN]],
         sources=(facts.sources or [])[:SOURCES_SHOWN],
         moment=lambda seconds: _time(datetime.fromtimestamp(seconds, UTC)),
     )
@@ -181,6 +183,11 @@ def _key(facts: Facts, key: Any) -> dict[str, Any]:
         "ended": key.until is not None,
         "signed": " and ".join(uses),
     }
+
+
+def _level(level: str) -> str:
+    """Return the class of the colour of an alert's level."""
+    return {"critical": "bad", "high": "bad", "medium": "policy", "low": "good"}.get(level, "unknown")
 
 
 def _types(facts: Facts) -> list[tuple[str, int, float]]:

@@ -17,8 +17,10 @@ from custody.cli.common import OPERATE, START, App
 from custody.cli.terminal import echo, write
 from custody.cli.times import time_option
 from custody.errors import ConfigurationError, CustodyError, counted, escape
+from flows.operate.detect import app as detect_app
 
 app = App(name="operate")
+app.add_typer(detect_app, name="detect", rich_help_panel=OPERATE)
 
 
 Target = Literal["elasticsearch", "tables", "topic", "folder"]

@@ -3,7 +3,7 @@
 The table in docs/metrics.md is made of it.
 
 Rules:
-- A label has few values: logs, event types, kinds of reasons, flows, steps, servers and types of errors. Keys,
+- A label has few values: logs, event types, kinds of reasons, flows, steps, servers, types of errors, and rules. Keys,
   addresses, requests and operations are never labels.
 - A total counts what the archive holds, so it goes on across runs.
 - With OpenTelemetry, a name has dots and no unit: Prometheus adds the unit and `_total` again when it reads OTLP.
@@ -12,8 +12,8 @@ Rules:
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["statements", "statements and quarantine", "Kafka", "archive", "Elasticsearch", "runs"]
-Unit = Literal["s", "{record}", "{event}", "{call}", "By", "1"]
+Source = Literal["statements", "statements and quarantine", "Kafka", "archive", "Elasticsearch", "runs", "detection"]
+Unit = Literal["s", "{record}", "{event}", "{notice}", "{call}", "By", "1"]
 
 BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 """Upper bounds of a step's duration, in seconds."""
@@ -126,6 +126,54 @@ AUDIT_AGE = Metric(
     "archive",
     "How long ago the newest audit was signed whose time is not of the future.",
 )
+DETECT_ALERTS = Metric(
+    "custody_detect_alerts_total",
+    "counter",
+    "1",
+    ("rule", "level"),
+    "detection",
+    "Alerts that a rule opened, and those of a storm too; not those of the past that the first run recorded.",
+)
+DETECT_SUPPRESSED = Metric(
+    "custody_detect_suppressed_total",
+    "counter",
+    "1",
+    ("rule", "level"),
+    "detection",
+    "Alerts that were recorded and not told, because the rule opened too many at once.",
+)
+DETECT_FAILURES = Metric(
+    "custody_detect_failures_total",
+    "counter",
+    "1",
+    ("rule",),
+    "detection",
+    "How often a rule could not be run.",
+)
+DETECT_LATE = Metric(
+    "custody_detect_late_events_total",
+    "counter",
+    "{event}",
+    (),
+    "detection",
+    "Events that came too late to be looked at with those of their time.",
+)
+DETECT_DROPPED = Metric(
+    "custody_detect_dropped_notices_total",
+    "counter",
+    "{notice}",
+    (),
+    "detection",
+    "Notices of alerts that were never sent to Kafka, because too many waited.",
+)
+DETECT_LAG = Metric(
+    "custody_detect_position_lag_seconds",
+    "gauge",
+    "s",
+    ("log",),
+    "detection",
+    "How long ago the oldest statement was sealed that rules have not seen; 0 if they have seen all.",
+)
 STEP = Metric(
     "custody_step_duration_seconds",
     "histogram",
@@ -162,6 +210,12 @@ CATALOGUE = (
     INDEX_DELAY,
     AUDIT_OK,
     AUDIT_AGE,
+    DETECT_ALERTS,
+    DETECT_SUPPRESSED,
+    DETECT_FAILURES,
+    DETECT_LATE,
+    DETECT_DROPPED,
+    DETECT_LAG,
     STEP,
     RETRIES,
     LAST_SUCCESS,

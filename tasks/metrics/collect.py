@@ -13,6 +13,7 @@ from tasks.health.archive import open_archive
 from tasks.health.model import Health, LogHealth
 from tasks.health.read import read_health
 from tasks.metrics import catalogue
+from tasks.metrics.detected import detected
 from tasks.metrics.run import Run
 from tasks.metrics.samples import Distribution, Sample, Snapshot
 from tasks.metrics.state import State
@@ -47,8 +48,11 @@ def collect(
         state.add(run)
         state.add_retries(retries.take())
     with closing(open_store(settings.archive, settings.s3)) as store:
-        count_logs(state, open_archive(settings, store), health.logs, seconds)
-    samples = (*_of_totals(state), *_of_health(health), *_of_runs(state))
+        opened = open_archive(settings, store)
+        count_logs(state, opened, health.logs, seconds)
+        now = datetime.now(UTC)
+        detection = list(detected(store, opened.file.id, health.logs, now)) if opened.file else []
+    samples = (*_of_totals(state), *_of_health(health), *detection, *_of_runs(state))
     return Snapshot(health.archive, state.since, time.time(), samples)
 
 

@@ -220,6 +220,10 @@ def work(company: Company, kafka: KafkaServer, elastic: ElasticsearchServer) -> 
     # The logs that were made here have no topic.
     company.run("drainer", "status", code=3)
     company.run("indexer", "index", search=elastic.url)
+    company.run("detector", "detect", "run")
+    # Its states are deleted once two newer ones are there.
+    company.run("detector", "detect", "rebuild")
+    company.run("detector", "detect", "rebuild")
     company.overwrite("quarantine/")
     with company.deleted("manifests/audit.deep/"):
         # What was hidden is read as it was first written.
@@ -252,6 +256,8 @@ WRITES = {
     "founder": {"archive.json"},
     "drainer": {"events/", "quarantine/", "manifests/", "checkpoints/"},
     "indexer": set(),
+    # Only in a folder of `reports/`.
+    "detector": set(),
     "auditor": {"audits/", "checkpoints/", "tables/", "reports/"},
     "roller": {"manifests/", "checkpoints/", "audits/"},
     "verifier": set(),

@@ -163,7 +163,8 @@ def test_help_lists_operators_commands_beside_the_auditors(capsys: pytest.Captur
     for command in (*COMMANDS, "verify", "show", "keys", "config", "init"):
         assert command in shown
     commands = [one.name or getattr(one.callback, "__name__", "") for one in operators.registered_commands]
-    assert sorted(COMMANDS) == sorted(name.rstrip("_") for name in commands)
+    groups = [str(one.name) for one in operators.registered_groups]
+    assert sorted(COMMANDS) == sorted(name.rstrip("_") for name in (*commands, *groups))
 
 
 def test_a_table_of_logs_shows_whole_names() -> None:

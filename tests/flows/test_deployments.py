@@ -17,6 +17,7 @@ from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 from flows.alert import alert
 from flows.audit import audit
 from flows.backfill import backfill
+from flows.detect import detect
 from flows.drain import drain
 from flows.index import index
 from flows.operate.deploy import DEPLOYMENTS
@@ -63,6 +64,7 @@ def test_each_alert_is_explained() -> None:
 def test_alerts_are_text(trigger: dict[str, Any]) -> None:
     """What people read is made of an event's fields, never of a whole Python value, and no field is missing."""
     payload = {"problem": "it broke", "run": "http://prefect/run", "seconds": 61.5, "lag": 7, "offsets": 3}
+    payload |= dict.fromkeys(("title", "summary", "advice", "evidence", "rule"), "text")
     event = Event.model_validate(
         {
             "event": trigger["expect"][0],
@@ -79,7 +81,7 @@ def test_alerts_are_text(trigger: dict[str, Any]) -> None:
     assert ("run" in made) == (trigger["posture"] == "Reactive")
 
 
-@pytest.mark.parametrize("flow", [alert, audit, backfill, drain, index, roll], ids=lambda flow: flow.name)
+@pytest.mark.parametrize("flow", [alert, audit, backfill, detect, drain, index, roll], ids=lambda flow: flow.name)
 def test_forms_show_one_type_for_each_field(flow: Flow[..., Any]) -> None:
     """Optional parameters have a plain type in the schema, which Prefect's form shows, and a whole sentence each."""
     for schema in flow.parameters.properties.values():

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import flows.audit
 import flows.backfill
+import flows.detect
 import flows.drain
 import flows.index
 import flows.publish
@@ -36,6 +37,7 @@ WORK: dict[str, tuple[Flow[..., Any], Any, str, tuple[Any, ...]]] = {
     "roll": (flows.roll.roll, flows.roll, "take_steps", ()),
     "backfill": (flows.backfill.backfill, flows.backfill, "_run", (BEGIN, BEGIN)),
     "index": (flows.index.index, flows.index, "_run", ()),
+    "detect": (flows.detect.detect, flows.detect.detection, "detect", ()),
 }
 
 

@@ -132,6 +132,7 @@ def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installat
     entrypoints = {name: made["entrypoint"] for name, made in deployments.items()}
     assert entrypoints == {
         "drain-every-minute": "flows.drain.drain",
+        "detect-every-minute": "flows.detect.detect",
         "audit-nightly": "flows.audit.audit",
         "alert-now": "flows.alert.alert",
         "backfill-plan": "flows.backfill.backfill",
@@ -166,10 +167,12 @@ def test_ticks_come_back_after_everything_was_killed(installation: Drained) -> N
     installation.kill_in_mid_run(with_up=True)
     installation.up()
     assert sorted(made["name"] for made in installation.prefect("automations/filter")) == [
+        "custody-attack-suspected",
         "custody-audit-failed",
         "custody-audit-silent",
         "custody-backfill-failed",
         "custody-clock-wrong",
+        "custody-detect-failed",
         "custody-drain-failed",
         "custody-drain-headroom",
         "custody-drain-silent",

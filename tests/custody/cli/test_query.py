@@ -186,7 +186,9 @@ def test_a_file_of_sql_needs_its_option(query: Query, tmp_path: Path) -> None:
 
 WRONG = {
     "SELECT * FROM evnts": "did you mean events?",
-    "SELECT * FROM nothing": "tables are events, sources, batches, manifests, quarantined, audits, findings, warnings",
+    "SELECT * FROM nothing": (
+        "tables are events, sources, detections, ocsf, batches, manifests, quarantined, audits, findings, warnings"
+    ),
     "SELECT event_typ FROM events": "did you mean event_type of events",
     "SELECT type FROM events": "did you mean event_type of events or alert_type of events or resource_type of events?",
     "SELECT client FROM events": "did you mean client_ip of events",

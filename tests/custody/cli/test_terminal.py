@@ -188,7 +188,15 @@ WITH_JSON: dict[str, Mapping[str, int]] = {
     "keys rotate": {"keys rotate": 0},
 }
 """For each command that can print JSON: arguments, and the exit code of each."""
-ELSEWHERE = {"check": "flows.operate.check", "deploy": "flows.operate.deploy"}
+ELSEWHERE = {
+    "check": "flows.operate.check",
+    "deploy": "flows.operate.deploy",
+    "detect run": "flows.operate.detect",
+    "detect rebuild": "flows.operate.detect",
+    "detect lint": "flows.operate.rules",
+    "detect backtest": "flows.operate.rules",
+    "detect explain": "flows.operate.rules",
+}
 """Commands whose module prints their JSON, by the same function."""
 VERDICTS = {"verify", "check-evidence", "check-events", "copy", "witness", "audit"}
 """Commands whose exit code is a verdict. The others have failed if nobody got their output."""

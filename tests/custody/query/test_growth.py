@@ -160,6 +160,11 @@ QUERIES: dict[str, tuple[str | None, dict[str, datetime]]] = {
         {},
     ),
     "a time by its day": ("SELECT count(*) FROM events WHERE time::DATE = '2026-11-28'", {}),
+    "a day as OCSF": ("SELECT json FROM ocsf WHERE day = '2026-11-28'", {}),
+    "a time as OCSF": (
+        f"SELECT json FROM ocsf WHERE time_dt BETWEEN '{NOW - 9 * HOUR:%F %T}' AND '{NOW - 8 * HOUR:%F %T}'",  # noqa: S608
+        {},
+    ),
     "since and until": ("SELECT count(*) FROM events", {"since": NOW - 9 * HOUR, "until": NOW - 3 * HOUR}),
     "statements of a time": (f"SELECT * FROM manifests WHERE sealed_at >= '{NOW - 9 * HOUR:%F %T}'", {}),  # noqa: S608
     "batches of a statement": ("SELECT * FROM batches WHERE log = 'audit.grows/0' AND sequence = 9", {}),

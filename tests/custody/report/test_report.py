@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -32,62 +31,20 @@ from custody.keys.open import open_public
 from custody.keys.trust import Trust, open_trust
 from custody.keys.trust_file import encode
 from custody.report import charts
-from custody.report.facts import Facts, gather
+from custody.report.facts import Facts
 from custody.report.figures import OTHER, Figures, Tally
 from custody.report.page import VERDICTS, render
 from custody.report.spans import LastRead, contains, merge, subtract
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.checkpoint import COSIGNATURE, NoteKey, NoteSignature, cosigned, parse_note, with_signature
-from tasks.audit.conclude import Outcome, conclude
+from tasks.audit.conclude import conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
 from tasks.settings import AuditSettings, Settings, SourceSettings
 from tests.helpers.emitted import SOURCE, emitted, life
+from tests.helpers.reporting import HOSTILE, NOW, Elements, audited, gathered, settings_of
 from tests.helpers.sample import Growing, Sample, audit_of, make_archive
-
-HOSTILE = "<img src=x onerror=alert(1)>\x1b[2J'\"&"
-NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
-
-
-class Elements(HTMLParser):
-    """The elements of a page with their attributes, and its text."""
-
-    def __init__(self, page: bytes) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(page.decode())
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if self.elements and self.elements[-1][0] != "style":
-            self.words.append(data)
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    @property
-    def banner(self) -> str:
-        (banner,) = [each for each in self.named("section") if "banner" in (each.get("class") or "")]
-        return (banner["class"] or "").removeprefix("banner ")
-
-
-def settings_of(folder: Path, keyring: Path, **audit: Any) -> Settings:
-    return Settings(archive=str(folder), keys=f"file:{keyring}", audit=AuditSettings(**audit))
-
-
-def audited(settings: Settings, *, full: bool = False) -> Outcome:
-    plan = plan_audit(settings, Request(full=full), datetime.now(UTC))
-    return conclude(settings, plan, list(verify_pieces(settings, plan, plan.pieces)))
-
-
-def gathered(settings: Settings, trust: Trust | None = None, **more: Any) -> Facts:
-    with closing(open_store(settings.archive)) as store:
-        return gather(store, settings.own_trust() if trust is None else trust, NOW, **more)
 
 
 def signed(settings: Settings, **fields: Any) -> None:

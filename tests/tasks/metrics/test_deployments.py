@@ -176,6 +176,10 @@ SERIES_OF_A_DAY = {
     'custody_quarantined_total{log="b/0",reason="not JSON",instance="a",job="custody"}': "0+1x90",
     'custody_events_archived_total{log="b/0",event_type="other",instance="a",job="custody"}': "0+2000x90",
     'custody_index_delay_seconds{log="a/0",instance="a",job="custody"}': "0x39 400x50",
+    'custody_detect_position_lag_seconds{log="a/0",instance="a",job="custody"}': "0x39 700x50",
+    'custody_detect_position_lag_seconds{log="b/0",instance="a",job="custody"}': "500x90",
+    'custody_detect_failures_total{rule="broken",instance="a",job="custody"}': "0x39 0+1x50",
+    'custody_detect_failures_total{rule="mended",instance="a",job="custody"}': "3x90",
 }
 EXPECTED: dict[str, tuple[list[str], list[str]]] = {
     # alert: logs, some with a reason, for which it fires after 30 minutes, and after 80
@@ -191,6 +195,8 @@ EXPECTED: dict[str, tuple[list[str], list[str]]] = {
         ["a/0 timestamp", "d/0 not JSON", "e/0 no value"],
     ),
     "CustodyIndexLate": ([], ["a/0"]),
+    "CustodyDetectLate": ([], ["a/0"]),
+    "CustodyRuleFailed": ([], ["rule broken"]),
 }
 
 
@@ -205,7 +211,11 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
             "exp_alerts": [
                 {
                     "exp_labels": {"severity": severity[alert], "instance": "a", "job": "custody"}
-                    | dict(zip(("log", "reason"), filter(None, labels.split(" ", 1)), strict=False))
+                    | (
+                        {"rule": labels.removeprefix("rule ")}
+                        if labels.startswith("rule ")
+                        else dict(zip(("log", "reason"), filter(None, labels.split(" ", 1)), strict=False))
+                    )
                 }
                 for labels in each
             ],

@@ -46,7 +46,7 @@ def test_names_follow_prometheus() -> None:
 
 def test_no_label_has_many_values() -> None:
     """Only these are labels: none is a key, an address, a request or an operation."""
-    labels = {"log", "event_type", "kind", "reason", "flow", "step", "backend", "error_type"}
+    labels = {"log", "event_type", "kind", "reason", "flow", "step", "backend", "error_type", "rule", "level"}
     assert {label for metric in CATALOGUE for label in metric.labels} == labels
 
 
