@@ -365,10 +365,10 @@ class DetectSettings(BaseModel):
         description="How late events may come, and are still looked at together with those of their own time",
     )
     storm: int = Field(
-        default=20,
+        default=5,
         ge=1,
         le=1_000,
-        description="More new alerts of a rule at once are one alert; the others are recorded",
+        description="More new alerts of a rule than these, within a minute, are one; the others are recorded",
     )
     warm_up_days: int = Field(
         default=14,

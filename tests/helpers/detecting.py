@@ -12,7 +12,7 @@ from tests.helpers import fortnight
 from tests.helpers.fortnight import Sent
 
 Told = tuple[str, Group]
-STORM = 20
+STORM = 5
 
 
 @dataclass(slots=True)
