@@ -18,6 +18,7 @@ import flows.drain
 import flows.index
 import flows.publish
 import flows.roll
+import tasks.detect.run
 from flows.alert import alert
 from flows.operate.deploy import DEPLOYMENTS
 from flows.operate.sample import sample_events
@@ -37,7 +38,7 @@ WORK: dict[str, tuple[Flow[..., Any], Any, str, tuple[Any, ...]]] = {
     "roll": (flows.roll.roll, flows.roll, "take_steps", ()),
     "backfill": (flows.backfill.backfill, flows.backfill, "_run", (BEGIN, BEGIN)),
     "index": (flows.index.index, flows.index, "_run", ()),
-    "detect": (flows.detect.detect, flows.detect.detection, "detect", ()),
+    "detect": (flows.detect.detect, tasks.detect.run, "detect", ()),
 }
 
 
