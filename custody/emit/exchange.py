@@ -147,7 +147,7 @@ class Exchange:
         return Peer.of(self.client, self.headers)
 
     def keep(self) -> int:
-        """Let go of what is the server's, and return about how many bytes are kept."""
+        """Drop the references to what is the server's, and return about how many bytes are kept."""
         # They hold the connection, and all that the application has put into the scope.
         self._receive, self._send = _disconnected, _nowhere
         before, answered, after = self.headers, self.answer_headers, self.headers_after

@@ -35,11 +35,12 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, Self
 
 import msgspec
 
 from custody.errors import CustodyError
+from custody.format.times import EPOCH
 from tasks.detect.rule import EVIDENCE, Group, Level, Match, Rule
 
 Kind = Literal["opened", "grown", "over", "storm"]
@@ -54,7 +55,7 @@ SPAN: Final = timedelta(minutes=1)
 """Within which new alerts of a rule are at once."""
 _GROWTH: Final = 10
 _NONE: Final = timedelta(0)
-_EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - times of events have no zone
+_EPOCH: Final = EPOCH.replace(tzinfo=None)
 
 
 class NotAnAlert(CustodyError):
@@ -69,8 +70,35 @@ class Place:
     offset: int
 
 
+class _Stored:
+    """What a state has as JSON."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON's types."""
+        fields: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return fields
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """Return what `to_json` was made of.
+
+        Raises:
+            NotAnAlert: a field is missing, of another type, or not known.
+        """
+        name = cls.__name__.lower()
+        try:
+            made = msgspec.convert(value, cls)
+        except msgspec.ValidationError as error:
+            raise NotAnAlert(f"this is no {name} of custody's detection: {error}: make the state again") from None
+        if made.to_json() != value:
+            raise NotAnAlert(f"this is no {name} of custody's detection: it has fields of others: make the state again")
+        return made
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alert:
+class Alert(_Stored):
     """One thing that a rule has found.
 
     Attributes:
@@ -111,22 +139,9 @@ class Alert:
     storm: bool = False
     opened: datetime | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON's types."""
-        return _to_json(self)
-
-    @classmethod
-    def from_json(cls, value: object) -> "Alert":
-        """Return what `to_json` was made of.
-
-        Raises:
-            NotAnAlert: a field is missing, of another type, or not known.
-        """
-        return _from_json(value, cls)
-
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(_Stored):
     """What people get to know. Its id is the same, however often it is sent.
 
     Attributes:
@@ -144,19 +159,6 @@ class Notice:
     advice: str
     others: int = 0
     threshold: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON's types."""
-        return _to_json(self)
-
-    @classmethod
-    def from_json(cls, value: object) -> "Notice":
-        """Return what `to_json` was made of.
-
-        Raises:
-            NotAnAlert: a field is missing, of another type, or not known.
-        """
-        return _from_json(value, cls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,22 +401,3 @@ def _remembered(alerts: Iterable[Alert], until: datetime, remember: timedelta) -
         kept.sort(key=lambda alert: (not alert.over, not alert.recorded_only, alert.last, alert.id))
         kept = kept[-KNOWN:]
     return tuple(sorted(kept, key=lambda alert: (alert.first, alert.id)))
-
-
-_T = TypeVar("_T", Alert, Notice)
-
-
-def _to_json(value: Alert | Notice) -> dict[str, Any]:
-    fields: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(value))
-    return fields
-
-
-def _from_json(value: object, kind: type[_T]) -> _T:
-    name = kind.__name__.lower()
-    try:
-        made = msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise NotAnAlert(f"this is no {name} of custody's detection: {error}: make the state again") from None
-    if _to_json(made) != value:
-        raise NotAnAlert(f"this is no {name} of custody's detection: it has fields of others: make the state again")
-    return made

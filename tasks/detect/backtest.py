@@ -35,11 +35,11 @@ from tasks.detect import memory
 from tasks.detect.alerts import Alert, Notice
 from tasks.detect.positions import Late
 from tasks.detect.publish import details_of
-from tasks.detect.reading import Chunk, Reading, merged, plain
+from tasks.detect.reading import Chunk, Reading, merged
 from tasks.detect.replay import reach_of, replay, touches
 from tasks.detect.rule import Group, Level, Rule
 from tasks.detect.step import Outcome, step
-from tasks.detect.views import OWN, Events
+from tasks.detect.views import OWN, Events, plain
 from tasks.settings import Settings
 
 EXAMPLES: Final = 10

@@ -6,11 +6,10 @@ from datetime import timedelta
 from typing import Any, Final
 
 from custody.errors import ConfigurationError
-from tasks.detect.rule import Level
+from tasks.detect.rule import OF_MATCH, Level
 
 LONGEST: Final = timedelta(days=7)
 """A run reads so far back at most. What must be known for longer is remembered: see SQL rules."""
-_OF_MATCH: Final = frozenset(("time", "log", "offset", "since", "metric"))
 _LEVELS: Final[Mapping[str, Level]] = {
     "informational": "low",
     "low": "low",
@@ -82,7 +81,7 @@ def columns_of_group(document: Mapping[str, Any]) -> tuple[str, ...]:
     columns = texts(document.get("group-by", []), "group-by")
     if len({column.lower() for column in columns}) < len(columns):
         raise ConfigurationError("'group-by' names a column twice")
-    if own := [column for column in columns if column.lower() in _OF_MATCH]:
+    if own := [column for column in columns if column.lower() in OF_MATCH]:
         raise ConfigurationError(f"'group-by' names {own[0]}, which is another one for each match")
     return tuple(columns)
 

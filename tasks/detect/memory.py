@@ -33,17 +33,18 @@ Rows of the tables with such a time can only be forged: they are left out.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from custody.format.times import EPOCH
 from tasks.detect import sources
 from tasks.detect.alerts import AHEAD, Alert
-from tasks.detect.rule import SECONDS, Rule, RuleFailed, group_value, limited
-from tasks.detect.views import COLUMNS, NEW, drop_known, make_events, of_mappings
+from tasks.detect.rule import Rule, RuleFailed, group_value, limited
+from tasks.detect.views import COLUMNS, NEW, drop_known, make_events, of_mappings, plain
 
 SLACK: Final = timedelta(minutes=15)
 """How late events may be until the archive is read again for them."""
@@ -55,7 +56,7 @@ SETTLED: Final = timedelta(hours=2)
 """How old an hour's end is when its peaks are taken: until then, an alert may still take minutes out of them."""
 SPAN: Final = timedelta(hours=12)
 """How long the events of a step may reach, so that no rule's baseline lies within its own step."""
-BEGINNING: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - times of events have no zone here
+BEGINNING: Final = plain(EPOCH)
 FRESH: Final = 600
 """Seconds of the oldest head that is fresh. With an older one, what seems to be missing may only be on its way."""
 MOST_KEPT: Final = 200_000
@@ -232,7 +233,7 @@ def create(
     Returns:
         How many events had a time of the future.
     """
-    now = _plain(known_until or until)
+    now = plain(known_until or until)
     for name, column in _TIMES.items():
         connection.register(name, _without_future(getattr(memory, name), column, now))
     ((ahead,),) = connection.execute(f"SELECT count(*) FROM {NEW} WHERE {_IS_AHEAD}", {"now": now}).fetchall()
@@ -242,7 +243,7 @@ def create(
         "CREATE OR REPLACE TEMP TABLE now AS SELECT $until::TIMESTAMP AS until, $head_age::DOUBLE AS head_age, before,"
         f" greatest(before, (SELECT max(time) FROM {NEW} WHERE time <= $until::TIMESTAMP)) AS newest"
         f" FROM (SELECT max(last_seen) AS before FROM seen WHERE kind = '{_NEWEST}')",
-        {"until": _plain(until), "head_age": head_age},
+        {"until": plain(until), "head_age": head_age},
     )
     connection.execute(f"CREATE OR REPLACE TEMP VIEW uses AS SELECT * FROM events WHERE {_SUCCESS}")
     connection.execute(sources.VIEW)
@@ -275,9 +276,9 @@ def remember(
         until: how far the archive is known, as a time of events.
         known_until: the newest time of an event that is known at all; `until` if not given.
     """
-    now = _plain(known_until or until)
+    now = plain(known_until or until)
     connection.execute(f"UPDATE {NEW} SET time = $now::TIMESTAMP WHERE {_IS_AHEAD}", {"now": now})
-    until = _plain(until)
+    until = plain(until)
     kept = _kept(connection, rules, until)
     minutes, peaks = _measured(connection, memory, rules, alerts, until)
     forgotten = until - FORGOTTEN
@@ -302,7 +303,7 @@ def _kept(connection: duckdb.DuckDBPyConnection, rules: Sequence[Rule], until: d
         # Rows that are there twice are of no use, and could fill the memory.
         columns = f'SELECT DISTINCT log, "offset" FROM ({rule.hits}\n)'
         try:
-            with limited(connection, rule.name, SECONDS):
+            with limited(connection, rule.name):
                 hits.append(connection.sql(columns).to_arrow_table())
         except RuleFailed:
             # The rule failed in this step too, and was reported.
@@ -357,7 +358,7 @@ def _spans(rules: Sequence[Rule], alerts: Iterable[Alert]) -> pa.Table:
     """Return from when to when there were alerts about a key and a measure."""
     measures = {rule.name: rule.measure for rule in rules if rule.measure is not None}
     rows = [
-        {"key": value, "measure": measures[alert.rule], "first": _plain(alert.first), "last": _plain(alert.last)}
+        {"key": value, "measure": measures[alert.rule], "first": plain(alert.first), "last": plain(alert.last)}
         for alert in alerts
         if alert.rule in measures
         for _, value in alert.group
@@ -386,8 +387,3 @@ def _without_future(table: pa.Table, time: str, now: datetime) -> pa.Table:
 def _newest(table: pa.Table, time: str, most: int) -> pa.Table:
     """Return a table with the newest of its rows, if there are too many."""
     return table if table.num_rows <= most else table.sort_by([(time, "descending")]).slice(0, most)
-
-
-def _plain(time: datetime) -> datetime:
-    """Return a time as DuckDB has it: UTC, without a zone."""
-    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)

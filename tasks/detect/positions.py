@@ -12,6 +12,7 @@ import msgspec
 
 from custody.errors import FormatError, ObjectArchived, ObjectMissing
 from custody.format import limits
+from custody.format.times import EPOCH
 from custody.store.protocol import Store
 
 FORMAT: Final = "custody/detect/1"
@@ -23,7 +24,7 @@ LARGEST: Final = 10**15 - 1
 STATE_BYTES: Final = 64 * limits.MIB
 _AHEAD: Final = timedelta(minutes=15)
 """How far the clock of who committed a state may be ahead."""
-_EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - times of events have no zone
+_EPOCH: Final = EPOCH.replace(tzinfo=None)
 _LOOKED: Final = 1_000
 """Objects that are looked at, until one is a state that can be used. A run must end."""
 _KEY = re.compile(rf"{FOLDER}([0-9]{{20}})")

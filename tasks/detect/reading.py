@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -30,7 +30,7 @@ from custody.verify.work import work_of
 from tasks.detect.memory import SPAN
 from tasks.detect.positions import Late
 from tasks.detect.state import REBUILD
-from tasks.detect.views import Events
+from tasks.detect.views import Events, plain
 from tasks.search.following import next_listed, next_statement
 
 MOST: Final = 100_000
@@ -38,7 +38,7 @@ MOST: Final = 100_000
 CLOCKS: Final = timedelta(hours=1)
 """How far the clock of who emits an event may be ahead of the drain's."""
 _PARALLEL: Final = 32
-_EPOCH: Final = EPOCH.replace(tzinfo=None)
+_EPOCH: Final = plain(EPOCH)
 _APART: Final = timedelta(minutes=10)
 """Late events that are nearer to each other are looked at together."""
 
@@ -268,11 +268,6 @@ def merged(late: Iterable[Late]) -> tuple[Late, ...]:
         else:
             joined.append(each)
     return tuple(joined)
-
-
-def plain(time: datetime) -> datetime:
-    """Return a time as the views have it: in UTC, and without a zone."""
-    return time.astimezone(UTC).replace(tzinfo=None)
 
 
 def _statement(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) -> Statement | None:

@@ -131,12 +131,13 @@ class Match:
 
 
 @contextmanager
-def limited(connection: duckdb.DuckDBPyConnection, rule: str, seconds: float = SECONDS) -> Iterator[None]:
-    """Run SQL of a rule, and interrupt it when it takes too long.
+def limited(connection: duckdb.DuckDBPyConnection, rule: str, seconds: float | None = None) -> Iterator[None]:
+    """Run SQL of a rule, and interrupt it when it takes longer than so many seconds, `SECONDS` by default.
 
     Raises:
         RuleFailed: DuckDB cannot run it, or it took too long.
     """
+    seconds = SECONDS if seconds is None else seconds
     is_late = threading.Event()
 
     def end() -> None:
@@ -157,7 +158,7 @@ def limited(connection: duckdb.DuckDBPyConnection, rule: str, seconds: float = S
         timer.cancel()
 
 
-def run_rule(connection: duckdb.DuckDBPyConnection, rule: Rule, seconds: float = SECONDS) -> list[Match]:
+def run_rule(connection: duckdb.DuckDBPyConnection, rule: Rule, seconds: float | None = None) -> list[Match]:
     """Return the matches of a rule over the views of a connection, in order.
 
     Raises:

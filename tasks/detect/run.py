@@ -34,11 +34,12 @@ from tasks.detect.alerts import Alert, Notice
 from tasks.detect.memory import SLACK
 from tasks.detect.positions import Late
 from tasks.detect.publish import Sent, send
-from tasks.detect.reading import Chunk, Reading, merged, plain
+from tasks.detect.reading import Chunk, Reading, merged
 from tasks.detect.replay import replay, touches
 from tasks.detect.rule import Match, Rule
 from tasks.detect.state import State, States, Superseded
 from tasks.detect.step import Outcome, step
+from tasks.detect.views import plain
 from tasks.settings import DetectSettings, Settings
 
 LOOK_SECONDS: Final = 20.0
@@ -48,7 +49,6 @@ NIGHT: Final = timedelta(hours=1)
 """When yesterday is looked at again: nearly all of its events are archived then."""
 TELLING: Final = timedelta(minutes=2)
 """How long a run may tell what it committed: Kafka has 20 s of it, and people the rest."""
-SHIPPED: Final = "shipped"
 _TRIES: Final = 10
 _NEVER: Final = datetime.min  # noqa: DTZ901 - times of events have no zone
 _PROBLEMS: Final = 10
@@ -101,7 +101,7 @@ class Result:
 
 
 def nobody(_: Sequence[Notice]) -> None:
-    """Tell no people."""
+    """Do nothing: no people are told."""
 
 
 def rules_of(settings: Settings) -> tuple[Rule, ...]:

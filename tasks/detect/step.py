@@ -3,18 +3,17 @@
 - A rule without a window sees the new events in the view `events`. A rule with one sees what is `kept` too.
 - Of that, a Sigma rule sees in `step` only what is within its window of its own new events. It is not run without any.
 - Rules in SQL also see what was remembered before the new events (`tasks.detect.memory`).
-- A rule that fails, or takes longer than `RULE_SECONDS`, is in `failed`. The others go on.
+- A rule that fails, or takes too long, is in `failed`. The others go on.
 - All times are those of events, in UTC and without a zone, as in the views.
 - Events may be cut into steps anywhere: the same alerts come out.
 
-`look_again` does the same for events of the past that an earlier step may not have seen together: it remembers nothing.
+`look_again` does the same for events of the past that an earlier step may not have seen together. What it remembers
+is for the next part of that past alone.
 """
 
-import threading
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from operator import itemgetter
@@ -26,11 +25,9 @@ from custody.errors import legible
 from tasks.detect import memory as memories
 from tasks.detect.alerts import Alert, Judged, Notice, Place, judge
 from tasks.detect.memory import Memory
-from tasks.detect.rule import EVIDENCE, Group, Match, Rule, RuleFailed, quoted, read_rows, run_rule
+from tasks.detect.rule import EVIDENCE, Group, Match, Rule, RuleFailed, limited, quoted, read_rows, run_rule
 from tasks.detect.views import COLUMNS, NEW, Events, connect, make_events
 
-RULE_SECONDS: Final = 30.0
-"""How long a rule may take for a step. It sees at most a few hundred thousand events."""
 _COLUMNS: Final = ", ".join(map(quoted, COLUMNS))
 _OF_HIT: Final = ("time", "log", "offset")
 _NEW_ONLY: Final = f"SELECT {_COLUMNS} FROM {NEW}"
@@ -163,8 +160,7 @@ class _Evaluation:
         found, failed = [], {}
         for rule in rules:
             try:
-                with _interrupted(self._connection, rule):
-                    found.append((rule, self._matches(rule, only_new=only_new)))
+                found.append((rule, self._matches(rule, only_new=only_new)))
             except RuleFailed as error:
                 failed[rule.name] = str(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the other rules look for attacks
@@ -194,8 +190,9 @@ class _Evaluation:
         # No event is of a later year than 9999.
         of_events = "HAVING count(*) = 0 OR max(time) < TIMESTAMP '10000-01-01'"
         try:
-            rows = self._connection.execute(f"SELECT {columns} FROM ({rule.hits}) {of_events}").fetchall()
-        except duckdb.Error:
+            with limited(self._connection, rule.name):
+                rows = self._connection.execute(f"SELECT {columns} FROM ({rule.hits}) {of_events}").fetchall()
+        except RuleFailed:
             rows = []
         if not rows:
             # Its hits are no events, so any new event may be one of it.
@@ -232,13 +229,13 @@ class _Evaluation:
         self._show(rule)
         hits: defaultdict[Group, list[tuple[datetime, str, int]]] = defaultdict(list)
         try:
-            with _interrupted(self._connection, rule):
+            with limited(self._connection, rule.name):
                 # An event may be a hit of several parts of a rule.
                 columns = ", ".join(map(quoted, (*rule.group_by, *_OF_HIT)))
                 sql = f"SELECT DISTINCT {columns} FROM ({rule.hits}\n) WHERE time IS NOT NULL"
                 for group, (time, log, offset) in read_rows(self._connection, rule, sql, _OF_HIT):
                     hits[group].append((time, log, offset))
-        except (duckdb.Error, RuleFailed):
+        except RuleFailed:
             # The match itself is evidence enough.
             return {}
         return {group: sorted(places) for group, places in hits.items()}
@@ -272,29 +269,3 @@ def _places(connection: duckdb.DuckDBPyConnection) -> dict[str, Collection[int]]
     """Return the offsets of the new events of each log."""
     rows = connection.execute(f'SELECT log, list("offset") FROM {NEW} GROUP BY log').fetchall()
     return {log: frozenset(offsets) for log, offsets in rows}
-
-
-@contextmanager
-def _interrupted(connection: duckdb.DuckDBPyConnection, rule: Rule) -> Iterator[None]:
-    """Interrupt a query that takes too long.
-
-    Raises:
-        RuleFailed: it did.
-    """
-    late = threading.Event()
-
-    def end() -> None:
-        late.set()
-        connection.interrupt()
-
-    timer = threading.Timer(RULE_SECONDS, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except (duckdb.Error, RuleFailed):
-        if late.is_set():
-            raise RuleFailed(f"rule {rule.name}: took longer than {RULE_SECONDS:.0f} s") from None
-        raise
-    finally:
-        timer.cancel()

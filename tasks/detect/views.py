@@ -14,7 +14,7 @@ events that were sent again, with the same `event_id` and byte for byte the same
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from itertools import islice
@@ -192,6 +192,11 @@ def collected(events: Sequence[Mapping[str, Any]], first: int = 0) -> Events:
     made = Events()
     made.add(Work("test/0", 0, first, first + count, None, (batch,), {}, None, ()), batch, payload)
     return made
+
+
+def plain(time: datetime) -> datetime:
+    """Return a time as the views have it: in UTC, and without a zone."""
+    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
 
 
 def address_of(text: str) -> str | None:

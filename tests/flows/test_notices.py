@@ -1,7 +1,8 @@
 """Notices of rules as Prefect's events: which of them people hear of, and what they read."""
 
 import inspect
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any, get_args
 
 import pytest
@@ -15,9 +16,9 @@ from prefect.server.events.schemas.events import ReceivedEvent
 import flows.publish
 from flows.alert import alert
 from flows.operate.deploy import DEPLOYMENTS
-from tasks.detect.alerts import Alert, Kind, Notice, Place
+from tasks.detect.alerts import Kind, Notice, Place
+from tests.helpers.alerts import ALERT
 
-START = datetime(2026, 3, 1, 10, tzinfo=UTC).replace(tzinfo=None)
 TRIGGERS = [
     trigger
     for deployment in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
@@ -27,22 +28,8 @@ TRIGGERS = [
 
 def notice(kind: Kind, key: str = "key-1") -> Notice:
     storm = kind == "storm"
-    made = Alert(
-        id="a" * 32,
-        rule="failed-logins",
-        rule_id="4d5e3f0a-4f6f-4f0e-9a57-0a3f4c1f9a01",
-        title="Many failed logins",
-        level="high",
-        group=() if storm else (("api_key_id", key),),
-        first=START,
-        last=START + timedelta(minutes=5),
-        matches=12,
-        metric=31,
-        told=31,
-        evidence=(Place("audit.events/0", 7),),
-        cool_down=3600,
-        storm=storm,
-    )
+    group = () if storm else (("api_key_id", key),)
+    made = replace(ALERT, group=group, evidence=(Place("audit.events/0", 7),), storm=storm)
     return Notice("1" * 32, kind, made, "Rotate the key.", 12 if storm else 0, 10.0)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -13,26 +13,17 @@ from custody.cli import names
 from custody.errors import ConfigurationError, TransientSourceError
 from custody.format import events
 from tasks.detect import publish
-from tasks.detect.alerts import Alert, Kind, Notice, Place
+from tasks.detect.alerts import Kind, Notice, Place
 from tasks.settings import KafkaSettings
+from tests.helpers import alerts
+from tests.helpers.alerts import START
 from tests.helpers.backfill import records
 from tests.servers.kafka import KafkaServer
 
-START = datetime(2026, 3, 1, 10, tzinfo=UTC).replace(tzinfo=None)
-ALERT = Alert(
-    id="a" * 32,
-    rule="failed-logins",
-    rule_id="4d5e3f0a-4f6f-4f0e-9a57-0a3f4c1f9a01",
-    title="Many failed logins",
-    level="high",
+ALERT = replace(
+    alerts.ALERT,
     group=(("api_key_id", "key-1"), ("client_ip", "192.0.2.7")),
-    first=START,
-    last=START + timedelta(minutes=5),
-    matches=12,
-    metric=31,
-    told=31,
     evidence=(Place("audit.events/0", 7), Place("audit.events@2/0", 9)),
-    cool_down=3600,
 )
 CANARY = "hunter2-CANARY"
 
