@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -277,18 +278,24 @@ def _common(
 
 def _common_options(command: str, own: Sequence[Any]) -> list[TyperOption]:
     """Return the common options that a command lacks."""
-    declared = typer.Typer(add_completion=False, rich_markup_mode=None)
-    declared.command()(_common)
     # An argument ARCHIVE has no dashes, so --archive stands beside it.
     taken = {text for param in own for text in param.opts}
-    options = []
+    without = WITHOUT.get(command, ())
+    declared = _declared_options().items()
+    return [option for name, option in declared if name not in without and taken.isdisjoint(option.opts)]
+
+
+@cache
+def _declared_options() -> dict[str, TyperOption]:
+    """Return the common options by their names; the same objects for all commands, because building them is slow."""
+    declared = typer.Typer(add_completion=False, rich_markup_mode=None)
+    declared.command()(_common)
+    options: dict[str, TyperOption] = {}
     for option in build(declared).params:
-        if option.name in WITHOUT.get(command, ()) or taken & set(option.opts):
-            continue
-        if isinstance(option, TyperOption):
+        if isinstance(option, TyperOption) and option.name is not None:
+            options[option.name] = option
             option.name, option.expose_value = f"common_{option.name}", False
             option.rich_help_panel = COMMON_PANEL
-            options.append(option)
     return options
 
 

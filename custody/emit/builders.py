@@ -388,7 +388,7 @@ def _fault(fields: dict[str, Any], *, stamped: bool) -> str | None:
         msgspec.convert(fields, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
         refusal = example_of(f"{event_type}: {error}")
-    if refusal is None and not events.are_addresses({fields["client_ip"]}):
+    if refusal is None and not events.are_addresses([fields["client_ip"]]):
         return _event_fault("client_ip", fields["client_ip"])
     return refusal
 

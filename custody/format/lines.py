@@ -34,7 +34,8 @@ _UNIFORM = 4
 """Times from which on it is worth while to compare their layouts, rather than to parse each."""
 
 _OPENERS = frozenset(b"{[\n")
-_MANY_OPENERS = re.compile(rb"[{\[]{%d}" % (limits.EVENT_DEPTH + 1))
+_TO_BRACES = bytes.maketrans(b"[", b"{")
+_MANY_OPENERS = b"{" * (limits.EVENT_DEPTH + 1)
 _NO_OPENER = bytes(byte for byte in range(256) if byte not in _OPENERS)
 # What a batch's frame keeps: all that JSON is built of but strings and scalars, newlines, and of the letters of our two
 # keys those that are rare. In it "event_type": reads vyp: and "timestamp": reads mmp:, whatever white space there is.
@@ -151,7 +152,7 @@ def certain(payload: bytes, count: int) -> bool:
         except UnicodeDecodeError:
             return False
     frame = payload.translate(None, _NO_FRAME)
-    openers = frame.translate(None, _NO_OPENER)
+    openers = frame.translate(_TO_BRACES, _NO_OPENER)
     # As many documents as lines, and none crosses a newline: within a document a newline, which no string holds, has
     # beside it a bracket, comma or colon, and not a closing brace before it and an opening one behind it. So each line
     # has a document, and none has two.
@@ -167,7 +168,7 @@ def certain(payload: bytes, count: int) -> bool:
     if b"\\" in payload and any(escape in payload for escape in _LETTER_ESCAPES):
         return False
     # Openers bound the depth from above, those within strings counted too.
-    return _MANY_OPENERS.search(openers) is None
+    return _MANY_OPENERS not in openers
 
 
 def check_line(line: bytes) -> tuple[str, Time]:

@@ -1,5 +1,6 @@
 """The writer's verdict on values, many at once or each alone, held against the corpus and against the verifier."""
 
+import ipaddress
 import json
 import random
 from collections import Counter
@@ -163,6 +164,12 @@ def test_newlines() -> None:
     assert [index for index, _ in agree([BASE, inside, between]).refused] == [1]
 
 
+@given(st.lists(st.tuples(st.sampled_from(GOOD[:40]), st.integers(0, 800)), min_size=1, max_size=12))
+def test_newlines_anywhere(many: list[tuple[bytes, int]]) -> None:
+    """With newlines in any of many values, in the first or in later ones, the verdict is that on each value alone."""
+    agree([value[:place] + b"\n" + value[place:] if place <= len(value) else value for value, place in many])
+
+
 def test_names_in_other_spellings() -> None:
     """A name that is spelt with escapes is that name: it may not stand twice, nor be missing."""
     twice = BASE[:-1] + rb',"event\u005ftype":"auth_attempt"}'
@@ -177,6 +184,23 @@ def test_limits() -> None:
     for good, bad in ((sized(EVENT_LIMIT), sized(EVENT_LIMIT + 1)), (nested(64), nested(65))):
         assert agree([good]).events == 1
         assert [index for index, _ in agree([BASE, good, bad, BASE]).refused] == [2]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return "%" not in text and bool(ipaddress.ip_address(text).packed)
+    except ValueError:
+        return False
+
+
+NO_ADDRESSES = ["", "localhost", "192.0.2.256", "192.0.2.01", "192.0.2.1\n", "fe80::1%eth0", "1.2.3", "::1::", "\ud800"]
+
+
+@given(st.lists(st.ip_addresses().map(str) | st.sampled_from(NO_ADDRESSES), max_size=12))
+def test_addresses_at_once(texts: list[str]) -> None:
+    """Many addresses are taken if each is one, whether or not they came before; what was refused stays refused."""
+    for asked in (texts, texts, texts[:5]):
+        assert events.are_addresses(asked) == all(map(_is_address, asked))
 
 
 WRONG: dict[type, list[object]] = {
