@@ -26,7 +26,7 @@ Algorithm = Literal["HMAC-SHA256", "Ed25519"]
 """The algorithm of a signature."""
 
 
-class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Tree(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """The tree of the entries before this one: its size, its root, and its compact range, all hashes in hex."""
 
     size: Int
@@ -34,14 +34,14 @@ class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     compact_range: list[str]
 
 
-class HeadRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class HeadRef(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A log's size and root, as files write it."""
 
     size: Int
     root: Hex
 
 
-class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Signature(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One signature of line 2; the value in base64."""
 
     key: str
@@ -49,7 +49,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value: str
 
 
-class _Signatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Signatures(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     signatures: list[Signature]
 
 
@@ -59,7 +59,7 @@ Signatures = tuple[tuple[Signature, bytes], ...]
 S_co = TypeVar("S_co", covariant=True)
 
 
-class SignedFile(msgspec.Struct, Generic[S_co], frozen=True):
+class SignedFile(msgspec.Struct, Generic[S_co], frozen=True, gc=False):
     """A parsed two-line file, with line 1 exactly as stored."""
 
     statement: S_co

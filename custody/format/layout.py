@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Literal
 
 from custody.errors import ConfigurationError
-from custody.format.times import EPOCH, kafka_moment
+from custody.format.times import DIGITS, EPOCH, kafka_moment
 
 __all__ = ["AUDIT_LOG", "Log", "parse_log", "parse_log_text"]
 
@@ -31,12 +31,11 @@ REBUILDABLE = ("tables/", "reports/")
 
 _COMPONENT_LIMIT = 255
 _LOG = r"[A-Za-z0-9._-]{1,249}(?:@(?:[2-9]|[1-9][0-9]{1,18}))?"
-_MANIFEST = re.compile(rf"manifests/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})\.json")
-_CHECKPOINT = re.compile(rf"checkpoints/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})")
+_NUMBER = b"0" * 12
+_MANIFEST_NAME = b"%b.json" % _NUMBER
 _AUDIT = re.compile(r"audits/(?P<number>[0-9]{12})\.json")
 _AUDIT_OBJECT = re.compile(r"audits/objects/(?P<digest>[0-9a-f]{64})")
-_DATE = re.compile(r"/[0-9]{4}(?:/[0-9]{2}){5}")
-_DATE_SIZE = len("/2026/11/24/00/00/00")
+_DATE = b"/0000/00/00/00/00/00"
 _RECORDS = re.compile(
     r"(?P<kind>events|quarantine)/[0-9]{4}/(?:[0-9]{2}/){4}[0-9]{2}-"
     rf"(?P<log>{_LOG})-(?P<partition>0|[1-9][0-9]{{0,9}})-(?P<first>[0-9]{{20}})-(?P<last>[0-9]{{20}})-(?P<digest>[0-9a-f]{{16}})\.jsonl\.gz"
@@ -177,12 +176,12 @@ def records_key(kind: Kind, log: Log, first: int, last: int, kafka_ms: int | Non
 
 def parse_manifest_key(key: str) -> tuple[Log, int] | None:
     """Return the log and sequence that a manifest's key names."""
-    return _numbered(_MANIFEST, key)
+    return _numbered(MANIFESTS, _MANIFEST_NAME, key)
 
 
 def parse_checkpoint_key(key: str) -> tuple[Log, int] | None:
     """Return the log and size that a checkpoint's key names."""
-    return _numbered(_CHECKPOINT, key)
+    return _numbered(CHECKPOINTS, _NUMBER, key)
 
 
 def is_records_key(key: str, kind: Kind, log: Log, first: int, last: int, sha256: str) -> bool:
@@ -191,8 +190,8 @@ def is_records_key(key: str, kind: Kind, log: Log, first: int, last: int, sha256
     The date is a convenience, and only its form is looked at. Args are those of `records_key`.
     """
     rest = f"-{log.name}-{log.partition}-{first:020}-{last:020}-{sha256[:16]}.jsonl.gz"
-    head = len(kind) + _DATE_SIZE
-    return key.startswith(kind) and key[head:] == rest and _DATE.fullmatch(key, len(kind), head) is not None
+    head = len(kind) + len(_DATE)
+    return key.startswith(kind) and key[head:] == rest and _has_form(key[len(kind) : head], _DATE)
 
 
 def log_of(key: str) -> Log | None:
@@ -203,12 +202,23 @@ def log_of(key: str) -> Log | None:
     return numbered[0] if numbered else None
 
 
-def _numbered(pattern: re.Pattern[str], key: str) -> tuple[Log, int] | None:
-    match = pattern.fullmatch(key)
-    if not match:
+def _numbered(prefix: str, form: bytes, key: str) -> tuple[Log, int] | None:
+    folder, _, name = key.rpartition("/")
+    if not _has_form(name, form):
         return None
-    log = _log(match["log"], int(match["partition"]))
-    return (log, int(match["number"])) if log else None
+    log = _log_in(prefix, folder)
+    return (log, int(name[: len(_NUMBER)])) if log else None
+
+
+def _has_form(text: str, form: bytes) -> bool:
+    """Return whether a text has a digit wherever `form` has a 0, and else the same characters."""
+    return text.isascii() and text.encode().translate(DIGITS) == form
+
+
+# Each of a listing's keys is in the folder of a log, and logs are few.
+@lru_cache(maxsize=1024)
+def _log_in(prefix: str, folder: str) -> Log | None:
+    return parse_log_text(folder.removeprefix(prefix)) if folder.startswith(prefix) else None
 
 
 def names_records(key: str) -> bool:

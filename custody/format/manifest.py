@@ -26,7 +26,7 @@ Range = tuple[Int, Int]
 
 # Times, digests and the archive's id are plain strings here: `parse` checks them many at once, in half the time that a
 # pattern at each field takes.
-class LogId(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LogId(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """Which records a log is of. The same in all statements of a log."""
 
     cluster: str
@@ -36,7 +36,7 @@ class LogId(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epoch: Annotated[int, msgspec.Meta(ge=1, le=limits.INT_MAX)]
 
 
-class PreviousEpoch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PreviousEpoch(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """The head of the partition's newest earlier epoch."""
 
     epoch: Annotated[int, msgspec.Meta(ge=1, le=limits.INT_MAX)]
@@ -44,14 +44,14 @@ class PreviousEpoch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     root: str
 
 
-class LastRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LastRecord(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """The last record that was read: by it a partition that was truncated is noticed, even if it has grown again."""
 
     offset: Int
     leader_epoch: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
-class Unreadable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"from_": "from"}):
+class Unreadable(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename={"from_": "from"}):
     """Offsets `[from, to)` that the broker holds and no client could decode."""
 
     from_: Int
@@ -59,14 +59,14 @@ class Unreadable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     error: str
 
 
-class Leaves(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Leaves(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A commitment to each event of a batch alone (FORMAT.md, Leaves): by which secret, and its SHA-256 in hex."""
 
     key: str
     sha256: Hex
 
 
-class SegmentRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SegmentRef(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """The object that holds the batches: its key, its size and SHA-256 as stored."""
 
     key: str
@@ -74,7 +74,7 @@ class SegmentRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-class KafkaTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class KafkaTime(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """Bounds of a batch's Kafka timestamps, in ms since 1970."""
 
     type: Literal["create", "append", "mixed"]
@@ -82,7 +82,7 @@ class KafkaTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max: Int
 
 
-class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Batch(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One gzip member of the segment and the events in it."""
 
     number: Int
@@ -99,7 +99,7 @@ class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     leaves: Leaves | None
 
 
-class QuarantineRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class QuarantineRef(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """The object that holds the quarantined records, and which offsets they are."""
 
     key: str
@@ -110,7 +110,7 @@ class QuarantineRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offsets: list[Range]
 
 
-class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Statement(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, kw_only=True):
     """What a manifest says: a range of offsets of a log is accounted for. FORMAT.md has the meaning of each field."""
 
     format: Literal["custody/manifest/1"] = FORMAT

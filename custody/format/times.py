@@ -4,9 +4,7 @@ Times from elsewhere may be any number: producers set Kafka's, and whoever may w
 through here. So do sums of times: who signs a statement may choose the first or the last day that there is.
 """
 
-import re
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Final
 
 from custody.errors import FormatError
@@ -18,7 +16,9 @@ YEAR_10000: Final = 253_402_300_800
 YEAR_10000_MS: Final = YEAR_10000 * 1_000
 YEAR_10000_US: Final = YEAR_10000 * 1_000_000
 
-_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?!24)[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
+DIGITS: Final = bytes.maketrans(b"123456789", b"0" * 9)
+"""Makes each digit a 0: a text of a fixed form is compared as a whole then, in a tenth of what a pattern takes."""
+_FORM = b"0000-00-00T00:00:00.000000Z"
 
 
 def as_utc(moment: datetime) -> datetime:
@@ -72,8 +72,6 @@ def microseconds_of(moment: datetime) -> int:
     return (moment - EPOCH) // MICROSECOND
 
 
-# A statement's times are read more than once, and batches of one moment have the same.
-@lru_cache(maxsize=1024)
 def parse_time(text: str) -> datetime:
     """Return the aware datetime of a time that custody wrote.
 
@@ -81,7 +79,7 @@ def parse_time(text: str) -> datetime:
         ValueError: it is not of that form.
     """
     # What fromisoformat lets in differs from one Python to the next: 24:00, a comma, other digits.
-    if not _TIME.fullmatch(text):
+    if text.encode().translate(DIGITS) != _FORM or text[11:13] == "24":
         raise ValueError(f"{text[:100]!r} is not of the form YYYY-MM-DDTHH:MM:SS.ffffffZ")
     return datetime.fromisoformat(text)
 

@@ -7,6 +7,7 @@ import stat
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,15 +194,21 @@ class FolderStore:
 
     def exists(self, key: str) -> bool:
         path = self._path(key)
-        with _os_errors("look for", path):
+        try:
             return self._look(path) is not None
+        except OSError as error:
+            # Not `_os_errors`: slots are looked for by the thousand.
+            raise _from_os(error, "look for", path) from error
 
     def _look(self, path: str) -> os.stat_result | None:
         """Return the status of a plain file to which no symbolic link leads, None if there is none."""
-        with _missing_ignored():
+        try:
             if self._in_plain_folder(path):
                 status = os.lstat(path)
                 return status if stat.S_ISREG(status.st_mode) else None
+        except OSError as error:
+            if error.errno not in _MISSING_ERRNO:
+                raise
         return None
 
     def _in_plain_folder(self, path: str) -> bool:
@@ -224,8 +231,7 @@ class FolderStore:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(_text(entry.name))
                 elif entry.is_file(follow_symlinks=False):
-                    size = entry.stat(follow_symlinks=False).st_size
-                    objects.append(ObjectInfo(prefix + _text(entry.name), size))
+                    objects.append(ObjectInfo(prefix + _text(entry.name), partial(_size_of, entry)))
         return sorted(folders), objects
 
     def list(
@@ -233,37 +239,47 @@ class FolderStore:
     ) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
         top, slash, _ = prefix.rpartition("/")
-        folders = [top + slash]
+        begin = top + slash
+        folders = [begin]
         while folders:
             folder = folders.pop()
             shown = _text(folder)
-            for entry in self._scan(folder):
-                key = shown + _text(entry.name)
+            low = after.removeprefix(shown) if after.startswith(shown) else ""
+            # A folder that was met on the way is no symbolic link. To ask about each takes longer than to list it.
+            for entry in self._scan(folder, plain=folder != begin):
+                name = entry.name
+                if name < low and not low.startswith(name):
+                    # Most names of an old log. A folder with this name has no key above `after` either.
+                    continue
+                key = shown + _text(name)
                 if not key.startswith(prefix):
                     continue
                 try:
                     if entry.is_file(follow_symlinks=False):
                         if key > after and (not through or key <= through):
-                            yield ObjectInfo(key, entry.stat(follow_symlinks=False).st_size)
+                            yield ObjectInfo(key, partial(_size_of, entry))
                     elif entry.is_dir(follow_symlinks=False):
                         # A folder's keys all begin with its name and a slash. If that sorts before `after` and is not
                         # the beginning of `after`, all of them sort before it.
                         inside = key + "/"
                         starts = inside > after or after.startswith(inside)
                         if starts and (not through or inside <= through) and inside not in without:
-                            folders.append(folder + entry.name + "/")
+                            folders.append(folder + name + "/")
                 except FileNotFoundError:
                     continue
                 except OSError as error:
                     raise _from_os(error, "list", entry.path) from error
 
-    def _scan(self, folder: str) -> Iterator[os.DirEntry[str]]:
-        """Yield a folder's entries, without the staging folder. None if it is missing, or behind a symbolic link."""
+    def _scan(self, folder: str, *, plain: bool = False) -> Iterator[os.DirEntry[str]]:
+        """Yield a folder's entries, without the staging folder. None if it is missing, or behind a symbolic link.
+
+        That no symbolic link leads to it is known if it is `plain`.
+        """
         path = f"{self._base}/{folder}".rstrip("/") or "/"
         with _os_errors("list", path), _missing_ignored():
-            if os.path.realpath(path) == path:
+            if plain or os.path.realpath(path) == path:
                 with os.scandir(path) as entries:
-                    yield from (entry for entry in entries if folder or entry.name != STAGING)
+                    yield from entries if folder else (entry for entry in entries if entry.name != STAGING)
 
     def status(self, key: str) -> ObjectStatus:
         path = self._path(key)
@@ -285,6 +301,16 @@ class FolderStore:
     def _path(self, key: str) -> str:
         check_key(key)
         return f"{self._base}/{key}"
+
+
+def _size_of(entry: os.DirEntry[str]) -> int:
+    """Return the size of a listed file in bytes, 0 if it is gone."""
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise _from_os(error, "look at", entry.path) from error
 
 
 def _text(name: str) -> str:

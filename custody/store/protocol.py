@@ -20,8 +20,8 @@ has that store's capabilities.
 import contextlib
 import ipaddress
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import ClassVar, Literal, Protocol
 from urllib.parse import urlsplit
@@ -57,19 +57,33 @@ Tier = Literal["standard", "bulk"]
 """The speed of a restore: within hours, or cheaper within two days."""
 
 
-@dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object in a listing.
+    """An object in a listing. Two are equal if they have one key and one size.
 
     Attributes:
         key: relative to the archive's root.
-        size: in bytes.
         storage_class: of S3; None in a folder.
     """
 
-    key: str
-    size: int
-    storage_class: str | None = field(default=None, compare=False)
+    __slots__ = ("_size", "key", "storage_class")
+
+    def __init__(self, key: str, size: int | Callable[[], int], storage_class: str | None = None) -> None:
+        """Make it. A `size` that takes a call to the system is given as a function: most readers want only keys."""
+        self.key, self._size, self.storage_class = key, size, storage_class
+
+    @property
+    def size(self) -> int:
+        """Bytes. A folder looks when it is asked, and has 0 for an object that is gone by then; raises StoreError."""
+        return self._size if isinstance(self._size, int) else self._size()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectInfo) and (self.key, self.size) == (other.key, other.size)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        return f"ObjectInfo({self.key!r}, {self.size}, {self.storage_class!r})"
 
 
 @dataclass(frozen=True, slots=True)

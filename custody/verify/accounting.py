@@ -214,8 +214,8 @@ class LogAccount:
             where: dict[str, Any] = {"through": missing[1] - 1, "key": layout.manifest_key(self.log, first)}
             self.signed.report("sequence-gap", message, sequence=first, **where)
 
-    def step(self, sequence: int, data: bytes) -> Work | None:
-        """Check the manifest of the next sequence. Return the work of checking its objects, None if there is none."""
+    def step(self, sequence: int, data: bytes) -> Statement | None:
+        """Check the manifest of the next sequence. Return its statement if it names objects, None if there are none."""
         lost = self.signed.lost or (self.begin > 0 and self.identity is None)
         manifest = self.signed.step(sequence, data)
         if manifest is None:
@@ -233,7 +233,7 @@ class LogAccount:
         self.totals.count(statement)
         self.totals.outside += not self.part.reads(statement.sealed_at)
         self.each(statement)
-        return self._work(statement, sealed_at, bounds)
+        return statement if self._names_objects(statement, bounds) else None
 
     def end(self, *, whole: bool = True) -> None:
         """Run the checks that need the whole log. For a partial span, check only the heads inside it."""
@@ -350,16 +350,20 @@ class LogAccount:
         if last is not None:
             self._leader_epoch = max(self._leader_epoch, last.leader_epoch)
 
-    def _work(self, statement: Statement, sealed_at: datetime, bounds: Range | None) -> Work | None:
-        """Return the work of checking the statement's objects. Check that their keys are the right ones."""
+    def work(self, statement: Statement) -> Work:
+        """Return the work of checking a statement's objects."""
+        kept, age = self.promises.kept, self.now - parse_time(statement.sealed_at)
+        return work_of(statement, self.name, overdue=kept is not None and age > kept + RETENTION_GRACE)
+
+    def _names_objects(self, statement: Statement, bounds: Range | None) -> bool:
+        """Return whether the statement names objects that can exist. Check that their keys are the right ones."""
         if not statement.segment and not statement.quarantine:
-            return None
+            return False
         for fault, impossible in misnamed(statement, self.log, bounds):
             self._take([fault], statement.sequence)
             if impossible:
-                return None
-        kept = self.promises.kept
-        return work_of(statement, self.name, overdue=kept is not None and self.now - sealed_at > kept + RETENTION_GRACE)
+                return False
+        return True
 
     def _odd(self, sequence: int, message: str) -> None:
         self._take([Fault("statement", message)], sequence)

@@ -10,16 +10,20 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain
 from tempfile import TemporaryFile
 from typing import IO, Self
 
-from custody.errors import CustodyError
+from custody.archive.forms import statements_of
+from custody.archive.slots import slots_after
+from custody.errors import CustodyError, ObjectMissing
 from custody.findings import FOREIGN_LIMIT, Findings, finding, loss_digest
 from custody.format import layout
 from custody.store.protocol import ObjectInfo, Store, is_local
-from custody.verify.scope import KeyRange, Scope
+from custody.verify.scope import KeyRange, Scope, Span
 
 _PAGE = 512
 """Sequences in a page of the bitmap."""
@@ -132,16 +136,23 @@ class Listing:
     checkpoints: dict[layout.Log, Sequences] = field(default_factory=dict)
     """Sizes that have a checkpoint."""
     audits: Sequences = field(default_factory=Sequences)
+    weighed: bool = True
+    """Whether the sizes of segments and quarantine objects are wanted. A folder looks at each of them for that."""
+    records: int = 0
+    """How many segments and quarantine objects there are."""
     stored: int = 0
-    """Bytes of segments and quarantine objects."""
+    """Their bytes."""
 
-    def add(self, key: str, size: int, names: "Names") -> bool:
+    def add(self, info: ObjectInfo, names: "Names") -> bool:
         """Add an object. Return False if no object of an archive can have this key."""
+        key = info.key
         if key.startswith(layout.RECORDS):
             if not layout.names_records(key):
                 return False
             names.list(key)
-            self.stored += size
+            self.records += 1
+            if self.weighed:
+                self.stored += info.size
         elif manifest := layout.parse_manifest_key(key):
             if (listed := self.manifests.get(manifest[0])) is None:
                 listed = self.manifests[manifest[0]] = Sequences()
@@ -159,7 +170,7 @@ class Listing:
     @property
     def nowhere(self) -> bool:
         """Whether nothing of an archive was listed: no statement, no segment and no quarantine object."""
-        return not (self.manifests or self.checkpoints or self.audits.count or self.stored)
+        return not (self.manifests or self.checkpoints or self.audits.count or self.records)
 
     def with_checkpoints(self) -> Iterator[layout.Log]:
         """Return the logs that have checkpoints."""
@@ -271,6 +282,20 @@ def _parts(store: Store, folder: str, failed: Failed) -> Iterator[str | Sequence
     for inner in folders:
         if folder or f"{inner}/" not in _STATEMENTS:
             yield from _parts(store, f"{folder}{inner}/", failed)
+
+
+def _infos(store: Store, keys: Iterator[str]) -> Iterator[ObjectInfo]:
+    """Yield those of some keys that have an object."""
+    for key in keys:
+        with suppress(ObjectMissing):
+            yield ObjectInfo(key, store.status(key).size)
+
+
+def _from_slot(
+    infos: Iterator[ObjectInfo], parse: Callable[[str], tuple[layout.Log, int] | None], least: int
+) -> Iterator[ObjectInfo]:
+    """Yield objects without those whose key has a smaller number."""
+    return (info for info in infos if (parsed := parse(info.key)) is None or parsed[1] >= least)
 
 
 class Names:
@@ -424,7 +449,32 @@ class Lister:
         return self._list(_list_statements if self._scope.within is None else self._ranges)
 
     def _ranges(self, store: Store, failed: Failed) -> Iterator[ObjectInfo]:
-        return list_parts(store, self._scope.ranges(), failed)
+        if not is_local(store):
+            return list_parts(store, self._scope.ranges(), failed)
+        of_logs = (self._in_folder(store, log, spans, failed) for log, spans in (self._scope.spans or {}).items())
+        return chain(chain.from_iterable(of_logs), list_parts(store, self._scope.of_audits(), failed))
+
+    def _in_folder(self, store: Store, log: layout.Log, spans: Sequence[Span], failed: Failed) -> Iterator[ObjectInfo]:
+        """Yield the manifests and checkpoints of a log's spans; all keys of the log, if they are to be listed."""
+        try:
+            if self._scope.within and log in self._scope.within.folders:
+                first = min(span.first for span in spans)
+                yield from _from_slot(store.list(layout.log_prefix(log)), layout.parse_manifest_key, first)
+                least = first + 1 if first else 0
+                yield from _from_slot(store.list(layout.checkpoint_prefix(log)), layout.parse_checkpoint_key, least)
+                return
+            for span in spans:
+                if span.end is None:
+                    slots = slots_after(store, statements_of(log), span.first - 1)
+                    yield from _infos(store, (layout.manifest_key(log, slot) for slot in slots))
+                    after = layout.checkpoint_key(log, span.first) if span.first else ""
+                    yield from store.list(layout.checkpoint_prefix(log), after=after)
+                    continue
+                yield from _infos(store, (layout.manifest_key(log, slot) for slot in range(span.first, span.end)))
+                sizes = range(span.first + 1 if span.first else 0, span.end + 1)
+                yield from _infos(store, (layout.checkpoint_key(log, size) for size in sizes))
+        except CustodyError as error:
+            failed(layout.log_prefix(log), error)
 
     def _list(self, objects: Callable[[Store, Failed], Iterator[ObjectInfo]]) -> Listed:
         """List the objects. Findings are kept in the result, not reported yet."""
@@ -435,6 +485,10 @@ class Lister:
         for info in objects(self._store, listed.failed):
             if self._over.is_set():
                 break
-            if not self._listing.add(info.key, info.size, self._names):
-                listed.foreign(info)
+            try:
+                if not self._listing.add(info, self._names):
+                    listed.foreign(info)
+            except CustodyError as error:
+                # Its size cannot be looked up.
+                listed.failed(info.key, error)
         return listed

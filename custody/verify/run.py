@@ -177,7 +177,7 @@ class _Run:
     """The archive's id: from `archive.json`, or else from the first statement that names one."""
     logs: Logs = field(init=False)
     accounts: Accounts = field(default_factory=Accounts)
-    listing: Listing = field(default_factory=Listing)
+    listing: Listing = field(init=False)
     missing: Missing = field(default_factory=Missing)
     left_out: frozenset[layout.Log] = frozenset()
     """Logs that are not in the part that was asked for."""
@@ -189,6 +189,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.archive = self.identity.id
         self.logs = Logs(self.beneath.store, self.trust, self.identity.id)
+        self.listing = Listing(weighed=self.scope.contents)
 
     def take_listed(self, *listings: Listed, complete: bool) -> None:
         """Report the findings of the listings, and whether there is an archive at all.

@@ -107,10 +107,13 @@ class Within:
         frame: whether the folders above the logs are listed, and folders that no archive has; and whether lifecycle
             rules are checked.
         audits: whether the log of audits is listed and read, with all that it refers to.
+        folders: logs of which all keys are listed, where the store is a folder. Of other logs there, the slots of the
+            spans are looked for one by one: a listing of a part of a folder takes as long as one of all of it.
     """
 
     frame: bool = False
     audits: bool = False
+    folders: frozenset[layout.Log] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,10 @@ class Scope:
                     before = span.first if key is layout.checkpoint_key else span.first - 1
                     after = key(log, before) if span.first else ""
                     yield KeyRange(prefix, after, key(log, last) if span.end is not None else "")
+        yield from self.of_audits()
+
+    def of_audits(self) -> Iterator[KeyRange]:
+        """Yield which keys of the log of audits are listed where only a part is."""
         if self.within is not None and self.within.audits:
             yield KeyRange(layout.AUDITS)
             yield KeyRange(layout.checkpoint_prefix(layout.AUDIT_LOG))

@@ -10,7 +10,7 @@ from itertools import pairwise
 from custody.errors import counted
 from custody.format import layout, limits
 from custody.format.manifest import Batch, LogId, QuarantineRef, Range, SegmentRef, Statement
-from custody.format.offsets import Measure, unlined_ranges
+from custody.format.offsets import Measure, counts_of, unlined_ranges
 from custody.tlog.log import Fault
 
 
@@ -32,12 +32,11 @@ class Totals:
     def count(self, statement: Statement) -> None:
         """Add a statement's counts. Events and bytes are counted when they are read."""
         self.statements += 1
-        self.quarantined += statement.quarantine.records if statement.quarantine else 0
-        self.lost += statement.lost[1] - statement.lost[0] if statement.lost else 0
-        if statement.skipped:
-            self.skipped += sum(end - start for start, end in statement.skipped)
-        if statement.unreadable:
-            self.unreadable += sum(span.to - span.from_ for span in statement.unreadable)
+        quarantined, skipped, lost, unreadable = counts_of(statement)
+        self.quarantined += quarantined
+        self.skipped += skipped
+        self.lost += lost
+        self.unreadable += unreadable
 
 
 def belongs_to_another(

@@ -37,6 +37,7 @@ from custody.format.times import check_time
 from custody.keys.keyring import Keyring
 from custody.keys.trust import Trust, _witnesses, read_trust
 from custody.query import tables
+from custody.store.protocol import ObjectInfo
 from custody.store.protocol import check_key as check_object_key
 from custody.tlog import checkpoint, merkle
 from custody.tlog.signatures import check_checkpoint as judge_checkpoint
@@ -188,9 +189,9 @@ def check_chain(line: bytes) -> None:
     chain = LogAccount(layout.Log("audit", 0), log.archive, good().trust.keys, good().scene.now, found)
     for sequence, key in enumerate(manifests):
         data = good().objects[key] if sequence != 3 else two_lines(line, "custody/manifest/1")
-        work = chain.step(sequence, data)
-        if work is not None and sequence == 3:
-            assert work.weight >= 0
+        statement = chain.step(sequence, data)
+        if statement is not None and sequence == 3:
+            assert chain.work(statement).weight >= 0
     chain.end()
     worst = judge(found.sorted())
     assert worst >= Severity.TAMPERED if line != original else worst == 0
@@ -577,7 +578,7 @@ def check_keys(data: bytes) -> None:
     listing_ = listing.Listing()
     with listing.Names() as names:
         for key in data.decode("utf-8", "backslashreplace").split("\n"):
-            listing_.add(key, 1, names)
+            listing_.add(ObjectInfo(key, 1), names)
         names.unnamed()
     for sequences in (*listing_.manifests.values(), *listing_.checkpoints.values(), listing_.audits):
         assert len(list(sequences.filled(0).all())) <= len(list(sequences.all())) + 512 * 5

@@ -156,6 +156,19 @@ def test_foreign_keys_are_none_of_ours(key: str) -> None:
     assert layout.parse_records_key(key) is None
 
 
+@given(logs, st.integers(0, 10**12 - 1), st.data())
+def test_a_key_with_another_character(log: Log, number: int, data: st.DataObject) -> None:
+    """One character more, less or other: a key that parses all the same is the one key of what it names."""
+    for key in (layout.manifest_key(log, number), layout.checkpoint_key(log, number)):
+        at = data.draw(st.integers(0, len(key)))
+        put = data.draw(st.sampled_from(["", "0", "7", "/", ".", "@", "-", "\n", "\u0660", "\ud800"]))
+        changed = key[:at] + put + key[at + data.draw(st.integers(0, 1)) :]
+        if found := layout.parse_manifest_key(changed):
+            assert layout.manifest_key(*found) == changed
+        if found := layout.parse_checkpoint_key(changed):
+            assert layout.checkpoint_key(*found) == changed
+
+
 @given(st.text())
 def test_any_key_is_parsed(key: str) -> None:
     """No key makes parsing fail, and what parses is what is built."""

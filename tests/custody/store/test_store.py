@@ -438,6 +438,16 @@ def test_unfinished_objects_are_nobodys(folder: Store, tmp_path: Path) -> None:
     assert [path.name for path in staging.iterdir()] == ["young"]
 
 
+def test_a_size_is_looked_up_when_it_is_asked_for(folder: Store) -> None:
+    """A listing of names looks at no object. One that is gone by the time of the question has no bytes."""
+    for name in ("kept", "gone"):
+        folder.create(f"events/{name}", b"12345")
+    listed = {info.key: info for info in folder.list("events/")}
+    folder.remove("events/gone")
+    assert listed["events/kept"].size == 5
+    assert listed["events/gone"].size == 0
+
+
 def test_symbolic_links_are_not_followed(folder: Store, tmp_path: Path) -> None:
     """A link in a hostile copy shows nothing of the machine that verifies it, and a put does not leave the archive."""
     (tmp_path / "outside").mkdir()

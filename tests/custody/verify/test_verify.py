@@ -1098,8 +1098,8 @@ def test_far_sequences_cost_no_more_than_near_ones() -> None:
     listing = Listing()
     with Names() as held:
         for number in range(200):
-            assert listing.add(f"checkpoints/x/{number}/{far:012}", 0, held)
-            assert listing.add(f"manifests/x/{number}/{far:012}.json", 0, held)
+            assert listing.add(ObjectInfo(f"checkpoints/x/{number}/{far:012}", 0), held)
+            assert listing.add(ObjectInfo(f"manifests/x/{number}/{far:012}.json", 0), held)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_048_576
