@@ -5,7 +5,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import TypeVar
 
-from custody.archive.reader import Holds, Tip, read_valid, sequence_of
+from custody.archive.reader import Holds, Tip, read_valid
+from custody.archive.slots import slots_after
 from custody.errors import FormatError, ObjectMissing
 from custody.format import limits
 from custody.store.protocol import Store
@@ -31,11 +32,8 @@ def after_hole(store: Store, form: Form[E], tip: Tip[E], holds: Holds[E]) -> int
 
 
 def beyond_hole(store: Store, form: Form[E], tip: Tip[E]) -> Iterator[int]:
-    """Yield the sequences of all objects after an empty slot at a log's tip, in order. They may be garbage."""
-    for info in store.list(form.prefix, after=form.key(tip.size - 1) if tip.size else form.prefix):
-        sequence = sequence_of(info.key)
-        if sequence is None or sequence <= tip.size:
-            continue
+    """Yield the sequences of the objects after an empty slot at a log's tip, in order. They may be garbage."""
+    for sequence in slots_after(store, form, tip.size):
         # A writer at work may have put one more since the tip was found.
         if store.exists(form.key(tip.size)):
             return

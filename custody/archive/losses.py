@@ -7,7 +7,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
-from custody.archive.reader import sequence_of
+from custody.archive.slots import sequence_of
 from custody.errors import FormatError, StoreError
 from custody.findings import loss_digest
 from custody.format import layout

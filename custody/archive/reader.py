@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.hints import unmisled
+from custody.archive.slots import slots_after
 from custody.errors import ConfigurationError, FormatError, NoArchive, ObjectMissing
 from custody.format import archive_file, layout, limits
 from custody.format.archive_file import ArchiveFile
@@ -288,9 +289,9 @@ def find_tip(store: Store, log: Log, holds: Holds[Manifest], hint: int = 0) -> T
     return find_end(store, statements_of(log), holds, hint)
 
 
-def find_audit_tip(store: Store, holds: Holds[SignedAudit]) -> Tip[SignedAudit]:
+def find_audit_tip(store: Store, holds: Holds[SignedAudit], hint: int = 0) -> Tip[SignedAudit]:
     """Find where the log of audits ends; as `find_tip`."""
-    return find_end(store, AUDITS, holds)
+    return find_end(store, AUDITS, holds, hint)
 
 
 def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip[E]:
@@ -393,14 +394,7 @@ def _listed_after(store: Store, form: Form[E], low: int, holds: Holds[E]) -> tup
     `low` is a slot that is taken, or -1. At most `_LISTED` slots after it are looked at.
     """
     last = low
-    listed = store.list(form.prefix, after=form.key(low) if low >= 0 else form.prefix)
-    numbers: Iterator[int] = (
-        number for info in listed if (number := sequence_of(info.key)) is not None and number > low
-    )
-    # S3 lists in order of keys, which is that of sequences. A folder lists in any order.
-    if is_local(store):
-        numbers = iter(sorted(number for number in numbers if number <= low + 1 + limits.PASSED_OVER))
-    for number in numbers:
+    for number in slots_after(store, form, low):
         if number > last + 1 + limits.PASSED_OVER or last - low == _LISTED:
             break
         if number == last + 1:
@@ -413,12 +407,6 @@ def _listed_after(store: Store, form: Form[E], low: int, holds: Holds[E]) -> tup
         if entry is not None and number - len(entry.statement.passed_over) <= last + 1:
             return last, number
     return last, None
-
-
-def sequence_of(key: str) -> int | None:
-    """Return the sequence in the key of a manifest or an audit."""
-    parsed = layout.parse_manifest_key(key)
-    return parsed[1] if parsed else layout.parse_audit_key(key)
 
 
 def _last(exists: Callable[[int], bool], hint: int = 0, near: int | None = 1) -> int:

@@ -119,7 +119,8 @@ def _check_nothing_beyond(store: Store, log: Log, form: Form[E], judge: Judge, t
         if count == MOST_BEYOND:
             logger.warning("%s: more than %d checkpoints are after the head: %s", log, MOST_BEYOND, _NOT_READ)
             break
-        if size > tip.size and store.exists(form.key(size - 1)):
+        if size > tip.size and store.exists(form.key(size - 1)) and store.exists(form.key(tip.size)):
+            # Another writer has put statements since the tip was found.
             continue
         key = layout.checkpoint_key(log, size)
         if any(judge.checkpoints([size])):

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -19,6 +20,7 @@ import msgspec
 
 from custody.archive.audited import audited_sizes
 from custody.archive.forms import AUDITS, statements_of
+from custody.archive.guesses import nightly_audits
 from custody.archive.reader import (
     Holds,
     find_audit_tip,
@@ -164,10 +166,11 @@ def _holds(store: Store, log: Log, trust: Trust) -> Holds[Manifest]:
 def _audited_size(store: Store, log: Log, trust: Trust) -> int:
     """Return the size of a log at the newest audit with a good signature; 0 if that is not known."""
     try:
-        archive = read_archive(store).id
+        archive = read_archive(store)
     except (NoArchive, FormatError):
         return 0
-    return audited_sizes(store, archive, trust).get(str(log), 0)
+    nights = nightly_audits(archive.statement.created, datetime.now(UTC))
+    return audited_sizes(store, archive.id, trust, nights).get(str(log), 0)
 
 
 def _statement(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) -> Shown:

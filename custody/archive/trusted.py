@@ -5,7 +5,7 @@ attacker who can write into the store, but has no key, can only raise alarms. `d
 input, with what it may do. Where it is held back:
 
 - `archive.json` and its id: `check_archive`; memories are kept by URL (`known_heads.State`, `witness`).
-- names of folders and objects, their order: `reader.named_logs` and `reader.sequence_of` only propose.
+- names of folders and objects, their order: `reader.named_logs` and `slots.sequence_of` only propose.
 - statements, audits, checkpoints: `Judge`; ends of logs: `find_signed_end`, and `resume.find_checked_tip` to append.
 - heads in committed offsets: `tasks.drain.committed_heads`.
 - tables and their lists, results of pieces, reports: `signed_notes.read`; findings' objects: by SHA-256 in an audit.
@@ -23,6 +23,7 @@ from typing import TypeVar
 from custody.archive import reader
 from custody.archive.forms import AUDITS, form_of, statements_of
 from custody.archive.guesses import checkpoints_back
+from custody.archive.slots import end_of
 from custody.errors import ConfigurationError, FormatError, HeadRollback, KeyUnavailable, ObjectMissing, counted
 from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
@@ -189,7 +190,7 @@ class Judge:
         """
         self._store, self._log, self._form, self._archive, self._trust = store, log, form, archive, trust
         self._at_hand = trust.at_hand
-        self.proofs = Proofs(store, str(log), form, self.is_valid)
+        self.proofs = Proofs(store, str(log), form, self.is_valid, end_of(store, form))
         self.unchecked = 0
         """How many entries `may_stand` has accepted without a signature that it could check."""
 
@@ -428,8 +429,9 @@ def beyond_end(
         heads: sizes that are known, and from where.
     """
     sizes = reader.checkpoint_sizes(store, log, size)
-    # A writer at work may have put statements since they were listed.
-    sizes = [larger for larger in sizes if not store.exists(form.key(larger - 1))]
+    if sizes and store.exists(form.key(size)):
+        # A writer at work may have put statements since they were listed.
+        sizes = [larger for larger in sizes if not store.exists(form.key(larger - 1))]
     signed = [(parsed.size, "a checkpoint") for _, parsed in judge.checkpoints(sizes)]
     known, origin = max([*heads, *signed], default=(0, ""))
     if known > size:

@@ -147,7 +147,7 @@ def checkpoint(
 
     Where there are trusted keys (--keys, --trust, or the settings), print the newest that a trusted key signed.
     """
-    from custody.archive.guesses import claimed_sizes
+    from custody.archive.guesses import claimed_sizes, nightly_audits
     from custody.archive.reader import checkpoint_sizes, choose_logs, list_logs, read_archive
     from custody.archive.trusted import check_keys, newest_checkpoint, require_trusted
     from custody.archive.writer import write_checkpoint
@@ -173,7 +173,7 @@ def checkpoint(
         if keys or known or settings.trust:
             own = chosen_trust(settings, keys, given=not known, archive=store.url)
             check_keys(store, file, own)
-        near = claimed_sizes(store)
+        near = claimed_sizes(store, nightly_audits(file.statement.created, datetime.now(UTC)))
         made = [newest_checkpoint(store, log, file.id, own, near.get(str(log), 0)) for log in chosen]
     _print_checkpoints(chosen, made, as_json=as_json)
     if not chosen:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from custody.archive import reader, search
 from custody.archive.covered import Coverage
+from custody.archive.slots import sequence_of, slots_after
 from custody.archive.trusted import Judge, beyond_end, empty_slots, known_heads, unverified
 from custody.errors import FormatError, ObjectMissing
 from custody.format import limits
@@ -93,7 +94,7 @@ class Entries:
     def _range(
         self, log: Log, form: Form[E], judge: Judge, holds: reader.Holds[E], first: int, end: int | None
     ) -> Iterator[tuple[int, E]]:
-        slots: Sequence[int] = self.slots(form, first) if end is None else range(first, end)
+        slots = list(slots_after(self.store, form, first - 1)) if end is None else range(first, end)
         missing: list[tuple[int, int]] = []
         hidden: list[str] = []
         size, reached = first, 0
@@ -139,7 +140,7 @@ class Entries:
     def slots(self, form: Form[Any], first: int, end: int | None = None) -> list[int]:
         """Return the slots from a first one on, and before an end, that have an object."""
         infos = self.store.list(form.prefix, after=form.key(first - 1) if first else form.prefix)
-        slots = {slot for info in infos if (slot := reader.sequence_of(info.key)) is not None}
+        slots = {slot for info in infos if (slot := sequence_of(info.key)) is not None}
         # Folders list in any order.
         return sorted(slot for slot in slots if end is None or slot < end)
 

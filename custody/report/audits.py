@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from custody.archive import reader
 from custody.archive.audit_findings import StatedFinding, listed_objects, read_findings
 from custody.archive.forms import AUDITS
+from custody.archive.slots import sequence_of
 from custody.archive.trusted import Judge
 from custody.errors import FormatError, ObjectMissing
 from custody.findings import Acceptances, Severity
@@ -195,7 +195,7 @@ def valid_audits(
 ) -> Iterator[Stored]:
     """Yield the audits that count, the newest first, and add what is wrong with other slots to `problems`."""
     judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
-    slots = {reader.sequence_of(info.key) for info in store.list(AUDITS.prefix)} - {None}
+    slots = {sequence_of(info.key) for info in store.list(AUDITS.prefix)} - {None}
     passed_over = range(0)
     last: int | None = None
     for sequence in sorted((slot for slot in slots if slot is not None), reverse=True):

@@ -49,7 +49,14 @@ class Objects(Protocol):
 class Proofs:
     """Makes proofs of one log; what was read is kept."""
 
-    def __init__(self, store: Objects, name: str, form: Form[Entry], valid: Valid = _any) -> None:
+    def __init__(
+        self,
+        store: Objects,
+        name: str,
+        form: Form[Entry],
+        valid: Valid = _any,
+        is_last: Callable[[int], bool] | None = None,
+    ) -> None:
         """Begin; nothing is read yet.
 
         Args:
@@ -57,8 +64,10 @@ class Proofs:
             name: `<log>/<partition>`, for messages.
             form: what the log is as a signed log.
             valid: whether an entry is valid in its slot; by default each that parses.
+            is_last: whether no slot after one has an object; by default the store is listed.
         """
         self._store, self._log, self._form, self._valid = store, name, form, valid
+        self._is_last = is_last or self._listed_last
         # Entries do not change; whoever goes from one to the next asks for each several times.
         self._looked_at = lru_cache(_KEPT)(self._look_at)
         self._read: dict[int, tuple[merkle.CompactRange, bytes]] = {}
@@ -214,11 +223,14 @@ class Proofs:
             try:
                 valid, passed = self._looked_at(number)
             except (FormatError, ObjectMissing):
-                if next(iter(self._store.list(self._form.prefix, after=self._form.key(number))), None) is None:
+                if self._is_last(number):
                     return
                 continue
             if valid is not False:
                 yield number, valid, passed
+
+    def _listed_last(self, number: int) -> bool:
+        return next(iter(self._store.list(self._form.prefix, after=self._form.key(number))), None) is None
 
     def _look_at(self, number: int) -> tuple[bool | None, Sequence[str]]:
         entry = self._form.parse(self._store.read(self._form.key(number), limit=limits.FILE_BYTES))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from custody.archive.forms import AUDITS
+from custody.archive.guesses import nightly_audits
 from custody.archive.reader import before_garbage, find_audit_tip, read_archive
 from custody.archive.trusted import Judge, require_trusted
 from custody.archive.writer import writer_name
@@ -66,19 +67,23 @@ def open_context(settings: Settings, stack: ExitStack) -> Context:
     if settings.drain.event_leaves and signers.leaves is None:
         logger.warning("batches get no leaves: the keys have no secret for them; `custody keys rotate` creates one")
     broker = stack.enter_context(Broker(settings.kafka.librdkafka(), settings.kafka.group))
-    heads = read_audited_heads(store, archive.id, trust)
+    nights = nightly_audits(archive.statement.created, datetime.now(UTC))
+    heads = read_audited_heads(store, archive.id, trust, nights)
     return Context(settings, store, archive, signers, trust, broker, broker.cluster(), writer_name(), heads)
 
 
-def read_audited_heads(store: Store, archive: str, trust: Trust) -> dict[str, KnownHead]:
-    """Return the heads in the newest audit that counts. Audits that do not count are skipped, with a warning."""
+def read_audited_heads(store: Store, archive: str, trust: Trust, nights: int = 0) -> dict[str, KnownHead]:
+    """Return the heads in the newest audit that counts. Audits that do not count are skipped, with a warning.
+
+    `nights` is a number of audits that there may be. A wrong one only costs requests.
+    """
     judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
 
     def counts(audit: SignedAudit, at: int) -> bool:
         return judge.is_of_place(audit, at) and judge.verdict(audit, at).counts
 
     try:
-        tip = find_audit_tip(store, counts)
+        tip = find_audit_tip(store, counts, nights)
     except FormatError as error:
         # Garbage must not make a writer forget the heads.
         logger.warning("the newest audit cannot be used to check the logs' heads, so an older one is: %s", error)

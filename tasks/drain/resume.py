@@ -19,7 +19,8 @@ from itertools import islice
 
 from custody.archive.assemble import Assembler
 from custody.archive.forms import statements_of
-from custody.archive.reader import list_logs, read_valid, sequence_of
+from custody.archive.reader import list_logs, read_valid
+from custody.archive.slots import sequence_of
 from custody.archive.trusted import Judge, find_signed_end, find_trusted_tip
 from custody.archive.writer import Entry, LogWriter
 from custody.errors import CustodyError, FormatError, HeadRollback, LogChanged, ObjectMissing, SourceRefused

@@ -12,11 +12,12 @@ Rules:
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import groupby
 
 from custody.archive.beyond import after_hole
 from custody.archive.forms import statements_of
+from custody.archive.guesses import nightly_audits
 from custody.archive.reader import (
     Holds,
     Tip,
@@ -119,7 +120,8 @@ def open_archive(settings: Settings, store: Store) -> Opened:
     try:
         trust = settings.own_trust()
         problem = check_archive(file, trust)
-        heads = {} if problem else read_audited_heads(store, file.id, trust)
+        nights = nightly_audits(file.statement.created, datetime.now(UTC))
+        heads = {} if problem else read_audited_heads(store, file.id, trust, nights)
     except TransientStoreError:
         raise
     except CustodyError as error:

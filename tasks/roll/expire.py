@@ -27,7 +27,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive.guesses import claimed_sizes
+from custody.archive.guesses import claimed_sizes, nightly_audits
 from custody.archive.reader import Tip, list_logs, read_manifest
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, read_trusted_archive
 from custody.archive.writer import Entry, LogWriter, put_checkpoint, writer_name
@@ -172,7 +172,7 @@ def read_clocks(settings: Settings, *, keep: bool = False) -> list[datetime]:
     with closing(open_store(settings.archive, settings.s3)) as store:
         archive = read_trusted_archive(store, trust)
         tips: dict[Log, Tip[Manifest]] = {}
-        sizes = claimed_sizes(store)
+        sizes = claimed_sizes(store, nightly_audits(archive.statement.created, datetime.now(UTC)))
         for log in list_logs(store):
             # The end of life reports a log that cannot be read.
             with suppress(CustodyError):

@@ -32,6 +32,7 @@ from custody.store.protocol import Store
 from custody.verify.run import verify
 from tasks.audit import recheck
 from tasks.backfill import plan as backfill
+from tasks.backfill.stated import StatedReader
 from tasks.drain.context import read_audited_heads
 from tasks.roll import expire
 from tasks.search import following
@@ -205,7 +206,8 @@ def backfilled(_: Scene, log: Builder, store: Store, trust: Trust) -> object:
     with ThreadPoolExecutor(1) as threads:
         holds = standing(store, ARCHIVE_ID, trust)(LOG)
         sequences = range(find_tip(store, LOG, holds).head.size)
-        chosen = list(backfill.choose_pieces(store, threads, request, LOG, sequences, problems, holds))
+        stated = StatedReader(store, threads, LOG, holds).read([(sequences, None)])
+        chosen = list(backfill.choose_pieces(stated, request, problems))
     return [(sequence, piece is None) for sequence, piece in chosen], problems
 
 
