@@ -20,12 +20,12 @@ from flows.publish import HEARD, add_to_name, emit, fail, finish, publish_report
 from flows.runners import run_parallel
 from flows.summaries import audit_details, audit_summary, findings_markdown
 from tasks.audit.conclude import Outcome
-from tasks.audit.plan import Request
+from tasks.audit.kept import Kept
+from tasks.audit.pieces import PieceResult
+from tasks.audit.plan import Plan, Request, shares_of
 from tasks.audit.task import read_pieces, report, sign, survey
 from tasks.metrics.run import Run
 from tasks.settings import Settings
-
-_SHARES_A_WORKER = 8
 
 
 @flow(name="audit", flow_run_name=run_name("audit"), persist_result=False, retries=0, **HEARD)
@@ -59,21 +59,15 @@ def audit(
 
 def _run(run: Run, request: Request) -> Outcome:
     settings = Settings()
-    with run.step("survey"):
-        plan = survey(request)
-    if plan.clock is not None:
-        emit("custody.clock.wrong", "audit", seconds=plan.clock)
-    workers = settings.audit.workers
-    size = -(-len(plan.pieces) // (workers * _SHARES_A_WORKER)) or 1
-    shares = [(plan, plan.pieces[start : start + size]) for start in range(0, len(plan.pieces), size)]
-    with run.step("read"):
-        if workers > 1 and len(shares) > 1:
-            done = run_parallel(read_pieces, shares, settings.audit.task_runner, workers)
-            results = [result for share in done for result in share]
-        else:
-            results = read_pieces(plan, plan.pieces)
-    with run.step("sign"):
-        outcome = sign(plan, results)
+    with Kept() as kept:
+        with run.step("survey"):
+            plan = survey(request, kept)
+        if plan.clock is not None:
+            emit("custody.clock.wrong", "audit", seconds=plan.clock)
+        with run.step("read"):
+            results = _read(settings, plan, kept)
+        with run.step("sign"):
+            outcome = sign(plan, results, kept)
     if settings.audit.report:
         try:
             with run.step("report"):
@@ -82,6 +76,20 @@ def _run(run: Run, request: Request) -> Outcome:
             # The audit is signed already: it does not depend on the report.
             get_run_logger().warning("The integrity report could not be made: %s", error)
     return outcome
+
+
+def _read(settings: Settings, plan: Plan, kept: Kept) -> list[PieceResult]:
+    """Verify the pieces, in parallel if that is set, and return their results in order."""
+    workers, runner = settings.audit.workers, settings.audit.task_runner
+    # Another runner's workers may be on other machines.
+    sent = runner not in {"threads", "processes"}
+    shares = [
+        (plan, pieces, kept.share(((each.log, each.first, each.end) for each in pieces), sent=sent))
+        for pieces in shares_of(plan.pieces, workers)
+    ]
+    if len(shares) == 1:
+        return read_pieces(*shares[0])
+    return [result for share in run_parallel(read_pieces, shares, runner, workers) for result in share]
 
 
 def _conclude(outcome: Outcome) -> State[Any]:

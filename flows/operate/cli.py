@@ -124,7 +124,9 @@ def drain(
         results, indexed = _import("tasks.drain.run").drain_and_index(settings, once=once, seconds=seconds)
     if results and all(result.outcome != "failed" for result in results):
         run.succeed()
-    _import("tasks.metrics.export").export(settings, run)
+    if settings.metrics.is_on:
+        # Loaded only then: it is a sixth of what a command has to load.
+        _import("tasks.metrics.export").export(settings, run)
     # A topic that does not exist has no log, and so no row: a setting is wrong.
     missing = [result.problem for result in results if result.missing]
     results = [result for result in results if not result.missing]
@@ -227,16 +229,16 @@ def audit(
     """Audit the archive now, without Prefect, and write a signed audit. What is wrong alerts those of alert.urls."""
     settings, summaries = _settings(), _import("flows.summaries")
     planning, verifying = _import("tasks.audit.plan"), _import("tasks.audit.pieces")
-    concluding = _import("tasks.audit.conclude")
-    with _working("planning the audit") as step:
+    concluding, keeping = _import("tasks.audit.conclude"), _import("tasks.audit.kept")
+    with _working("planning the audit") as step, keeping.Kept() as kept:
         request = planning.Request(tuple(log or ()), full, since, until)
-        plan = planning.plan_audit(settings, request, datetime.now(UTC))
+        plan = planning.plan_audit(settings, request, datetime.now(UTC), kept)
         results = []
-        for result in verifying.verify_pieces(settings, plan, plan.pieces):
+        for result in verifying.verify_pieces(settings, plan, plan.pieces, kept=kept):
             results.append(result)
             step(f"auditing, {len(results):,} of {counted(len(plan.pieces), 'piece')}")
         step("signing the audit")
-        outcome = concluding.conclude(settings, plan, results)
+        outcome = concluding.conclude(settings, plan, results, kept)
     # The exit code is the verdict, whether or not it could be printed.
     if as_json:
         for finding in outcome.findings:

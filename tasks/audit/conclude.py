@@ -4,7 +4,7 @@ An audit verifies the statements that are new since the last signed audit, and a
 result. Its phases, and what is lost if the process dies in each:
 
 1. **Survey** (`plan`). Checks statements, signatures and trees of new statements, lists what belongs to no piece, and
-   plans the night's turn (`turn`). Lost: some minutes of work.
+   plans the night's turn (`turn`). Pieces take what it has read (`kept`). Lost: some minutes of work.
 2. **Pieces** (`pieces`). Reads the statements of the spans with all that they name, some hundred at a time, and lists
    their slots. Each piece's result is signed and put under `reports/`, so an audit that was killed resumes after the
    last piece. A result counts only with that signature, for two hours, and if the store says that no object was put
@@ -13,7 +13,7 @@ result. Its phases, and what is lost if the process dies in each:
 3. **Conclusion.** Lists the records' part of the turn (`listed`). Adds what was read to what is known of sources
    (`sources`), and to the index by time (`time_index`). Writes long lists of findings first, then the audit, which is
    the commit, then checkpoints of all logs. If two audits run at once, one is written and the other ends without an
-   error.
+   error. If a roll has signed a record since the survey, the audit is written behind it.
 
 The archive is the state: the newest audit says where to continue, and how far the rolling re-read has come. If a
 trusted key signed that audit outside its span, it is not used, and everything is verified as new. If it does not count
@@ -21,8 +21,8 @@ at all, and may not be passed over, the new audit ends with an alarm.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -45,11 +45,12 @@ from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import Head, KnownHead
 from tasks.audit import turn as turns
+from tasks.audit.kept import Kept
 from tasks.audit.listed import check_listed
 from tasks.audit.objects import keep_report, log_named, put_lines, refer_to
 from tasks.audit.pieces import PieceResult
 from tasks.audit.plan import Piece, Plan
-from tasks.audit.signed import find_audits
+from tasks.audit.signed import are_of_rolls, find_audits
 from tasks.audit.sources import account
 from tasks.audit.time_index import hand_on
 from tasks.audit.turn import Turn
@@ -57,6 +58,8 @@ from tasks.settings import Settings
 
 TAKEN_OVER = "pieces_taken_over"
 """In `counts`: how many pieces an earlier run of this audit read."""
+_ATTEMPTS = 5
+"""How often an audit tries to sign behind a record that a roll has just written."""
 _VERDICTS: Mapping[int, Verdict] = {
     0: "verified",
     Severity.NOTICE: "notices",
@@ -93,8 +96,14 @@ class Outcome:
     report: str | None = None
 
 
-def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> Outcome:
+def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult], kept: Kept | None = None) -> Outcome:
     """Merge the results, sign and write the audit, and write a checkpoint of each log.
+
+    Args:
+        settings: the settings.
+        plan: the audit's plan.
+        results: of its pieces.
+        kept: what the survey has read.
 
     Raises:
         Fenced: another valid audit was written meanwhile.
@@ -111,26 +120,25 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
     with closing(open_store(settings.archive, settings.s3)) as store:
         trust, signers = settings.own_trust(), settings.signers(now)
         # Also before the work that another audit would make needless.
-        _tip(store, plan, trust)
-        of_sources = account(store, settings, trust, plan, results, now)
+        plan = msgspec.structs.replace(plan, sequence=_tip(store, plan, trust, results).size)
+        reading = kept.reading(store) if kept else store
+        of_sources = account(reading, settings, trust, plan, results, now)
         spans = [span for result in results for span in result.spans]
         replaced = {(result.piece.log, first) for result in results for first in result.replaced}
-        indexed, lost = hand_on(store, trust, plan, spans, replaced)
-        listed, turn = check_listed(store, trust, plan, results)
+        indexed, lost = hand_on(reading, trust, plan, spans, replaced)
+        listed, turn = check_listed(reading, trust, plan, results)
         findings = _merged(plan, results, [*of_sources.findings, *(each.to_dict() for each in (*lost, *listed))])
         exit_code = max((_SEVERITIES[finding["severity"]] for finding in findings), default=0)
         verdict = _VERDICTS[exit_code]
         counts.update(of_sources.counts, findings=len(findings))
-        tip = _tip(store, plan, trust)
         inline: list[dict[str, Any]] | ObjectRef = [dict(finding) for finding in findings]
-        held = inline if len(findings) <= audit.FINDINGS_INLINE else put_lines(store, findings)
         objects = [ref for result in results for ref in result.objects]
-        objects += keep_report(store, trust, plan.archive, tip.head.size - 1)
         marks, turn = _repeated(plan, results, turn)
         handed_on = [turns.put(store, plan.sequence, turn)] if turn else []
         heads = _heads(plan, results)
 
         def make(tip: Tip[SignedAudit]) -> Audit:
+            reports = keep_report(store, trust, plan.archive, tip.head.size - 1)
             return Audit(
                 format=audit.FORMAT,
                 archive=plan.archive,
@@ -144,30 +152,57 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
                 covered=_covered(plan.pieces),
                 marks=dict(sorted(marks.items())),
                 counts=dict(sorted(counts.items())),
-                findings=held,
-                objects=refer_to(store, [*objects, of_sources.ref, *indexed, *handed_on]),
+                findings=inline if len(findings) <= audit.FINDINGS_INLINE else put_lines(store, findings),
+                objects=refer_to(store, [*objects, *reports, of_sources.ref, *indexed, *handed_on]),
                 verdict=verdict,
             )
 
-        written = append_audit(store, tip, make, signers.both(), trust)
+        written = _append(store, plan, trust, signers, results, make)
         _put_checkpoints(store, trust, signers, plan.archive, heads, written)
         sequence = written.size - 1
+        held = written.newest.statement.findings if written.newest else None
         whole = f"{store.url}/{held.key if isinstance(held, ObjectRef) else layout.audit_key(sequence)}"
     moments = [moment for result in results for moment in result.expired_sealed or ()]
     expired = (min(moments), max(moments)) if moments else None
     return Outcome(sequence, verdict, exit_code, counts, tuple(findings), whole, expired)
 
 
-def _tip(store: Store, plan: Plan, trust: Trust) -> Tip[SignedAudit]:
-    """Return the end of the audits, which is where it was when this audit was planned.
+def _append(
+    store: Store,
+    plan: Plan,
+    trust: Trust,
+    signers: Signers,
+    results: Sequence[PieceResult],
+    make: Callable[[Tip[SignedAudit]], Audit],
+) -> Tip[SignedAudit]:
+    """Sign and write the audit, behind what rolls have signed meanwhile. Raises as `conclude`."""
+    for _ in range(_ATTEMPTS):
+        tip = _tip(store, plan, trust, results)
+        # If it was a roll that came first, the end is behind its record now.
+        with suppress(Fenced):
+            return append_audit(store, tip, make, signers.both(), trust)
+    raise Fenced("others wrote an audit each time that this one was to be written")
+
+
+def _tip(store: Store, plan: Plan, trust: Trust, results: Sequence[PieceResult]) -> Tip[SignedAudit]:
+    """Return the end of the audits: where it was when this audit was planned, or behind records of rolls.
+
+    A roll's record says nothing that an audit continues from. But a roll deletes what has expired, so if this audit
+    missed objects, the next one reads their pieces again.
 
     Raises:
-        Fenced: another one was written meanwhile.
+        Fenced: another one was written meanwhile; or a roll's record, and objects were missing.
         HeadRollback: the audits went back.
     """
     tip = find_audits(store, plan.archive, trust, [KnownHead(plan.audits, None, "the plan of this audit")])
-    if tip.head.size > plan.audits:
+    if tip.head.size > plan.audits and not are_of_rolls(store, plan.archive, trust, range(plan.audits, tip.head.size)):
         raise Fenced(f"audit {tip.head.size - 1} was written by another process meanwhile")
+    missed = (problem["finding"] == "segment-missing" for result in results for problem in result.findings)
+    if tip.head.size > plan.audits and any(missed):
+        raise Fenced(
+            f"audit {tip.head.size - 1}, of a roll, was written meanwhile, and objects were missing that the roll may"
+            " have deleted: run the audit again"
+        )
     return tip
 
 
@@ -185,12 +220,20 @@ def _repeated(plan: Plan, results: Sequence[PieceResult], turn: Turn | None) -> 
     """
     marks, sizes = dict(plan.marks), dict(turn.sizes) if turn else {}
     again = {result.piece.log for result in results if result.piece.read == "again" and _lacks(result)}
+    again |= _unlisted(plan)
     for name in again & marks.keys():
         old = plan.marks_before.get(name, Marks(0, 0, format_time(plan.started_at), 0))
         marks[name] = msgspec.structs.replace(marks[name], reread=old.reread, reread_at=old.reread_at)
         if plan.before is not None and name in plan.before.sizes:
             sizes[name] = plan.before.sizes[name]
     return marks, msgspec.structs.replace(turn, sizes=sizes) if turn else None
+
+
+def _unlisted(plan: Plan) -> set[str]:
+    """Return the logs of which a folder could not be listed. In a folder, a log is listed in one night of its turn."""
+    keys = {problem.get("key") for problem in plan.findings if problem["finding"] == "unreadable"}
+    prefixes = (layout.log_prefix, layout.checkpoint_prefix)
+    return {name for name in plan.marks if not keys.isdisjoint(prefix(log_named(name)) for prefix in prefixes)}
 
 
 def _lacks(result: PieceResult) -> bool:

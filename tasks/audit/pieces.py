@@ -18,7 +18,7 @@ from custody.format import layout
 from custody.format.audit import ObjectRef
 from custody.format.envelope import Signer
 from custody.format.manifest import Statement
-from custody.format.times import EPOCH, check_time, format_time, shift
+from custody.format.times import EPOCH, check_time, format_time, parse_time, shift
 from custody.keys.trust import Trust
 from custody.query.tables import TableFile
 from custody.store.open import open_store
@@ -29,6 +29,7 @@ from custody.verify.report import Report
 from custody.verify.run import verify
 from custody.verify.scope import Scope, Span, Within
 from tasks.audit.emitters import Collector, Seen, Sinks
+from tasks.audit.kept import Kept, OfPiece
 from tasks.audit.objects import audit_folder, log_named
 from tasks.audit.plan import Piece, Plan
 from tasks.audit.tables import TableWriter, check_tables, list_tables_of
@@ -63,7 +64,7 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     Attributes:
         format: the form.
         archive: the archive's id.
-        audit: sequence of the audit for which the piece was read.
+        audit: the sequence behind the newest audit that had read anything.
         run: the run of that audit.
         piece: the piece.
         started_at: when reading began.
@@ -104,7 +105,11 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 def verify_pieces(
-    settings: Settings, plan: Plan, pieces: Sequence[Piece], clock: Callable[[], datetime] = _now
+    settings: Settings,
+    plan: Plan,
+    pieces: Sequence[Piece],
+    clock: Callable[[], datetime] = _now,
+    kept: Kept | None = None,
 ) -> Iterator[PieceResult]:
     """Verify some pieces, and yield each result. Results of an earlier run of this audit are used again.
 
@@ -113,18 +118,26 @@ def verify_pieces(
         plan: the audit's plan.
         pieces: the pieces to verify.
         clock: returns the time.
+        kept: what the survey has read.
 
     Raises:
         CustodyError: the archive or the keys cannot be opened.
     """
-    with closing(open_store(settings.archive, settings.s3)) as store:
+    with closing(open_store(settings.archive, settings.s3)) as opened:
+        store = kept.reading(opened) if kept else opened
         trust = settings.own_trust()
         signers = settings.signers(clock()).both()
         known = known_index(store, trust, plan) if pieces else time_index.EMPTY
+        of_piece = OfPiece()
         for piece in pieces:
             done = _read_result(store, trust, plan, piece, clock())
             if done is None:
-                done = _verify_piece(settings, store, trust, signers, plan, piece, known, clock)
+                reading = of_piece.reading(store, layout.manifest_key(log_named(piece.log), piece.first))
+                done = _verify_piece(settings, reading, trust, signers, plan, piece, known, clock)
+                if kept:
+                    # Some of it was read by the survey.
+                    begun = min(plan.started_at, parse_time(done.started_at))
+                    done = msgspec.structs.replace(done, store_time=format_time(_store_time(store, begun)))
                 # A result that is too large for a note is read again by the next run.
                 with suppress(FormatError):
                     sealed = signed_notes.seal(done, PIECE_FORMAT, signers)
@@ -200,7 +213,7 @@ def _verify_piece(
     return PieceResult(
         format=PIECE_FORMAT,
         archive=plan.archive,
-        audit=plan.sequence,
+        audit=plan.follows,
         run=plan.run,
         piece=piece,
         started_at=format_time(started_at),
@@ -259,7 +272,7 @@ def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece, now: date
         store_time = check_time(f"{key}: store_time", result.store_time)
     except (ObjectMissing, FormatError, SignatureInvalid):
         return None
-    same = (result.archive, result.audit, result.piece) == (plan.archive, plan.sequence, piece)
+    same = (result.archive, result.audit, result.piece) == (plan.archive, plan.follows, piece)
     good = same and timedelta(0) <= age < _PIECE_AGE and _is_unchanged(store, trust, plan, piece, store_time)
     return result if good else None
 
@@ -280,17 +293,17 @@ def _is_unchanged(store: Store, trust: Trust, plan: Plan, piece: Piece, moment: 
     """
     log = log_named(piece.log)
     holds = standing(store, plan.archive, trust)(log)
+    # Also of a manifest that does not count any more.
+    keys = [layout.manifest_key(log, sequence) for sequence in range(piece.first, piece.end)]
     try:
-        for sequence, manifest in manifests_from(store, log, piece.first, piece.end, holds):
-            refs = (manifest.statement.segment, manifest.statement.quarantine)
-            keys = [layout.manifest_key(log, sequence), *(ref.key for ref in refs if ref)]
-            if any(store.status(key).created > moment for key in keys):
-                return False
+        for _, manifest in manifests_from(store, log, piece.first, piece.end, holds):
+            keys += [ref.key for ref in (manifest.statement.segment, manifest.statement.quarantine) if ref]
+        return all(store.status(key).created <= moment for key in keys)
     except ObjectMissing:
         return False
-    return True
 
 
 def _result_key(plan: Plan, piece: Piece) -> str:
+    """Return the key of a piece's result. A roll that signs meanwhile does not change it, and each audit does."""
     span = f"{piece.first:012}-{piece.end:012}-{piece.read}"
-    return f"{audit_folder(plan.sequence)}pieces/{piece.log}/{span}.json"
+    return f"{audit_folder(plan.follows)}pieces/{piece.log}/{span}.json"

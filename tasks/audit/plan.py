@@ -3,11 +3,12 @@
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import count, groupby
+from itertools import count, groupby, pairwise
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import read_trusted_archive, standing
 from custody.errors import CustodyError, FormatError
 from custody.findings import finding
-from custody.format import layout
+from custody.format import layout, limits
 from custody.format.audit import Audit, Marks, Read
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
@@ -34,14 +35,18 @@ from custody.verify.report import Report
 from custody.verify.run import verify
 from custody.verify.scope import Scope, Span, Within
 from tasks.audit import turn as turns
+from tasks.audit.kept import Kept
 from tasks.audit.objects import log_named
-from tasks.audit.signed import clean_audit, find_audits
+from tasks.audit.signed import clean_audit, find_audits, old_before
 from tasks.audit.turn import Share, Turn, share_of, stretches_beside
 from tasks.search.reconcile import compare_with_search
 from tasks.search.survey import Survey
 from tasks.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+_SHARES_A_WORKER = 8
+_PARALLEL = 32
 
 
 class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,7 +92,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         archive: the archive's id.
-        sequence: the audit's sequence, unless slots before it turn out to have no valid audit.
+        sequence: the audit's sequence, unless a roll signs before it, or slots turn out to have no valid audit.
+        follows: the sequence behind the newest audit that read anything; results of pieces are named by it.
         audits: size of the tree of audits that it continues.
         run: id of this run.
         started_at: when the run began.
@@ -111,6 +117,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     archive: str
     sequence: int
+    follows: int
     audits: int
     run: str
     started_at: datetime
@@ -141,14 +148,21 @@ class _Read:
     """Where the survey of their chain begins. It is of new statements, and of all in a full audit."""
 
 
-def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
+def plan_audit(settings: Settings, request: Request, now: datetime, kept: Kept | None = None) -> Plan:
     """Survey the archive, and return the plan of the audit.
+
+    Args:
+        settings: the settings.
+        request: what to audit.
+        now: the time, timezone-aware.
+        kept: keeps what is read for the pieces, and for the conclusion.
 
     Raises:
         ConfigurationError: a setting, or the request, cannot be used.
         CustodyError: the archive or the keys cannot be read at all; any other problem is a finding.
     """
-    with closing(open_store(settings.archive, settings.s3)) as store:
+    with closing(open_store(settings.archive, settings.s3)) as opened:
+        store = kept.reading(opened, manifests=True) if kept else opened
         # Before the keys: who has neither needs `custody init`, which makes both.
         read_archive(store)
         trust = settings.own_trust()
@@ -161,7 +175,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         newest = newest_reading(store, archive, trust, tip.head.size)
         index = time_index.read(store, newest) if newest and (request.since or request.until) else time_index.EMPTY
         turn = turns.read(store, newest)
-        sizes = turn.sizes if turn else _old_before(before)
+        sizes = turn.sizes if turn else old_before(before)
         reads = {log: _reads(store, log, before, request, settings, now, holds(log), sizes, index) for log in logs}
         listing = _listing(store, reads, turn if before else None, request, settings, now, holds)
         report = _survey(store, trust, settings, before, reads, listing, now, full=request.full)
@@ -174,6 +188,9 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
             if not request.logs:
                 others += compare_with_search(settings, lambda search: survey(search).find_strays())
         counted = _counted(store, newest)
+        pieces = tuple(_pieces(report, reads, settings.audit.piece_statements))
+        if kept:
+            _read_borders(store, shares_of(pieces, settings.audit.workers))
         clock = _clock_error(store)
     turned = not request.since and not request.until
     if not turned and not any(reads.values()):
@@ -183,10 +200,11 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
     return Plan(
         archive=archive,
         sequence=tip.size,
+        follows=newest.sequence + 1 if newest else 0,
         audits=tip.head.size,
         run=str(uuid.uuid4()),
         started_at=now,
-        pieces=tuple(_pieces(report, reads, settings.audit.piece_statements)),
+        pieces=pieces,
         heads=_heads(report, reads, before),
         marks=_marks(report, reads, before, indexed, now, turned=turned),
         marks_before=before.marks if before else {},
@@ -276,10 +294,12 @@ def _survey(
         log: [Span(read.surveyed, read.end) for read in of if full or read.read == "new"] for log, of in reads.items()
     }
     expired = {log_named(name): marks.expired for name, marks in before.marks.items()} if before else {}
+    # The turn of each log begins anew within `reread_days`.
+    begun = frozenset(log for log, of in reads.items() if any(not read.first for read in of))
     scope = Scope(
         {log: of for log, of in spans.items() if of},
         contents=False,
-        within=Within(frame=True, audits=listing.audits),
+        within=Within(frame=True, audits=listing.audits, folders=begun),
         expired=expired,
     )
     # Audits that are all read name these heads too.
@@ -299,19 +319,6 @@ def _ends(report: Report, logs: Sequence[Log]) -> dict[str, tuple[int, int]]:
     """Return size and next offset of each log; (0, 0) without a statement that could be read."""
     ends = {str(log): (0, 0) for log in logs}
     return ends | {summary.log: (summary.size, summary.next_offset or 0) for summary in report.logs}
-
-
-def _old_before(before: Audit | None) -> dict[str, int]:
-    """Return how many old statements of each log there were in the audit before, by what it says itself."""
-    if before is None:
-        return {}
-    sizes = {name: head.size for name, head in before.heads.items()}
-    return sizes | {
-        name: span.from_
-        for name, spans in before.covered.items()
-        for span in spans
-        if span.read == "new" and span.from_
-    }
 
 
 def _counted(store: Store, audit: Audit | None) -> dict[str, int]:
@@ -347,6 +354,32 @@ def _pieces(report: Report, reads: Mapping[Log, Sequence[_Read]], step: int) -> 
                 stop = min((first // step + 1) * step, end)
                 yield Piece(name, first, stop, span.read)
                 first = stop
+
+
+def shares_of(pieces: Sequence[Piece], workers: int) -> list[Sequence[Piece]]:
+    """Return the shares of the pieces that are verified in parallel, several for each worker."""
+    size = -(-len(pieces) // (workers * _SHARES_A_WORKER)) or 1
+    if workers == 1 or not pieces:
+        return [pieces]
+    return [pieces[start : start + size] for start in range(0, len(pieces), size)]
+
+
+def _read_borders(store: Store, shares: Sequence[Sequence[Piece]]) -> None:
+    """Read the manifests at which one share ends and the next begins, since both need them."""
+    ends = [(before[-1], behind[0]) for before, behind in pairwise(shares)]
+    keys = [
+        layout.manifest_key(log_named(behind.log), behind.first)
+        for before, behind in ends
+        if (before.log, before.end) == (behind.log, behind.first)
+    ]
+
+    def read(key: str) -> None:
+        # The pieces report what is wrong with it.
+        with suppress(CustodyError):
+            store.read(key, limit=limits.FILE_BYTES)
+
+    with ThreadPoolExecutor(_PARALLEL) as threads:
+        list(threads.map(read, keys))
 
 
 def _heads(report: Report, reads: Mapping[Log, Sequence[_Read]], before: Audit | None) -> dict[str, tuple[int, str]]:

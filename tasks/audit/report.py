@@ -3,6 +3,7 @@
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
+from custody.query.statements import span_rows
 from custody.report.facts import gather
 from custody.report.page import render
 from custody.store.open import open_store
@@ -26,5 +27,6 @@ def make_report(settings: Settings, sequence: int) -> bytes:
             since=now - timedelta(days=settings.audit.report_days),
             audit=sequence,
             reread_days=settings.audit.reread_days,
+            rows=span_rows,
         )
         return render(facts)

@@ -1,9 +1,10 @@
 """Reads the signed audits: the newest one, and which statements they have verified."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from custody.archive.forms import AUDITS
 from custody.archive.reader import Tip, read_audit
+from custody.archive.readings import is_of_roll
 from custody.archive.resume import find_checked_tip
 from custody.archive.trusted import Judge, find_trusted_audits, read_trusted_archive
 from custody.errors import FormatError, KeyUnavailable, ObjectMissing
@@ -37,6 +38,32 @@ def clean_audit(store: Store, archive: str, trust: Trust, tip: Tip[SignedAudit])
         return None
     judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
     return tip.newest.statement if judge.verdict(tip.newest, tip.head.size - 1).clean else None
+
+
+def are_of_rolls(store: Store, archive: str, trust: Trust, sequences: Iterable[int]) -> bool:
+    """Return whether each of some audits is a record of a roll, and counts. Raises StoreError."""
+    judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
+    for sequence in sequences:
+        try:
+            signed = read_audit(store, sequence, judge.is_of_place)
+        except (ObjectMissing, FormatError):
+            return False
+        if not is_of_roll(signed.statement) or not judge.verdict(signed, sequence).clean:
+            return False
+    return True
+
+
+def old_before(before: Audit | None) -> dict[str, int]:
+    """Return how many old statements of each log there were in the audit before, by what it says itself."""
+    if before is None:
+        return {}
+    sizes = {name: head.size for name, head in before.heads.items()}
+    return sizes | {
+        name: span.from_
+        for name, spans in before.covered.items()
+        for span in spans
+        if span.read == "new" and span.from_
+    }
 
 
 class Coverage:

@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State
 
 from custody.errors import TransientStoreError
 from tasks.audit.conclude import Outcome, conclude
+from tasks.audit.kept import Kept, Share
 from tasks.audit.objects import put_report
 from tasks.audit.pieces import PieceResult, verify_pieces
 from tasks.audit.plan import Piece, Plan, Request, plan_audit
@@ -31,21 +32,21 @@ _READING: Any = {
 
 
 @task(name="survey", **_READING)
-def survey(request: Request) -> Plan:
+def survey(request: Request, kept: Kept) -> Plan:
     """Survey the archive, and plan the audit."""
-    return plan_audit(Settings(), request, datetime.now(UTC))
+    return plan_audit(Settings(), request, datetime.now(UTC), kept)
 
 
 @task(name="read-pieces", **_READING)
-def read_pieces(plan: Plan, pieces: Sequence[Piece]) -> list[PieceResult]:
+def read_pieces(plan: Plan, pieces: Sequence[Piece], share: Share) -> list[PieceResult]:
     """Verify some pieces."""
-    return list(verify_pieces(Settings(), plan, pieces))
+    return list(verify_pieces(Settings(), plan, pieces, kept=share.kept))
 
 
 @task(name="sign", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def sign(plan: Plan, results: Sequence[PieceResult]) -> Outcome:
+def sign(plan: Plan, results: Sequence[PieceResult], kept: Kept) -> Outcome:
     """Sign and write the audit."""
-    return conclude(Settings(), plan, results)
+    return conclude(Settings(), plan, results, kept)
 
 
 @task(name="report", cache_policy=NO_CACHE, persist_result=False, retries=0)

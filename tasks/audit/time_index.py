@@ -3,7 +3,7 @@
 - What is in no span yet gets one, whether it is read for the first time or again: so the index of an archive that had
   none is complete after `audit.reread_days`, and at once after a full audit.
 - A span of statements that are read again must say what they say: its times and sums, and the rows of its files. If it
-  does not, this is a finding, and the span is made again.
+  does not, this is a finding, and the span is made again. It is made again too if its files are of an older version.
 - An audit that cannot use statements, because a signature does not count or a slot is empty, gives them a span without
   times. Readers then read them one by one.
 """
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from custody.archive import signed_notes, time_index
 from custody.archive.readings import newest_reading
+from custody.archive.rows import batches_of, row_of
 from custody.archive.time_index import TimeIndex
 from custody.archive.time_spans import Bounds, Span, SpanMaker
 from custody.errors import CustodyError, FormatError, KeyUnavailable, ObjectExists, ObjectMissing, SignatureInvalid
@@ -68,13 +69,15 @@ class _Range:
         self, log: str, first: int, end: int, known: Span | None = None, listed: ObjectRef | None = None
     ) -> None:
         self.first, self.end, self.known, self.listed = first, end, known, listed
+        self.is_older = False
+        """Whether the known span's file of statements is of an older version."""
         self._log, self._span = log, SpanMaker(log, first, end)
         self._rows = {name: statements.Rows(name) for name in _NAMES}
 
     def add(self, statement: Statement) -> None:
         self._span.add(statement)
-        self._rows["manifests"].add(statements.manifest_row(self._log, statement))
-        for row in statements.batch_rows(self._log, statement):
+        self._rows["manifests"].add(statements.file_row(row_of(self._log, statement)))
+        for row in batches_of(self._log, statement):
             self._rows["batches"].add(row)
 
     def span(self) -> Span:
@@ -170,7 +173,8 @@ class Indexer:
                 made.findings.append(finding("unreadable", message, log=known.log))
                 continue
             made.findings += [problem] if problem else []
-            lacks = known.sealed is None or (files and known.manifests is None) or listed != known.tables
+            lacks_files = files and (known.manifests is None or each.is_older)
+            lacks = known.sealed is None or lacks_files or listed != known.tables
             whole = (each.first, each.end) == (known.first, known.end)
             if problem or (lacks and whole):
                 made.replaced.append(known.first)
@@ -206,8 +210,12 @@ class Indexer:
                 # Queries read the statements instead.
                 message = f"a file of the time index is not as it was signed: {error}"
                 return self._finding(each, message, severity=Severity.POLICY, key=ref.key if ref else None)
+            actual = each.table(name)
+            if name == "manifests" and statements.is_older(rows):
+                each.is_older = True
+                rows, actual = rows.drop_columns([statements.TYPES]), actual.drop_columns([statements.TYPES])
             within = pc.and_(pc.greater_equal(rows["sequence"], each.first), pc.less(rows["sequence"], each.end))
-            if not rows.filter(within).equals(each.table(name)):
+            if not rows.filter(within).equals(actual):
                 message = f"the view `{name}` has other rows in the time index than in the statements"
                 return self._finding(each, message, key=ref.key if ref else None)
         return None

@@ -9,7 +9,9 @@ is new is found at once, since all new statements are read. For each kind of cha
   size then. A statement's fraction never grows. So the next turn that reaches it comes after R at the latest.
 - **A checkpoint, or any other key among a log's manifests or checkpoints.** They are listed from slot to slot with the
   statements of each piece, and with all versions. The ranges of adjacent pieces meet. The first begins before slot 0.
-  The new statements' range has no end, so what lies behind the head is seen each night.
+  The new statements' range has no end, so what lies behind the head is seen each night. In a folder, a listing goes
+  through all names wherever it begins. So there the slots of a piece are looked for by their names, and those behind
+  the head as `custody.archive.slots` does. A log is listed as a whole in the night that reads its first statement.
 - **A key under `events/` or `quarantine/`**: one that nothing names, a foreign one, another version, a delete marker.
   `Turn.listed` says of each position when it was last listed (`custody.verify.records`), and leaves none out. All that
   was listed R ago or earlier is due, and listed tonight. So no position is older than R, whatever else decides what is

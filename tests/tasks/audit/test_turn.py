@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from custody.archive import slots
 from custody.errors import TransientStoreError
 from custody.format import layout
 from custody.format.audit import parse as parse_audit
@@ -226,6 +227,69 @@ def test_a_change_is_found_in_time(aged: tuple[Nights, Spread], change: str) -> 
         key = apply(nights.store, grown)
         found = [(night, seen) for night, seen, of in nights.until(REREAD) if seen == name and (not key or of == key)]
     assert found, f"{name} {key} was not found in {REREAD} nights"
+
+
+IN_FOLDER = (
+    *(f"foreign {key}" for key in FOREIGN if key.startswith(("manifests/", "checkpoints/"))),
+    *("segment removed", "manifest changed", "checkpoint planted", "beyond the end"),
+)
+
+
+@pytest.fixture
+def in_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the archive be taken for one in a folder, where a listing goes through all names wherever it begins."""
+    monkeypatch.setattr(LockingStore, "url", "file:///memory/archive")
+
+
+@pytest.fixture
+def long_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each log be taken for a long one: in a folder, its slots are looked for by their names."""
+    monkeypatch.setattr(slots, "_FEW", 0)
+
+
+@pytest.mark.usefixtures("in_folder", "long_logs")
+@pytest.mark.parametrize("change", IN_FOLDER)
+def test_a_change_in_a_folder_is_found_in_time(aged: tuple[Nights, Spread], change: str) -> None:
+    """So is one in a folder, of which most nights list no long log."""
+    test_a_change_is_found_in_time(aged, change)
+
+
+@pytest.mark.usefixtures("in_folder", "long_logs")
+@pytest.mark.parametrize("distance", [3, 999, 5000])
+def test_what_is_put_behind_the_end_in_a_folder_is_found_in_time(aged: tuple[Nights, Spread], distance: int) -> None:
+    """What is near is found in the next night, as all of it is in a bucket; what is far when the log is listed."""
+    nights, grown = branch(aged[0]), aged[1]
+    with opened(nights.store):
+        key = put(layout.manifest_key(LOG, STATEMENTS + distance), nights.store, grown)
+        found = [night for night, seen, of in nights.until(REREAD) if (seen, of) == ("statement", key)]
+    if distance < 1000:
+        assert set(found) == set(range(1, REREAD + 1))
+    assert found, f"{key} was not found in {REREAD} nights"
+
+
+@pytest.mark.usefixtures("in_folder")
+@pytest.mark.parametrize("distance", [3, 1100])
+def test_what_is_put_behind_the_end_of_a_short_log_in_a_folder_is_found_each_night(
+    aged: tuple[Nights, Spread], distance: int
+) -> None:
+    """It is listed, as in a bucket, so what is far is found in the next night too."""
+    nights, grown = branch(aged[0]), aged[1]
+    with opened(nights.store):
+        key = put(layout.manifest_key(LOG, STATEMENTS + distance), nights.store, grown)
+        found = [night for night, seen, of in nights.until(2) if (seen, of) == ("statement", key)]
+    assert found == [1, 2]
+
+
+@pytest.mark.usefixtures("in_folder", "long_logs")
+def test_a_log_in_a_folder_is_listed_in_one_night_of_a_turn(aged: tuple[Nights, Spread]) -> None:
+    """In all other nights the slots of a long log are looked for by their names, at any age."""
+    nights = branch(aged[0])
+    listed = []
+    with opened(nights.store):
+        for _ in range(REREAD):
+            nights.audit()
+            listed.append(sum(call == "list" and key == layout.log_prefix(LOG) for call, key in nights.store.calls))
+    assert sorted(listed) == [*[0] * (REREAD - 1), 1]
 
 
 def test_a_part_that_cannot_be_listed_is_next_again(aged: tuple[Nights, Spread]) -> None:
@@ -484,3 +548,29 @@ def test_each_statement_has_its_turn(days: int, size: int, growth: list[int], st
         start, before = spans[0][1], old
         assert min(read) > night - days
         read += [night] * grown
+
+
+@pytest.mark.usefixtures("in_folder")
+def test_a_log_in_a_folder_that_cannot_be_listed_is_next_again(aged: tuple[Nights, Spread]) -> None:
+    """A folder that refuses in the one night in which a log is listed costs that night, and not a whole turn."""
+
+    def night_of(refused: int | None) -> int:
+        nights = branch(aged[0])
+        key = layout.manifest_key(LOG, 2) + ".bak"
+        nights.store.objects[key] = b"x"
+        listed = nights.store.list
+        with opened(nights.store), pytest.MonkeyPatch.context() as patch:
+            for night in range(1, 2 * REREAD):
+
+                def refuse(prefix: str = "", night: int = night, **more: Any) -> Iterator[ObjectInfo]:
+                    if night == refused and prefix == layout.log_prefix(LOG) and not more.get("after"):
+                        raise TransientStoreError("the disk does not answer")
+                    return listed(prefix, **more)
+
+                patch.setattr(nights.store, "list", refuse)
+                if any(problem.get("key") == key for problem in nights.audit().findings):
+                    return night
+        raise AssertionError("it was not found")
+
+    found = night_of(None)
+    assert night_of(found) == found + 1
