@@ -24,7 +24,7 @@ import duckdb
 from custody.archive import reader
 from custody.errors import CustodyError
 from custody.format.times import as_utc
-from custody.query import detections, ocsf, sources
+from custody.query import detections, ocsf, sources, views
 from custody.query.reading import Reading
 from custody.query.warned import Period
 from custody.settings import Settings
@@ -87,6 +87,7 @@ def open_archive(
         reading = Reading(store, settings.trust_at_hand(), archive_file, period, Path(folder.name))
         for name, table in reading.views().items():
             connection.register(name, table)
+        connection.execute(views.events())
         connection.execute(sources.VIEW)
         connection.execute(detections.VIEW)
         connection.execute(ocsf.view())

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from hashlib import sha256
 from operator import and_
 from threading import Lock
@@ -25,6 +25,7 @@ from pyarrow import fs
 
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.query import tables
+from custody.query.lazy import EVENTS
 from custody.store.protocol import Store
 
 _AHEAD = 4
@@ -34,6 +35,10 @@ _OPTIONS = {"batch_readahead": 4, "fragment_readahead": 2}
 _PLAIN = ds.ParquetFileFormat()
 # Few different values: DuckDB groups by their numbers, several times as fast.
 _EVENTS = ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(dictionary_columns=tables.REPEATING))
+_SYSTEM = fs.LocalFileSystem()
+
+Fragment = Callable[[Any], Any]
+"""Makes Arrow's fragment of a dataset of the path of a local file, or of bytes in memory."""
 
 
 class Ref(Protocol):
@@ -87,15 +92,15 @@ class Source:
         """The local file that was made of it, None if there is none."""
         return self._made
 
-    def open(self, store: Store) -> Any:
-        """Return the path of a local file, or the bytes of a file in memory of Arrow.
+    def open(self, store: Store, fragment: Fragment) -> Any:
+        """Return the file as a fragment.
 
         Raises:
             CustodyError: it cannot be read.
         """
         if self._made is None and self.key is not None:
             try:
-                return read_table(store, self.key, self.ref)
+                return read_table(store, self.key, self.ref, fragment)
             except ObjectArchived:
                 if self.make is None:
                     raise
@@ -109,7 +114,7 @@ class Source:
                 if self.make is None:
                     raise FormatError(f"{self.key} has no statements")
                 self._made = self.make()
-            return self._made
+            return fragment(self._made)
 
 
 Part = tuple[Source, Any]
@@ -121,30 +126,39 @@ def local(path: str) -> Source:
     return Source(_made=path)
 
 
-def read_table(store: Store, key: str, ref: Ref | None) -> Any:
+def _fragment(kind: Any, opened: Any, guarantee: Any = None) -> Any:
+    return kind.make_fragment(opened, _SYSTEM if isinstance(opened, str) else None, guarantee)
+
+
+def _event_fragment(opened: Any) -> Any:
+    return _fragment(_EVENTS, opened)
+
+
+def read_table(store: Store, key: str, ref: Ref | None, fragment: Fragment = _event_fragment) -> Any:
     """Return a file as it was signed; if nothing was signed, as it is. Raises CustodyError if it is not so."""
-    return _buffer(read_signed(store, ref)) if ref else _unsigned(store, key)
+    return fragment(_buffer(read_signed(store, ref))) if ref else _unsigned(store, key, fragment)
 
 
-def _unsigned(store: Store, key: str) -> Any:
+def _unsigned(store: Store, key: str, fragment: Fragment) -> Any:
     """Return a file that nobody signed, its columns with our types: it may have others."""
     if store.url.startswith("file://"):
         store.status(key)
-        opened: Any = unquote(store.url.removeprefix("file://")) + "/" + key
+        made = fragment(unquote(store.url.removeprefix("file://")) + "/" + key)
     else:
-        opened = _buffer(store.read(key, limit=tables.FILE_LIMIT))
+        made = fragment(_buffer(store.read(key, limit=tables.FILE_LIMIT)))
     try:
-        parquet = pq.ParquetFile(opened if isinstance(opened, str) else pa.BufferReader(opened))
+        # Arrow keeps what it reads of the file here, for the scan.
+        columns = made.physical_schema
     except (pa.ArrowException, OSError) as error:
         raise FormatError(f"{key} is no Parquet file: delete it, and find out who modified it ({error})") from None
-    wanted = {column.name: column.type for column in tables.SCHEMA}
-    if all(column.type == wanted.get(column.name, column.type) for column in parquet.schema_arrow):
-        return opened
-    rows = parquet.read()
-    columns = {name: rows[name].cast(wanted[name]) for name in rows.column_names if name in wanted}
-    made = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), made)
-    return made.getvalue()
+    wanted = {name: EVENTS.field(name).type for name in tables.SCHEMA.names}
+    if all(column.type == wanted.get(column.name, column.type) for column in columns):
+        return made
+    rows = made.to_table()
+    cast = {name: rows[name].cast(tables.SCHEMA.field(name).type) for name in rows.column_names if name in wanted}
+    written = pa.BufferOutputStream()
+    pq.write_table(pa.table(cast), written)
+    return fragment(written.getvalue())
 
 
 def _buffer(data: bytes) -> Any:
@@ -187,29 +201,22 @@ def scan(
         failed: called with the error that ends the rows.
     """
     kind = _EVENTS if any(pa.types.is_dictionary(column.type) for column in schema) else _PLAIN
-    system = fs.LocalFileSystem()
-
-    def fragment(opened: Any, guarantee: Any) -> Any:
-        known = {} if guarantee is None else {"partition_expression": guarantee}
-        return kind.make_fragment(opened, system if isinstance(opened, str) else None, **known)
-
-    numbered = [fragment(str(number), guarantee) for number, (_, guarantee) in enumerate(parts)]
-    wanted = ds.FileSystemDataset(numbered, schema, kind, system).get_fragments(condition)
+    numbered = [_fragment(kind, str(number), guarantee) for number, (_, guarantee) in enumerate(parts)]
+    wanted = ds.FileSystemDataset(numbered, schema, kind, _SYSTEM).get_fragments(condition)
     chosen = [parts[int(each.path)] for each in wanted]
-    options = {"columns": list(columns), **_OPTIONS}
 
     def rows(fragments: list[Any], wanted: Any) -> Iterator[Any]:
-        dataset = ds.FileSystemDataset(fragments, schema, kind, system)
-        yield from dataset.scanner(filter=wanted, **options).to_batches()
+        dataset = ds.FileSystemDataset(fragments, schema, kind, _SYSTEM)
+        yield from dataset.scanner(columns=list(columns), filter=wanted, **_OPTIONS).to_batches()
 
     def batches() -> Iterator[Any]:
         try:
-            made = [fragment(source.path, guarantee) for source, guarantee in chosen if source.path is not None]
+            made = [_fragment(kind, source.path, guarantee) for source, guarantee in chosen if source.path is not None]
             yield from rows(made, condition)
             others = [part for part in chosen if part[0].path is None]
-            for (source, _), (opened, guarantee) in zip(others, _opened(store, others), strict=True):
+            for (source, _), opened in zip(others, _opened(store, others, kind), strict=True):
                 both = [each for each in (condition, rest(source.key)) if each is not None]
-                yield from rows([fragment(opened, guarantee)], reduce(and_, both) if both else None)
+                yield from rows([opened], reduce(and_, both) if both else None)
         except GeneratorExit:
             raise
         # DuckDB makes an error of its own of each one, of Ctrl-C too.
@@ -220,18 +227,18 @@ def scan(
     return Scan(pa.schema([schema.field(name) for name in columns]), batches())
 
 
-def _opened(store: Store, parts: Sequence[Part]) -> Iterator[Part]:
-    """Yield parts with their open files, and open a few ahead."""
+def _opened(store: Store, parts: Sequence[Part], kind: Any) -> Iterator[Any]:
+    """Yield the fragments of parts, and open a few ahead."""
     threads = ThreadPoolExecutor(_AHEAD)
-    waiting: deque[tuple[Future[Any], Any]] = deque()
+    waiting: deque[Future[Any]] = deque()
     left = iter(parts)
     try:
         while True:
             while len(waiting) <= _AHEAD and (part := next(left, None)) is not None:
-                waiting.append((threads.submit(part[0].open, store), part[1]))
+                source, guarantee = part
+                waiting.append(threads.submit(source.open, store, partial(_fragment, kind, guarantee=guarantee)))
             if not waiting:
                 return
-            future, guarantee = waiting.popleft()
-            yield future.result(), guarantee
+            yield waiting.popleft().result()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)

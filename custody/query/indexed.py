@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from custody.archive.forms import statements_of
+from custody.archive.rows import batches_of
 from custody.archive.time_spans import EVENT_SLACK, Bounds, Span
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format.layout import Log, parse_log_text
@@ -110,7 +110,7 @@ class Indexed:
             rows = Spill(lazy.schema_of(name), self._path())
             for statement in self._read(log, [(span.first, span.end)]):
                 many = [statements.manifest_row(span.log, statement)] if name == "manifests" else None
-                for row in many or statements.batch_rows(span.log, statement):
+                for row in many or batches_of(span.log, statement):
                     rows.add(*row)
             self._entries.warnings.publish()
             return rows.finish()
@@ -223,16 +223,15 @@ class Indexed:
                     continue
                 try:
                     # As its own source opens it: a table that is read there has its rows, whatever was signed.
-                    opened = read_table(self._entries.store, file.key, self._signed(ref))
-                    parquet = pq.ParquetFile(opened if isinstance(opened, str) else pa.BufferReader(opened))
-                    offsets = parquet.read(columns=["offset"])
+                    table = read_table(self._entries.store, file.key, self._signed(ref))
                 except LOST:
                     if file.number < bad.number:
                         # The first one that is bad gets the rows of all that are.
                         return self._make_events(span, log, lambda table: table.slice(0, 0))
                 else:
-                    if "offset" in offsets.column_names:
-                        others = pa.concat_arrays([others, offsets["offset"].combine_chunks().cast(pa.int64())])
+                    if "offset" in table.physical_schema.names:
+                        offsets = table.to_table(columns=["offset"])["offset"]
+                        others = pa.concat_arrays([others, offsets.combine_chunks().cast(pa.int64())])
             day = pa.scalar(day_of(bad), pa.date32())
 
             def keep(table: Any) -> Any:

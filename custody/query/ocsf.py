@@ -210,11 +210,17 @@ _ACTION = _taken((2, "Denied"), (1, "Allowed"), (3, "Observed"))
 _DISPOSITION = _taken((2, "Blocked"), (1, "Allowed"), (19, "Alert"))
 
 _TREES: dict[str, _Tree] = {
-    # Tables do not keep whether it was a query or a mutation: to call a mutation a read would be wrong.
+    # A mutation may create, update or delete. Without a type it may be one: to call it a read would be wrong.
     "query_executed": _base(
         _API,
-        (_number("99"), "'GraphQL operation'"),
+        _choice(
+            "operation_type",
+            (["query", "subscription"], 2, "Read"),
+            (["mutation"], 99, "GraphQL mutation"),
+            other=("99", "'GraphQL operation'"),
+        ),
         unmapped={
+            "operation_type": "operation_type",
             "query_hash": "query_hash",
             "complexity": _long("complexity"),
             "execution_time": _leaf("execution_time", "DOUBLE"),
@@ -391,12 +397,12 @@ def mapped(kinds: Sequence[str] = KINDS) -> str:
 
 
 def view() -> str:
-    """Return the SQL that creates the view."""
+    """Return the SQL that creates the view. DuckDB parses and binds it, which takes a while, where it is used."""
     # All names are ours.
     source = f"SELECT {given()} FROM events WHERE {mapped()}"  # noqa: S608
     own = f'day, log, "offset" FROM ({source})'
     whole = f"SELECT *, {as_json(KINDS)} AS json FROM (SELECT {columns(KINDS)}, {own})"  # noqa: S608
-    return f"CREATE VIEW ocsf AS {whole}"
+    return f"CREATE TEMP VIEW ocsf WITH (DEFER_BINDING) AS FROM query({_text(whole)})"
 
 
 def given(label: str | None = None) -> str:

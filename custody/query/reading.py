@@ -31,7 +31,7 @@ from custody.format.audit import Audit
 from custody.format.layout import Log
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
-from custody.query import lazy, statements, tables
+from custody.query import lazy, statements, tables, views
 from custody.query.entries import Entries
 from custody.query.excluded import Excluded
 from custody.query.files import Part, Source, local, scan
@@ -81,10 +81,10 @@ class Reading:
         """Logs whose tables were looked for by their names."""
 
     def views(self) -> dict[str, Lazy]:
-        """Return the tables by name."""
+        """Return the tables by name; `views.events` makes the table of events of one of them."""
         of_statements = {name: lazy.schema_of(name) for name in ("manifests", "batches", "quarantined")}
         of_audits = {name: lazy.schema_of(name) for name in ("audits", "findings", "warnings")}
-        made = {"events": Lazy(lazy.EVENTS, self._scan("events", lazy.EVENTS, self._of_statements))}
+        made = {views.SCANNED: Lazy(lazy.EVENTS, self._scan("events", lazy.EVENTS, self._of_statements))}
         for name, schema in of_statements.items():
             made[name] = Lazy(schema, self._scan(name, schema, self._of_statements))
         for name, schema in of_audits.items():

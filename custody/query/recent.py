@@ -9,13 +9,14 @@ from datetime import date, datetime
 from pathlib import Path
 
 from custody.archive.forms import statements_of
+from custody.archive.rows import batches_of
 from custody.format.layout import Log
 from custody.query import lazy, tables
 from custody.query.entries import Entries
 from custody.query.files import Part, Ref, local
 from custody.query.lazy import Spill
 from custody.query.rows import EventFile, quarantined_rows
-from custody.query.statements import batch_rows, manifest_row
+from custody.query.statements import manifest_row
 from custody.query.unread import Unread
 from custody.query.warned import Period
 
@@ -66,8 +67,8 @@ class Recent:
                     self.excluded.append((log, sequence, sequence + 1))
                 continue
             self._spills["manifests"].add(*manifest_row(str(log), statement))
-            for row in batch_rows(str(log), statement):
-                self._spills["batches"].add(*row)
+            for batch in batches_of(str(log), statement):
+                self._spills["batches"].add(*batch)
             if statement.expired:
                 unread.expired = self.expired[log] = max(unread.expired, statement.expired[1])
             for row in quarantined_rows(self._entries.store, log, statement, unread):

@@ -2,33 +2,37 @@
 
 An audit makes such files of the statements of a span while it reads them, and the time index refers to each by its
 SHA-256 (`custody.archive.time_index`). So a query reads a file where it would read hundreds of manifests.
+
+The file of `manifests` has one column more than the view: `types`, the statement's events by type as JSON. A file of an
+older version lacks it. It counts for queries, and an audit that reads its statements again makes a new one.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC
 from hashlib import sha256
-from operator import attrgetter
 from typing import Any, Literal
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from custody.archive.rows import BatchRow, Row, row_of
 from custody.archive.time_index import FOLDER
-from custody.errors import FormatError, ObjectMissing
+from custody.archive.time_spans import Span
+from custody.errors import FormatError, ObjectArchived, ObjectMissing
 from custody.format.audit import ObjectRef
 from custody.format.layout import Log
 from custody.format.manifest import Statement
-from custody.format.times import kafka_moment, parse_time
 from custody.query import tables, views
 from custody.store.protocol import Store
-from custody.verify.statement import Totals
 
 Name = Literal["manifests", "batches"]
 STATEMENTS = f"{FOLDER}statements/"
 """Parquet files of the rows of spans."""
 
 _ROWS = 10_000
-_BATCH = attrgetter("number", "first_offset", "next_offset", "events", "size", "inflated")
 _TYPES = {"VARCHAR": pa.string(), "BIGINT": pa.int64(), "TIMESTAMP": pa.timestamp("us")}
 
 
@@ -37,42 +41,23 @@ def _schema(name: Name) -> pa.Schema:
     return pa.schema([(column.name, _TYPES[column.type]) for column in view.columns])
 
 
-SCHEMAS: dict[Name, pa.Schema] = {"manifests": _schema("manifests"), "batches": _schema("batches")}
+TYPES = "types"
+_VIEWS: dict[Name, pa.Schema] = {"manifests": _schema("manifests"), "batches": _schema("batches")}
+SCHEMAS: dict[Name, pa.Schema] = {**_VIEWS, "manifests": _VIEWS["manifests"].append(pa.field(TYPES, pa.string()))}
+"""The columns of files. An older file has those of its view."""
+_NULLABLE = frozenset({"expired_from", "expired_to", "kafka_time", "segment", "quarantine"})
+_parse_types: msgspec.json.Decoder[dict[str, int]] = msgspec.json.Decoder(dict[str, int])
 
 
 def manifest_row(log: str, statement: Statement) -> tuple[Any, ...]:
     """Return a statement as a row of the view `manifests`."""
-    segment, quarantine = statement.segment, statement.quarantine
-    stated = Totals()
-    stated.count(statement)
-    times = [batch.kafka_time.min for batch in statement.batches if batch.kafka_time]
-    return (
-        log,
-        statement.sequence,
-        parse_time(statement.sealed_at),
-        statement.first_offset,
-        statement.next_offset,
-        sum(statement.types.values()),
-        stated.quarantined,
-        stated.skipped,
-        stated.lost,
-        stated.unreadable,
-        len(statement.passed_over),
-        *(statement.expired or (None, None)),
-        (segment.size if segment else 0) + (quarantine.size if quarantine else 0),
-        sum(batch.inflated for batch in statement.batches),
-        kafka_moment(min(times, default=None)),
-        segment.key if segment else None,
-        quarantine.key if quarantine else None,
-        statement.tree.root,
-        statement.writer,
-    )
+    return row_of(log, statement)[:-1]
 
 
-def batch_rows(log: str, statement: Statement) -> Iterator[tuple[Any, ...]]:
-    """Yield a statement's batches as rows of the view `batches`."""
-    for batch in statement.batches:
-        yield log, statement.sequence, *_BATCH(batch), parse_time(batch.min_time), parse_time(batch.max_time)
+def file_row(row: Row) -> tuple[Any, ...]:
+    """Return the values of a statement's row in a file: those of the view, and its events by type as JSON."""
+    # In ASCII: a name may have half a character, which Arrow does not take.
+    return *row[:-1], json.dumps(row.types, separators=(",", ":"))
 
 
 class Rows:
@@ -117,17 +102,17 @@ def file_ref(name: Name, log: Log, first: int, end: int, data: bytes) -> ObjectR
 
 
 def read_files(store: Store, name: Name, refs: Sequence[ObjectRef]) -> pa.Table:
-    """Return the rows of files, as they were signed.
+    """Return the rows of files, as they were signed. What an older file lacks is NULL.
 
     Raises:
         FormatError: a file is missing, has other bytes, or other columns.
         StoreError: the store does not give it.
     """
-    read = [_read_file(store, SCHEMAS[name], ref) for ref in refs]
-    return pa.concat_tables([SCHEMAS[name].empty_table(), *read])
+    read = [_read_file(store, name, ref) for ref in refs]
+    return pa.concat_tables([SCHEMAS[name].empty_table(), *read], promote_options="default")
 
 
-def _read_file(store: Store, schema: pa.Schema, ref: ObjectRef) -> pa.Table:
+def _read_file(store: Store, name: Name, ref: ObjectRef) -> pa.Table:
     if ref.size > tables.FILE_LIMIT:
         raise FormatError(f"{ref.key} is larger than {tables.FILE_LIMIT} bytes")
     try:
@@ -140,6 +125,67 @@ def _read_file(store: Store, schema: pa.Schema, ref: ObjectRef) -> pa.Table:
         table = pq.read_table(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
         raise FormatError(f"{ref.key} is no Parquet file: {error}") from None
-    if not table.schema.equals(schema):
+    if not any(table.schema.equals(schema) for schema in (SCHEMAS[name], _VIEWS[name])):
         raise FormatError(f"{ref.key} has other columns")
     return table
+
+
+def is_older(table: pa.Table) -> bool:
+    """Return whether rows of `manifests` are of an older version, which had no types."""
+    return bool(table[TYPES].null_count)
+
+
+def span_rows(store: Store, span: Span) -> Sequence[Row] | None:
+    """Return the rows of a span's statements, in order. A slot without one was passed over.
+
+    None if the span has no such file, or one of an older version, or not as it was signed: read the statements then.
+
+    Raises:
+        StoreError: the store does not give it.
+    """
+    if span.manifests is None:
+        return None
+    try:
+        table = read_files(store, "manifests", [span.manifests])
+        rows = [Row._make(values) for values in _values(table)]
+        made = [
+            row._replace(
+                sealed_at=row.sealed_at.replace(tzinfo=UTC),
+                kafka_time=row.kafka_time and row.kafka_time.replace(tzinfo=UTC),
+                types=_parse_types.decode(str(row.types)),
+            )
+            for row in rows
+        ]
+    except (FormatError, ObjectArchived, msgspec.MsgspecError):
+        return None
+    return made if all(_is_of(span, row) for row in made) else None
+
+
+def span_batches(store: Store, span: Span) -> Mapping[int, Sequence[BatchRow]] | None:
+    """Return the rows of a span's batches, by the sequence of their statement. None and errors as of `span_rows`."""
+    if span.manifests is None:
+        return None
+    batches: dict[int, list[BatchRow]] = {}
+    try:
+        for values in _values(read_files(store, "batches", [span.batches] if span.batches else [])):
+            row = BatchRow._make(values)
+            row = row._replace(min_time=row.min_time.replace(tzinfo=UTC), max_time=row.max_time.replace(tzinfo=UTC))
+            batches.setdefault(row.sequence, []).append(row)
+    except (FormatError, ObjectArchived):
+        return None
+    return batches
+
+
+def _values(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """Return the values of each row. Raises FormatError if one is NULL that must not: a sum may be too large."""
+    if any(table[name].null_count for name in table.column_names if name not in _NULLABLE):
+        raise FormatError("a row lacks a value")
+    try:
+        return zip(*(column.to_pylist() for column in table.columns), strict=True)
+    except (ValueError, OverflowError) as error:
+        # Arrow's times have more years.
+        raise FormatError(f"a row has a value that is none: {error}") from None
+
+
+def _is_of(span: Span, row: Row) -> bool:
+    return row.log == span.log and span.first <= row.sequence < span.end

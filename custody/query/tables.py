@@ -89,6 +89,7 @@ _EXTRA: dict[str, tuple[pa.DataType, Any]] = {
     sources.EVENT_ID: (pa.string(), sources.texts_of),
     sources.SOURCE: (pa.string(), sources.sources_of),
     sources.NUMBER: (pa.int64(), sources.numbers_of),
+    "operation_type": (pa.string(), sources.texts_of),
 }
 """Fields that events of any type may have, though none defines them: Arrow type, and what reads them from JSON."""
 
@@ -150,7 +151,7 @@ _HOSTILE = (msgspec.MsgspecError, ValueError, RecursionError)
 REPEATING = [
     *("event_type", "topic", "log", "api_key_id", "status", "failure_reason", "resource_type", "field_name"),
     *("operation", "tier", "severity", "alert_type", "action_taken", "resource", "changed_by", "approval_status"),
-    sources.SOURCE,
+    *(sources.SOURCE, "operation_type"),
 ]
 
 

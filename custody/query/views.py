@@ -1,6 +1,6 @@
 """The tables of `custody query`: their columns, types and meanings, in one list.
 
-The help, docs/views.md, the hints for a wrong name, and the tables that are filled are made from it. `events` selects
+The help, docs/views.md, the hints for a wrong name, and the types of columns are made from it. `events` selects
 the columns of `tables.SCHEMA` in this order, `sources` and `detections` sum up `events`, and `ocsf` is made of it; a
 test compares them with this list.
 Imports neither DuckDB nor Arrow, because the help uses it.
@@ -52,6 +52,7 @@ VIEWS = (
             complexity BIGINT `query_executed`: how complex the query is
             execution_time DOUBLE `query_executed`: how long it ran, in ms
             result_rows BIGINT `query_executed`: how many rows it gave
+            operation_type VARCHAR `query_executed`: `query`, `mutation` or `subscription`; NULL in older tables
             failure_reason VARCHAR `auth_attempt`: why it failed
             key_version BIGINT `auth_attempt`: the version of the key
             key_age_days BIGINT `auth_attempt`: the age of the key, in days
@@ -234,20 +235,14 @@ VIEWS = (
 """All tables, in the order in which the help shows them."""
 
 NAMES = tuple(view.name for view in VIEWS)
+SCANNED = "_events"
+"""What DuckDB reads events from: the same columns, in the order that suits it."""
 
 
-_DERIVED = frozenset({"events", "sources", "detections", "ocsf"})
-"""Views: of files, and of `events`."""
-
-
-def create_tables() -> str:
-    """Return the SQL that makes all tables but those that are views."""
-    made = [
-        (view.name, ", ".join(f'"{column.name}" {column.type}' for column in view.columns))
-        for view in VIEWS
-        if view.name not in _DERIVED
-    ]
-    return "\n".join(f"CREATE TABLE {name} ({columns});" for name, columns in made)
+def events() -> str:
+    """Return the SQL that creates the view `events`."""
+    columns = ", ".join(f'"{column.name}"' for view in VIEWS if view.name == "events" for column in view.columns)
+    return f"CREATE TEMP VIEW events AS SELECT {columns} FROM {SCANNED}"  # noqa: S608 - all names are ours
 
 
 def help_rows() -> list[tuple[str, str]]:

@@ -285,6 +285,8 @@ class States:
             table = pq.read_table(pa.BufferReader(data), use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise FormatError(f"{ref.key} is no Parquet file: {str(error)[:200]}") from None
+        if name == "kept":
+            table = _with_new_columns(table, schema)
         if not table.schema.equals(schema):
             raise FormatError(f"{ref.key} has other columns: it is of another version of custody")
         return table
@@ -305,6 +307,14 @@ class States:
                 self._store.remove(key)
         except CustodyError as error:
             logger.warning("what detection no longer needs stays under %s, and takes room: %s", FOLDER, error)
+
+
+def _with_new_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return events with the columns that came after the version of custody which wrote them: NULL in each."""
+    for column in schema:
+        if column.name not in table.schema.names:
+            table = table.append_column(column, pa.nulls(len(table), column.type))
+    return table.select(schema.names) if len(table.schema) == len(schema) else table
 
 
 def _notice(value: object) -> Notice:

@@ -21,6 +21,7 @@ from custody.format.layout import Log
 from custody.format.times import EPOCH, format_time
 from custody.keys.trust import open_trust
 from custody.query.connect import open_archive
+from custody.query.statements import span_rows
 from custody.report.facts import gather
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, ObjectStatus, Store
@@ -209,7 +210,7 @@ def test_the_report_of_a_night(young: Hourly, old: Hourly) -> None:
     counts = []
     for made in (young, old):
         store: Any = Counting(open_store(str(made.folder)))
-        facts = gather(store, open_trust([f"file:{made.keyring}"]), NOW, since=NOW - 9 * HOUR)
+        facts = gather(store, open_trust([f"file:{made.keyring}"]), NOW, since=NOW - 9 * HOUR, rows=span_rows)
         assert facts.figures.total.events > 0
         counts.append(store.requests)
     assert counts[1].total() <= MOST * counts[0].total(), counts

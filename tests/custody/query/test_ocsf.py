@@ -66,13 +66,19 @@ _FIELDS = {
     | st.ip_addresses(v=4).map(lambda at: IPv6Address(f"::ffff:{at}").exploded[:30] + str(at)),
     "details": st.dictionaries(st.sampled_from(["kind", "alert_id", "title", "x"]), _json | st.just("over")),
 }
-_MORE = {"event_id": _texts.filter(bool), "source": st.just("web/1/7"), "source_seq": st.integers(1, 9)}
+_MORE: dict[str, st.SearchStrategy[Any]] = {
+    "event_id": _texts.filter(bool),
+    "source": st.just("web/1/7"),
+    "source_seq": st.integers(1, 9),
+}
+_OPERATIONS = {"operation_type": st.sampled_from(["query", "mutation", "subscription", "Query"])}
 
 
 def _event(kind: str) -> st.SearchStrategy[dict[str, Any]]:
     hints = typing.get_type_hints(EVENT_TYPES[kind], include_extras=True)
     fields = {name: _FIELDS.get(name, _values(hint)) for name, hint in hints.items() if not name.startswith("_")}
-    return st.fixed_dictionaries({"event_type": st.just(kind), **fields}, optional=_MORE)
+    more = _MORE | (_OPERATIONS if kind == "query_executed" else {})
+    return st.fixed_dictionaries({"event_type": st.just(kind), **fields}, optional=more)
 
 
 valid = st.sampled_from(list(EVENT_TYPES)).flatmap(_event)
@@ -158,6 +164,10 @@ def test_what_does_not_map_has_no_row(connection: duckdb.DuckDBPyConnection) -> 
 
 NUMBERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("query_executed", {}, {"class_uid": 6003, "activity_id": 99, "severity_id": 1, "status_id": 1, "duration": 3}),
+    ("query_executed", {"operation_type": "query"}, {"activity_id": 2, "activity_name": "Read", "type_uid": 600302}),
+    ("query_executed", {"operation_type": "subscription"}, {"activity_id": 2, "activity_name": "Read"}),
+    ("query_executed", {"operation_type": "mutation"}, {"activity_id": 99, "activity_name": "GraphQL mutation"}),
+    ("query_executed", {"operation_type": 7}, {"activity_id": 99, "activity_name": "GraphQL operation"}),
     ("authz_check", {}, {"activity_id": 99, "action_id": 2, "disposition_id": 2, "status_id": 2}),
     ("authz_check", {"permission_granted": True}, {"action_id": 1, "disposition_id": 1, "status_id": 1}),
     ("auth_attempt", {}, {"class_uid": 3002, "activity_id": 1, "status_id": 2, "status_detail": "expired"}),

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import custody
+import custody.query.reading
 from custody.archive.writer import Entry
 from custody.cli.main import app
 from custody.errors import CustodyError, NoArchive
@@ -22,7 +24,7 @@ from custody.findings import finding
 from custody.format.layout import Log
 from custody.format.limits import INT_MAX
 from custody.format.manifest import KafkaTime, Unreadable
-from custody.query import tables
+from custody.query import files, tables
 from custody.query.rows import left_out
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
@@ -46,6 +48,23 @@ def test_events_without_tables(sample: Sample) -> None:
     for offset, request, kind, log, topic, partition in found:
         assert (request, kind) == (wanted[offset]["request_id"], wanted[offset]["event_type"])
         assert (log, topic, partition) == ("audit.events/0", "audit.events", 0)
+
+
+def test_counting_events_decodes_no_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count, of all events or of some, asks the tables for no column but `day`, and those of its conditions."""
+    growing = Growing(tmp_path)
+    growing.append(2)
+    audit(growing.folder, growing.keyring)
+    asked: list[Sequence[str]] = []
+
+    def scan(*given: Any) -> Any:
+        asked.append(given[3])
+        return files.scan(*given)
+
+    monkeypatch.setattr(custody.query.reading, "scan", scan)
+    assert ask(growing.folder, "SELECT count(*) FROM events") == [(10,)]
+    assert ask(growing.folder, 'SELECT count(*) FROM events WHERE "offset" < 7') == [(7,)]
+    assert asked == [["day"], ["day"]]
 
 
 def test_tables_and_the_rest(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_huge_source_is_no_source(tmp_path: Path) -> None:
 
 def test_tables_without_the_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables that were made before there were the columns are read beside others: there they are NULL."""
-    new = {"event_id", "source", "source_seq"}
+    new = {"event_id", "source", "source_seq", "operation_type"}
     growing = Growing(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(tables, "SCHEMA", pa.schema([field for field in tables.SCHEMA if field.name not in new]))

@@ -100,6 +100,18 @@ def test_what_is_committed_comes_back(store: Store) -> None:
     assert (again.number, again.tables) == (2, made.tables)
 
 
+def test_events_of_an_older_version(store: Store) -> None:
+    """They lack the columns that came later, which are NULL then. What is remembered is not lost by an update."""
+    rows = [{"event_type": "query_executed", "time": TIME, "log": "a/0", "offset": 5, "operation_type": "mutation"}]
+    whole = pa.Table.from_pylist(rows, schema=memory.KEPT)
+    older = whole.drop_columns(["operation_type"])
+    States(store, ARCHIVE).commit(State(memory=replace(memory.empty(), kept=older)), NOW)
+    newest = States(store, ARCHIVE).newest()
+    assert newest is not None
+    assert newest.memory.kept.schema.equals(memory.KEPT)
+    assert newest.memory.kept.to_pylist() == [{**whole.to_pylist()[0], "operation_type": None}]
+
+
 def test_two_states_stay_with_their_files(store: Store) -> None:
     """Whatever older ones had is deleted; a part that did not change is not written again."""
     states = States(store, ARCHIVE)
