@@ -95,6 +95,13 @@ class Coverage:
         self.uncovered += self._open
         self._range, self._open = None, 0
 
+    def shows(self, head: Head) -> bool:
+        """Return whether a tree is covered: it is that of a trusted head, or a prefix of it."""
+        return any(
+            known.size >= head.size and self._judge.proofs.leads_to(head.size, head.root, known)
+            for known in self._heads
+        )
+
     def _follows(self, sequence: int, entry: Entry) -> bool:
         """Append the slots that an entry passes over. Return whether it follows the run's last entry."""
         hashes = entry.statement.passed_over

@@ -35,7 +35,7 @@ class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
         stored: bytes of their objects, as stored.
         inflated: bytes of their events.
         tables: the signed list of the tables of their events; None if there is none.
-        manifests: a Parquet file with the rows of the view `manifests`; None if there is none.
+        manifests: a Parquet file with the rows of the view `manifests`, and with events by type; None if there is none.
         batches: one with the rows of the view `batches`; None if there is none, or no batch.
     """
 

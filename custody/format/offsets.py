@@ -7,7 +7,7 @@ and quarantined ones. Nothing here grows with the width of the ranges that a sta
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, islice
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from custody.format import limits
 from custody.format.manifest import Batch, Range, Statement
@@ -15,6 +15,25 @@ from custody.format.manifest import Batch, Range, Statement
 Kind = Literal["event", "quarantined", "skipped", "unreadable", "lost"]
 
 _BEYOND_ALL = 1 << 64
+
+
+class Counts(NamedTuple):
+    """How many offsets of a statement have no event, by what they are instead."""
+
+    quarantined: int
+    skipped: int
+    lost: int
+    unreadable: int
+
+
+def counts_of(statement: Statement) -> Counts:
+    """Return how many of a statement's offsets are no events."""
+    return Counts(
+        quarantined=statement.quarantine.records if statement.quarantine else 0,
+        skipped=sum(end - start for start, end in statement.skipped),
+        lost=statement.lost[1] - statement.lost[0] if statement.lost else 0,
+        unreadable=sum(span.to - span.from_ for span in statement.unreadable),
+    )
 
 
 def unlined_ranges(statement: Statement) -> list[Range]:

@@ -15,11 +15,12 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from custody.archive import reader
+from custody.archive.rows import Row
 from custody.errors import FormatError, ObjectArchived, ObjectMissing
 from custody.format import limits
-from custody.format.layout import Log
-from custody.format.manifest import Statement
 from custody.format.offsets import offsets_of
+from custody.format.times import format_time
+from custody.report.statements import Read
 from custody.store.protocol import Store
 
 TYPE: Final = "security_event"
@@ -107,13 +108,13 @@ class Detections:
 class Candidates:
     """Statements that may have alerts; of many, the newest."""
 
-    _statements: list[tuple[str, str, Statement]] = field(default_factory=list)
+    _statements: list[tuple[str, str, Row, Read]] = field(default_factory=list)
     _left_out: bool = False
 
-    def add(self, log: Log, statement: Statement) -> None:
+    def add(self, row: Row, read: Read) -> None:
         """Add a statement of the period, if it has events of the type."""
-        if statement.types.get(TYPE) and statement.segment is not None:
-            self._statements.append((statement.sealed_at, str(log), statement))
+        if row.types.get(TYPE) and row.segment is not None:
+            self._statements.append((format_time(row.sealed_at), row.log, row, read))
         if len(self._statements) > 2 * STATEMENTS:
             self._cut()
 
@@ -134,7 +135,7 @@ class Candidates:
         with ThreadPoolExecutor(_PARALLEL) as threads:
             for start in range(0, len(chosen), _CHUNK):
                 for events in threads.map(
-                    lambda each: _events(store, each[1], each[2]), chosen[start : start + _CHUNK]
+                    lambda each: _events(store, each[1], each[3]), chosen[start : start + _CHUNK]
                 ):
                     made.unread += events is None
                     for at, event in events or ():
@@ -144,23 +145,24 @@ class Candidates:
         made.rows = sorted((row for _, row in newest.values()), key=lambda row: (row.last, row.event), reverse=True)
         return made
 
-    def _chosen(self) -> list[tuple[str, str, Statement]]:
+    def _chosen(self) -> list[tuple[str, str, Row, Read]]:
         """Return the newest statements, one at least, whose events are not too many."""
         left = _BYTES
-        for index, (_, _, statement) in enumerate(self._statements):
-            left -= sum(batch.inflated for batch in statement.batches)
+        for index, (_, _, row, _) in enumerate(self._statements):
+            left -= row.inflated
             if index and left < 0:
                 self._left_out = True
                 return self._statements[:index]
         return self._statements
 
 
-def _events(store: Store, log: str, statement: Statement) -> list[tuple[str, _Event]] | None:
+def _events(store: Store, log: str, read: Read) -> list[tuple[str, _Event]] | None:
     """Return the alerts' events of a statement, with their places; None if not all can be read."""
-    if statement.segment is None:
-        return []
     events: list[tuple[str, _Event]] = []
     try:
+        statement = read()
+        if statement.segment is None:
+            return []
         for batch in statement.batches:
             payload, _ = reader.read_batch(store, statement.segment.key, batch)
             if _MARK in payload:

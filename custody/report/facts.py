@@ -3,8 +3,9 @@
 Rules:
 - Verdicts are those of signed audits. What is seen besides, such as a slot that is empty now, is a problem: it can make
   the verdict of the page worse, never better.
-- Statements are read for figures only, and only those that the audit's time index does not put outside of the period.
-  So a nightly report of some weeks costs no more because an archive is old.
+- Statements are for figures only, and only those that the audit's time index does not put outside of the period. Those
+  that it covers are taken from its rows, by hundreds (`custody.report.statements`). So a nightly report of some weeks
+  costs no more because an archive is old, and little more because it has many statements.
 - A log is in the report if it has objects, or a head that an audit or `trust.json` names, or a finding.
 """
 
@@ -26,7 +27,8 @@ from custody.keys.trust import Trust, TrustedKey
 from custody.report.audits import Audits, Problem, Stored, walk
 from custody.report.detections import Detections
 from custody.report.figures import Figures
-from custody.report.logs import LogFact, LogReader, Period
+from custody.report.logs import LogFact, LogReader
+from custody.report.statements import Period, Rows
 from custody.store.protocol import Store
 
 
@@ -128,6 +130,7 @@ def gather(
     last: timedelta | None = None,
     audit: int | None = None,
     reread_days: int | None = None,
+    rows: Rows | None = None,
 ) -> Facts:
     """Read the archive, and return what its report shows.
 
@@ -140,6 +143,7 @@ def gather(
         last: without `since`, how long before `until`, or before the audit was signed, figures begin; None for all.
         audit: the sequence of the audit to show; None for the newest.
         reread_days: within how many days nightly audits read all again, if that is known.
+        rows: reads the rows of the time index, which needs Arrow; None to read all statements one by one.
 
     Raises:
         NoArchive: there is no archive here.
@@ -155,7 +159,7 @@ def gather(
     if since is None and last is not None:
         since = shift(until or parse_time(newest.statement.sealed_at), -last)
     index = time_index.read(store, newest.statement)
-    reading = LogReader(store, archive, trust, made_at, audits, Period(since, until), index, Figures(), problems)
+    reading = LogReader(store, archive, trust, made_at, audits, Period(since, until), index, rows, Figures(), problems)
     logs = [reading.log(name) for name in reading.names()]
     audit_log = reading.audit_log(newest.statement.sequence)
     unchecked = unverified(trust, reading.unchecked, ", and no trusted checkpoint covers these statements")

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Literal
 
-from custody.format.manifest import Statement
-from custody.format.times import kafka_moment, parse_time
+from custody.archive.rows import Row
 from custody.verify.statement import Totals
 
 State = Literal["verified", "pending", "damaged", "expired"]
@@ -67,14 +66,18 @@ class Bucket:
         self.wait = max(waits, default=None)
 
 
-def tally_of(statement: Statement, state: State) -> Tally:
+def tally_of(row: Row, state: State) -> Tally:
     """Return what a statement accounts for."""
-    segment, quarantine = statement.segment, statement.quarantine
-    made = Tally()
-    made.count(statement)
-    made.events = sum(statement.types.values())
-    made.stored = (segment.size if segment else 0) + (quarantine.size if quarantine else 0)
-    made.inflated = sum(batch.inflated for batch in statement.batches)
+    made = Tally(
+        statements=1,
+        events=row.events,
+        quarantined=row.quarantined,
+        skipped=row.skipped,
+        lost=row.lost,
+        unreadable=row.unreadable,
+        stored=row.stored,
+        inflated=row.inflated,
+    )
     setattr(made, state, 1)
     return made
 
@@ -89,19 +92,20 @@ class Figures:
     last: datetime | None = None
     _hours: dict[datetime, Bucket] = field(default_factory=dict)
 
-    def add(self, statement: Statement, tally: Tally) -> None:
+    def add(self, row: Row, tally: Tally) -> None:
         """Add a statement."""
-        sealed_at = parse_time(statement.sealed_at)
+        sealed_at = row.sealed_at
         self.first = min(self.first or sealed_at, sealed_at)
         self.last = max(self.last or sealed_at, sealed_at)
         self.total.add(tally)
-        self.types.update(statement.types)
+        self.types.update(row.types)
         if len(self.types) > _TYPES_KEPT:
             kept = self.types.most_common(_TYPES_KEPT // 2)
             rest = self.types.total() - sum(count for _, count in kept)
             self.types = Counter(dict(kept))
             self.types[OTHER] += rest
-        _join(self._hours, "hour", sealed_at, tally, _wait(statement, sealed_at))
+        wait = (sealed_at - row.kafka_time).total_seconds() if row.kafka_time else None
+        _join(self._hours, "hour", sealed_at, tally, wait)
 
     @property
     def unit(self) -> Unit:
@@ -147,9 +151,3 @@ def _end(start: datetime, unit: Unit) -> datetime:
         return start + timedelta(hours=1 if unit == "hour" else 24)
     except OverflowError:
         return start
-
-
-def _wait(statement: Statement, sealed_at: datetime) -> float | None:
-    times = [batch.kafka_time.min for batch in statement.batches if batch.kafka_time]
-    earliest = kafka_moment(min(times, default=None))
-    return (sealed_at - earliest).total_seconds() if earliest else None

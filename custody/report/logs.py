@@ -1,7 +1,6 @@
 """Reads what a report shows of one log: its end, its newest checkpoint, the state and the figures of its statements."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -11,50 +10,26 @@ from custody.archive import reader
 from custody.archive.audit_findings import StatedFinding
 from custody.archive.covered import Coverage
 from custody.archive.forms import form_of, statements_of
+from custody.archive.known_heads import to_heads
 from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import Judge, beyond_end, empty_slots, known_heads
 from custody.errors import FormatError, ObjectMissing
 from custody.findings import Severity
 from custody.format import layout
 from custody.format.layout import Log
-from custody.format.manifest import Manifest
-from custody.format.times import parse_time
+from custody.format.times import format_time
 from custody.keys.trust import Trust
 from custody.report.audits import Audits, Problem
 from custody.report.detections import Candidates
 from custody.report.figures import Figures, State, Tally, tally_of
 from custody.report.spans import LastRead, common, contains, length, merge, subtract
+from custody.report.statements import Period, Rows, StatementReader
 from custody.store.protocol import Store
 from custody.tlog.signatures import check_checkpoint
 
-_PARALLEL = 16
-_CHUNK = 64
-"""Statements of a log that are read at a time."""
 _CHECKPOINTS_TRIED = 20
 _NEAR = 10_000
 """Statements before the end of a log in which its newest checkpoints are looked for first: a log has many."""
-
-
-@dataclass(frozen=True, slots=True)
-class Period:
-    """The times at which the statements were sealed whose figures a report shows.
-
-    Attributes:
-        since: the first one; None for all from the beginning.
-        until: the first one that is later; None for all up to now.
-    """
-
-    since: datetime | None = None
-    until: datetime | None = None
-
-    def has(self, sealed_at: str) -> bool:
-        """Return whether a statement that was sealed then is of the period."""
-        moment = parse_time(sealed_at)
-        return not self.is_before(sealed_at) and not (self.until and moment >= self.until)
-
-    def is_before(self, sealed_at: str) -> bool:
-        """Return whether a statement that was sealed then is older than the period."""
-        return self.since is not None and parse_time(sealed_at) < self.since
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +89,7 @@ class LogReader:
         audits: what the walk over the audits has given.
         period: whose statements are read for figures.
         index: the audit's time index.
+        rows: reads its rows; None to read all statements one by one.
         figures: the statements of the period are added to them.
         problems: what is seen is added to them.
         candidates: the statements of the period that may have alerts of rules are added to them.
@@ -127,6 +103,7 @@ class LogReader:
     audits: Audits
     period: Period
     index: TimeIndex
+    rows: Rows | None
     figures: Figures
     problems: list[Problem]
     candidates: Candidates = field(default_factory=Candidates)
@@ -162,7 +139,8 @@ class LogReader:
         self._find_checkpoint(log, made, judge)
         self._count(made, states)
         coverage = Coverage(self.store, log, statements_of(log), judge, self.trust)
-        self._read(log, made, holds, states, coverage)
+        rows = self.rows if self._may_use_rows(log, coverage) else None
+        self._read(made, states, StatementReader(self.store, log, holds, coverage, self.period, self.index, rows))
         self._check_end(log, made, judge)
         self.unchecked[log] = coverage.uncovered
         return made
@@ -205,68 +183,39 @@ class LogReader:
         made.expired, made.damaged, made.verified = expired[1], length(damaged), length(read)
         made.pending = whole[1] - made.expired - made.damaged - made.verified
 
-    def _read(self, log: Log, made: LogFact, holds: "reader.Holds[Any]", states: "_States", coverage: Coverage) -> None:
+    def _may_use_rows(self, log: Log, coverage: Coverage) -> bool:
+        """Return whether rows of a log count as its statements would.
+
+        Either the keys at hand check all statements, or a trusted head covers what the audit signed. Without keys
+        nothing is checked.
+        """
+        keys = [key for key in self.trust.keys.values() if key.algorithm in statements_of(log).wanted]
+        if not self.trust.keys or (keys and all(key.checkable for key in keys)):
+            return True
+        head = to_heads(self.audits.newest.statement.heads).get(str(log)) if self.audits.newest else None
+        return head is not None and coverage.shows(head)
+
+    def _read(self, made: LogFact, states: "_States", statements: StatementReader) -> None:
         """Read a log's statements from the newest back, as far as the period goes."""
         missing: list[tuple[int, int]] = []
         passed_over = range(0)
-        for chunk in self._chunks(log, max(made.end, made.size), holds):
-            self._cover(chunk, coverage)
-            for sequence, manifest in chunk:
-                statement = manifest.statement if manifest else None
-                if statement is None:
-                    if sequence not in passed_over:
-                        missing.append((sequence, sequence + 1))
-                    continue
-                if statement.passed_over:
-                    passed_over = range(sequence - len(statement.passed_over), sequence)
-                made.last_sealed = made.last_sealed or statement.sealed_at
-                if not self.period.has(statement.sealed_at):
-                    continue
-                tally = tally_of(statement, states.of(sequence))
-                made.tally.add(tally)
-                self.figures.add(statement, tally)
-                self.candidates.add(log, statement)
+        for sequence, row, read in statements.slots(max(made.end, made.size)):
+            if row is None:
+                if sequence not in passed_over:
+                    missing.append((sequence, sequence + 1))
+                continue
+            if row.passed_over:
+                passed_over = range(sequence - row.passed_over, sequence)
+            made.last_sealed = made.last_sealed or format_time(row.sealed_at)
+            if not self.period.has(row.sealed_at):
+                continue
+            tally = tally_of(row, states.of(sequence))
+            made.tally.add(tally)
+            self.figures.add(row, tally)
+            self.candidates.add(row, read)
         if missing:
-            message = empty_slots(statements_of(log), merge(missing))
-            self.problems.append(Problem(Severity.INCOMPLETE, message, str(log)))
-
-    def _cover(self, chunk: Sequence[tuple[int, Manifest | None]], coverage: Coverage) -> None:
-        """Count the statements of the period, in a chunk from the newest back, that are not covered."""
-        for sequence, manifest in reversed(chunk):
-            if manifest is not None:
-                coverage.add(sequence, manifest, counted=self.period.has(manifest.statement.sealed_at))
-        coverage.end()
-
-    def _ranges(self, log: Log, end: int) -> list[range]:
-        """Return the slots to read, from the newest back.
-
-        These are the newest one, the spans of the audit's time index that may have a statement of the period, and all
-        that is in no span.
-        """
-        spans = self.index.overlapping(log, self.period.since, self.period.until)
-        ranges = [*(range(span.first, min(span.end, end)) for span in spans), *self.index.gaps(log, 0, end)]
-        ranges = sorted(filter(None, ranges), key=lambda slots: slots.start, reverse=True)
-        return ranges if not end or (ranges and end - 1 in ranges[0]) else [range(end - 1, end), *ranges]
-
-    def _chunks(self, log: Log, end: int, holds: "reader.Holds[Any]") -> Iterator[list[tuple[int, Manifest | None]]]:
-        def read(sequence: int) -> Manifest | None:
-            try:
-                return reader.read_manifest(self.store, log, sequence, holds)
-            except (ObjectMissing, FormatError):
-                return None
-
-        with ThreadPoolExecutor(_PARALLEL) as threads:
-            for slots in self._ranges(log, end):
-                stop = slots.stop
-                while stop > slots.start:
-                    several = range(stop - 1, max(stop - 1 - _CHUNK, slots.start - 1), -1)
-                    chunk = list(zip(several, threads.map(read, several), strict=True))
-                    yield chunk
-                    stop = several[-1]
-                    times = [manifest.statement.sealed_at for _, manifest in chunk if manifest]
-                    # A whole chunk before the period: what is older among these slots is not read.
-                    if times and all(map(self.period.is_before, times)):
-                        break
+            message = empty_slots(statements_of(statements.log), merge(missing))
+            self.problems.append(Problem(Severity.INCOMPLETE, message, made.name))
 
     def _check_end(self, log: Log, made: LogFact, judge: Judge) -> None:
         heads = [(head.size, origin) for origin, head in known_heads(self.trust, log)]

@@ -36,7 +36,8 @@ from custody.format.offsets import offsets_of
 from custody.format.times import format_time, microseconds_of, parse_time
 from custody.store.open import open_store
 from custody.store.protocol import Store
-from tasks.backfill.plan import ADVICE, PARALLEL, Part, Piece, Plan, Request, map_in_order
+from tasks.backfill.plan import Part, Piece, Plan, Request
+from tasks.backfill.stated import ADVICE, PARALLEL, map_in_order
 from tasks.backfill.targets import Content, FolderTarget, SearchTarget, TablesTarget, Target
 from tasks.backfill.topic import TopicTarget
 from tasks.search.bulk import Sent

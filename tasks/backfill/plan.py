@@ -1,53 +1,51 @@
-"""Plans a backfill: chooses the statements and batches whose times overlap a range, from the manifests.
+"""Plans a backfill: chooses the statements and batches whose times overlap a range.
 
-It reads no events, and changes nothing. The index by time says which statements have no event in the range; only the
-others are read. Statements that trusted keys did not sign are left out, and are a problem of
-the plan; so is a log that was longer. Without keys no signature is checked, and a warning says so.
+It reads no events, and changes nothing. The index by time says which statements have no event in the range. The others
+are taken from the rows that audits keep, and read one by one where there are none (`tasks.backfill.stated`). Statements
+that trusted keys did not sign are left out, and are a problem of the plan; so is a log that was longer. Without keys no
+signature is checked, and a warning says so.
 
 The estimate uses the restore times that AWS documents, and rough speeds of our own. Prices depend on the region and the
 contract, and are not estimated.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import islice
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import msgspec
 
 from custody.archive import time_index
 from custody.archive.beyond import after_hole
 from custody.archive.forms import statements_of
-from custody.archive.reader import Holds, choose_logs, find_tip, named_logs, read_archive, read_manifest
+from custody.archive.reader import choose_logs, find_tip, named_logs, read_archive
 from custody.archive.search import sealed_between
 from custody.archive.time_index import TimeIndex
+from custody.archive.time_spans import Span
 from custody.archive.trusted import Judge, beyond_end, check_keys, empty_slots, known_heads, unverified
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import limits
 from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
 from custody.format.lines import type_fault
-from custody.format.manifest import Batch, Manifest, Statement
-from custody.format.times import parse_time, shift
+from custody.format.times import shift
+from custody.keys.trust import Trust
 from custody.query.tables import TableFile, list_tables, signed_ranges
 from custody.store.open import open_store
 from custody.store.protocol import ObjectStatus, Store, Tier
 from custody.tlog.head import Head
+from tasks.backfill.stated import ADVICE, PARALLEL, Searched, Stated, StatedReader, map_in_order
 from tasks.search.documents import LEEWAY
 from tasks.settings import Settings
 
 Kind = Literal["elasticsearch", "tables", "topic", "folder"]
 """The target of a backfill."""
 KINDS, TIERS = get_args(Kind), get_args(Tier)
-ADVICE = "`custody verify` says more"
-
-PARALLEL = 32
-_CHUNK = 1024
 _RESTORE_HOURS: Mapping[tuple[str, Tier], float] = {
     ("GLACIER", "standard"): 5,
     ("GLACIER", "bulk"): 12,
@@ -65,9 +63,6 @@ _EVENTS_SECOND: Mapping[Kind, float] = {
 two are careful guesses."""
 
 logger = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,11 +223,14 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
             logger.warning("%s", problem)
         for log in choose_logs(named_logs(store, trust.heads), request.logs):
             judge = Judge(store, log, statements_of(log), archive, trust)
-            sequences = _sequences(store, log, request, problems, judge, known_heads(trust, log), index)
-            searched += len(sequences)
+            ranges = _searched(store, log, request, problems, judge, known_heads(trust, log), index)
+            searched += sum(len(slots) for slots, _ in ranges)
+            if not _may_use_rows(request, trust):
+                ranges = [(slots, None) for slots, _ in ranges]
             # The end was read, too: only what is chosen counts.
             judge.unchecked = 0
-            chosen = choose_pieces(store, threads, request, log, sequences, problems, judge.stands, missing)
+            stated = StatedReader(store, threads, log, judge.stands).read(ranges)
+            chosen = choose_pieces(stated, request, problems, missing)
             if listed is not None:
                 made = list(signed_ranges(store, listed, archive, log, trust))
                 parts += _without_tables(log, chosen, made, settings.audit.piece_statements)
@@ -261,7 +259,18 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     return Plan(request, archive, searched, tuple(parts), segments, tuple(problems))
 
 
-def _sequences(
+def _may_use_rows(request: Request, trust: Trust) -> bool:
+    """Return whether rows of the index are enough, and the copy reads and checks each statement.
+
+    A table is of many statements: one that cannot be read has to be known before. And keys that cannot check each
+    statement do not show which ones were changed since the audit.
+    """
+    keys = [key for key in trust.keys.values() if key.algorithm == "HMAC-SHA256"]
+    checkable = not trust.keys or (bool(keys) and all(key.checkable for key in keys))
+    return request.target != "tables" and checkable
+
+
+def _searched(
     store: Store,
     log: Log,
     request: Request,
@@ -269,7 +278,7 @@ def _sequences(
     judge: Judge,
     heads: Sequence[tuple[str, Head]],
     index: TimeIndex,
-) -> Sequence[int]:
+) -> list[Searched]:
     """Return the statements of a log that are searched: those of which the index does not say that they have no event.
 
     A log without an end, with slots after it that have no valid statement, or that was longer, is a problem.
@@ -279,7 +288,7 @@ def _sequences(
         tip = find_tip(store, log, holds)
     except FormatError as error:
         problems.append(f"{log} is not searched: {error}; {ADVICE}")
-        return ()
+        return []
     if (beyond := after_hole(store, form, tip, holds)) is not None:
         problems.append(f"{log}: {form.key(tip.size)} is missing, but {form.key(beyond)} exists; {ADVICE}")
     size = tip.head.size
@@ -287,88 +296,75 @@ def _sequences(
         problems.append(f"{log}: {empty_slots(form, [(size, tip.size)])}")
     elif shorter := beyond_end(store, log, form, judge, size, [(head.size, origin) for origin, head in heads]):
         problems.append(f"{log}: {shorter}")
-    with_events = list(index.slots(log, 0, size, lambda span: span.events_within(request.since, request.until)))
-    # Without an index there may be millions.
-    searched = with_events[0] if len(with_events) == 1 else [sequence for slots in with_events for sequence in slots]
+
+    def has_events(span: Span) -> bool:
+        return span.events_within(request.since, request.until)
+
+    ranges = index.ranges(log, 0, size, has_events)
+    searched: list[Searched] = [(slots, span) for slots, span in ranges if span is None or has_events(span)]
     if request.late_days is None:
         return searched
     since, until = shift(request.since, -LEEWAY), shift(request.until, timedelta(days=request.late_days))
     sealed = set(sealed_between(store, log, size, since, until, holds, index=index))
-    return [sequence for sequence in searched if sequence in sealed]
+    return [([slot for slot in slots if slot in sealed], span) for slots, span in searched]
 
 
 def choose_pieces(
-    store: Store,
-    threads: ThreadPoolExecutor,
-    request: Request,
-    log: Log,
-    sequences: Sequence[int],
-    problems: list[str],
-    holds: Holds[Manifest],
-    missing: set[str] | None = None,
+    stated: Iterable[tuple[int, Stated | str]], request: Request, problems: list[str], missing: set[str] | None = None
 ) -> Iterator[tuple[int, Piece | None]]:
     """Yield the sequence of each chosen statement of a log, with its piece, in order.
 
     Statements without a batch, and slots that were passed over, are yielded with None: they have no events.
 
     Args:
-        store: the archive.
-        threads: read the manifests.
+        stated: the statements that are searched, in order; a text says why one cannot be read.
         request: chooses the events.
-        log: the log.
-        sequences: the statements that are searched.
         problems: gets the statements that cannot be read.
-        holds: whether an entry is valid where it stands.
         missing: types that are removed from it if a statement has events of them.
     """
-
-    def read(sequence: int) -> Statement | str:
-        try:
-            return read_manifest(store, log, sequence, holds).statement
-        except (FormatError, ObjectMissing) as error:
-            return f"{log}, sequence {sequence} cannot be read: {error}; {ADVICE}"
-
     unread: dict[int, str] = {}
-    for sequence, statement in zip(sequences, map_in_order(threads, read, sequences), strict=True):
+    for sequence, statement in stated:
         if isinstance(statement, str):
             unread[sequence] = statement
             continue
         # Slots that the writer passed over never had a statement, so they are no problem.
-        for slot in range(sequence - len(statement.passed_over), sequence):
+        for slot in range(sequence - statement.row.passed_over, sequence):
             unread.pop(slot, None)
             yield slot, None
         problems += unread.values()
         unread.clear()
         if missing:
-            missing.difference_update(statement.types)
+            missing.difference_update(statement.row.types)
         piece = _piece(request, statement)
         if piece is not None or not statement.batches:
             yield sequence, piece
     problems += unread.values()
 
 
-def _piece(request: Request, statement: Statement) -> Piece | None:
-    if statement.segment is None or (request.types and statement.types.keys().isdisjoint(request.types)):
+def _piece(request: Request, statement: Stated) -> Piece | None:
+    row, batches = statement.row, statement.batches
+    if row.segment is None or (request.types and row.types.keys().isdisjoint(request.types)):
         return None
-    chosen = [index for index, batch in enumerate(statement.batches) if _overlaps(request, batch)]
+    chosen = [
+        index
+        for index, batch in enumerate(batches)
+        if batch.min_time < request.until and batch.max_time >= request.since
+    ]
     if not chosen:
         return None
     if request.target == "tables":
-        chosen = list(range(len(statement.batches)))
-    first, last = statement.batches[chosen[0]], statement.batches[chosen[-1]]
+        chosen = list(range(len(batches)))
+    first, last = chosen[0], chosen[-1]
     return Piece(
-        sequence=statement.sequence,
-        key=statement.segment.key,
+        sequence=row.sequence,
+        key=row.segment,
         batches=tuple(chosen),
-        first_offset=first.first_offset,
-        next_offset=last.next_offset,
-        events=sum(statement.batches[index].events for index in chosen),
-        size=last.start + last.size - first.start,
+        first_offset=batches[first].first_offset,
+        next_offset=batches[last].next_offset,
+        events=sum(batches[index].events for index in chosen),
+        # In a segment, batches follow each other.
+        size=sum(batch.stored for batch in batches[first : last + 1]),
     )
-
-
-def _overlaps(request: Request, batch: Batch) -> bool:
-    return parse_time(batch.min_time) < request.until and parse_time(batch.max_time) >= request.since
 
 
 def _part(log: Log, pieces: Sequence[Piece]) -> Part:
@@ -399,10 +395,3 @@ def _status(store: Store, key: str) -> ObjectStatus | str:
         return store.status(key)
     except ObjectMissing as error:
         return f"{error}: it has expired, or is lost; {ADVICE}"
-
-
-def map_in_order(threads: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """Map in threads, in order, and with a limited number of items at a time: there may be millions."""
-    items = iter(items)
-    while chunk := list(islice(items, _CHUNK)):
-        yield from threads.map(function, chunk)

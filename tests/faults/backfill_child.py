@@ -64,8 +64,9 @@ def run(environment: Mapping[str, str], request: Request, plan: Plan, report: Pa
     """
     os.environ.update(environment)
     # One call after the other, so that the same number is the same call in every run.
-    planning.PARALLEL = copying._AHEAD = bulk.REQUESTS = 1
-    setattr(copying, "PARALLEL", 1)  # noqa: B010 - a name that the module only imports
+    copying._AHEAD = bulk.REQUESTS = 1
+    for module in (planning, copying):
+        setattr(module, "PARALLEL", 1)  # noqa: B010 - a name that these modules only import
     breaker = _Breaker(plan)
     breaker.wrap(Transport, "perform_request", "search")
     target = (str(request.folder),) if request.folder else ()

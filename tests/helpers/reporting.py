@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from custody.keys.trust import Trust
+from custody.query.statements import span_rows
 from custody.report.facts import Facts, gather
 from custody.store.open import open_store
 from tasks.audit.conclude import Outcome, conclude
@@ -55,4 +56,4 @@ def audited(settings: Settings, *, full: bool = False) -> Outcome:
 
 def gathered(settings: Settings, trust: Trust | None = None, **more: Any) -> Facts:
     with closing(open_store(settings.archive)) as store:
-        return gather(store, settings.own_trust() if trust is None else trust, NOW, **more)
+        return gather(store, settings.own_trust() if trust is None else trust, NOW, **{"rows": span_rows, **more})

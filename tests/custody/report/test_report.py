@@ -515,8 +515,8 @@ class Stated:
     """As much of a statement as figures are made from."""
 
     def __init__(self, sealed_at: datetime, types: Mapping[str, int]) -> None:
-        self.sealed_at, self.types = sealed_at.isoformat(timespec="microseconds").replace("+00:00", "Z"), types
-        self.batches: tuple[Any, ...] = ()
+        self.sealed_at, self.types = sealed_at, types
+        self.kafka_time = None
 
 
 def figures_of(days: int, each: timedelta | None = None) -> Figures:

@@ -15,7 +15,9 @@ import pytest
 from custody.archive import search, time_index
 from custody.archive.reader import list_logs, read_archive
 from custody.archive.trusted import standing
+from custody.cli.keys import public_keys, read_own_archive
 from custody.format.times import format_time
+from custody.keys import trust_file
 from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from tasks.audit.plan import Request as AuditRequest
@@ -69,6 +71,31 @@ def counted_calls() -> Iterator[Counter[str]]:
         for name in ("read", "exists", "list", "level", "status", "create"):
             patched.setattr(FolderStore, name, _counting(getattr(FolderStore, name), calls, name))
         yield calls
+
+
+def test_a_statement_spoiled_since_the_audit_costs_no_other(tmp_path: Path) -> None:
+    """Of a part for a table too: what cannot be read is named before, and all else is copied."""
+    made = archive_of(tmp_path / "archive", SIZE, lambda offset: BEGUN + timedelta(minutes=offset // 2))
+    for path in (made.folder / "tables").rglob("*.parquet"):
+        path.unlink()
+    spoiled = made.folder / "manifests" / made.log / f"{7:012}.json"
+    spoiled.chmod(0o600)
+    spoiled.write_bytes(b"garbage")
+    since, until = BEGUN - timedelta(days=1), datetime.now(UTC)
+    plan = plan_backfill(settings(made), Request(since=since, until=until, target="tables"))
+    assert sum(len(part.pieces) for part in plan.parts) == SIZE - 1
+    assert [f"{7:012}.json" in problem for problem in plan.problems] == [True]
+
+
+def test_keys_that_cannot_check_statements_get_no_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A copy of statements that nobody here can check says so, covered by an audit or not."""
+    made = archive_of(tmp_path / "archive", SIZE, lambda offset: BEGUN + timedelta(minutes=offset // 2))
+    owner = settings(made)
+    with closing(open_store(owner.archive)) as store:
+        trust_file.publish(tmp_path / "trust.json", read_own_archive(store, owner.own_trust()).pin, public_keys(owner))
+    given = Settings(archive=owner.archive, trust=tmp_path / "trust.json")
+    plan_backfill(given, request(BEGUN - timedelta(days=1), datetime.now(UTC), None))
+    assert f"{SIZE} signatures could not be checked" in caplog.text
 
 
 def _counting(call: Callable[..., Any], calls: Counter[str], name: str) -> Callable[..., Any]:

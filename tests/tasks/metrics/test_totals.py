@@ -24,9 +24,10 @@ from tasks.metrics import catalogue, totals
 from tasks.metrics.collect import collect, read_now
 from tasks.metrics.state import LogTotals, State, open_state
 from tasks.metrics.totals import count_logs
-from tasks.settings import KafkaSettings, Settings
+from tasks.settings import AuditSettings, KafkaSettings, Settings
+from tests.helpers.audit import audit
 from tests.helpers.environment import clear_settings
-from tests.helpers.sample import Growing
+from tests.helpers.sample import Growing, event
 from tests.servers.ports import free_ports
 
 
@@ -230,3 +231,38 @@ def test_a_state_that_is_none_is_counted_again(growing: Growing, caplog: pytest.
             count(growing, state)
     with open_state(path) as state:
         assert shown(state.logs[growing.log]) == stated(growing)
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_what_a_signed_audit_covers_is_counted_by_its_rows(
+    growing: Growing, reads: list[int], monkeypatch: pytest.MonkeyPatch, *, spoiled: bool
+) -> None:
+    """An archive that was never counted gives the same totals, and of what is covered only quarantine is read."""
+    monkeypatch.setattr(totals, "PIECE", 1)
+    growing.append(20)
+    growing.append(2, content=lambda offset: b"not an event" if offset % 2 else event(offset))
+    slot = growing.folder / "manifests" / growing.log / f"{growing.size:012}.json"
+    slot.write_bytes(b"no manifest")
+    growing._statements += 1
+    growing.append(20)
+    audit(settings_of(growing).model_copy(update={"audit": AuditSettings(piece_statements=10, report=False)}))
+    growing.append(2)
+    slot.unlink()
+    if spoiled:
+        for path in (growing.folder / "reports/index/statements").glob("*-manifests-*"):
+            path.unlink()
+    counted = count(growing, State("", 0.0))
+    assert shown(counted) == stated(growing) | {"size": growing.size}
+    assert counted.reasons == {"not JSON": 5}
+    assert len(reads) == (growing.size if spoiled else 2 + 2)
+
+
+def test_what_is_gone_since_an_audit_is_not_counted(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of the index stands for a statement that is there."""
+    monkeypatch.setattr(totals, "PIECE", 1)
+    growing.append(20)
+    audit(settings_of(growing).model_copy(update={"audit": AuditSettings(piece_statements=10, report=False)}))
+    growing.append(2)
+    for sequence in (5, 12):
+        (growing.folder / "manifests" / growing.log / f"{sequence:012}.json").unlink()
+    assert shown(count(growing, State("", 0.0))) == stated(growing) | {"size": growing.size}
