@@ -217,11 +217,11 @@ def verify(environment: dict[str, str]) -> dict[str, float]:
     return {"wall": wall, "cpu": cpu}
 
 
-def new_archive(folder: Path, environment: dict[str, str]) -> dict[str, str]:
-    """Write `archive.json` into a folder, and return the environment of a drain into it."""
+def new_archive(archive: str, environment: dict[str, str]) -> dict[str, str]:
+    """Write `archive.json` into a folder or bucket, and return the environment of a drain into it."""
     signers = open_signers(environment["CUSTODY_KEYS"], datetime.now(UTC))
-    writer.create_archive(open_store(str(folder)), signers.both)
-    return {**environment, "CUSTODY_ARCHIVE": str(folder)}
+    writer.create_archive(open_store(archive, Settings().s3), signers.both)
+    return {**environment, "CUSTODY_ARCHIVE": archive}
 
 
 def compare_leaves(console: Console, folder: Path, environment: dict[str, str], rounds: int) -> None:
@@ -231,7 +231,7 @@ def compare_leaves(console: Console, folder: Path, environment: dict[str, str], 
         cost = {}
         for leaves in ("true", "false") if number % 2 else ("false", "true"):
             place = folder / f"archive-{number}-{leaves}"
-            figures = child("custody", {**new_archive(place, environment), "CUSTODY_DRAIN__EVENT_LEAVES": leaves})
+            figures = child("custody", {**new_archive(str(place), environment), "CUSTODY_DRAIN__EVENT_LEAVES": leaves})
             cost[leaves] = figures["cpu"] / figures["events"] * 1e9
             shutil.rmtree(place)
         costs.append(cost)
@@ -291,7 +291,7 @@ def main() -> None:
                 return
             plain, custody = [baseline(folder / "plain-0", common, limit)], []
             for number in range(options.rounds):
-                ours = new_archive(folder / f"archive-{number}", common)
+                ours = new_archive(str(folder / f"archive-{number}"), common)
                 custody.append(child("custody", ours))
                 plain.append(baseline(folder / f"plain-{number + 1}", common, limit))
                 if number:

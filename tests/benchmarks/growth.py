@@ -6,12 +6,14 @@ run each minute or each night, and those of people who look for a day, an event 
 
 1. `generated`: a store that makes objects when they are asked for, and counts requests (tests/helpers/aged.py). What
    making them takes is part of the processor time; what a client of S3 takes is not.
-2. `S3`: SeaweedFS beside it, and S3's own client. Requests are counted where that client sends them.
-3. `folder`: files.
+2. `folder`: files. Segments are written of the first statements and of the last weeks (`--segment-days`): no command
+   here looks at the others, and they are two thirds of the files.
+3. `S3`: SeaweedFS beside it, and S3's own client. Requests are counted where that client sends them.
 
 Each command is a process of its own, start and imports included. One that takes too long is ended, and not run on an
-older archive.
-Old days have no tables of events: only the newest day was audited by a real audit. Reports; judges nothing.
+older archive. The time index covers all but the last day. Its files and the tables of events are there of the last 33
+days, and of the first statements. Before a command is measured, what it does each night or minute is done once.
+Reports; judges nothing.
 """
 
 import argparse
@@ -56,14 +58,19 @@ from tests.servers.s3 import SeaweedServer
 AGES = (30, 365, 2555)
 """Days: a month, a year, seven years."""
 KINDS = ("GET", "HEAD", "LIST", "VERSIONS", "PUT")
-PIECE = 500
-"""Statements of a span of the time index, and of a piece of an audit: the setting's default."""
+PIECE = 480
+"""Statements of a span of the time index, and of a piece of an audit. The setting's default is 500. This one is a third
+of a day, so pieces begin at the same times at each age, and as many are read."""
 REREAD_DAYS = 36_500
 """So many that an audit reads one piece again at any age: how much is read again is the setting's price, not growth."""
 SECONDS = 60
 """The longest time of a command."""
 ELSEWHERE = ("status", "drain", "audit", "query", "connect", "evidence")
-"""Parts of the titles of commands that are also run on files and in SeaweedFS."""
+"""Parts of the titles of commands that are also run in SeaweedFS."""
+IN_FOLDER = (*ELSEWHERE, "index", "metrics", "roll", "backfill", "report", "show", "checkpoint")
+"""Of those that are also run on files."""
+SEGMENT_DAYS = 40
+"""Days at the end whose segments are written as files."""
 _SLOWEST = 1.2
 """What an operator is promised at ten times the age; more is marked."""
 
@@ -178,6 +185,7 @@ def measure(archive: Archive, command: Command, folder: Path, servers: Servers, 
         "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": servers.kafka.bootstrap if servers.kafka else "127.0.0.1:1",
         "CUSTODY_KAFKA__TOPICS": archive.store.spec.topic,
         "CUSTODY_AUDIT__REREAD_DAYS": str(REREAD_DAYS),
+        "CUSTODY_AUDIT__PIECE_STATEMENTS": str(PIECE),
         "CUSTODY_METRICS__STATE": str(folder / "metrics.json"),
         **archive.environment,
     }
@@ -390,13 +398,19 @@ def main() -> None:
     """Build, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ages", type=_numbers, default=list(AGES), help="days, with commas between them")
-    parser.add_argument("--folder-days", type=_numbers, default=[30, 365], help="ages that are also written as files")
+    parser.add_argument("--folder-days", type=_numbers, default=list(AGES), help="ages that are also written as files")
+    parser.add_argument(
+        "--segment-days", type=int, default=SEGMENT_DAYS, help="days at the end whose segments are written as files"
+    )
     parser.add_argument("--s3-days", type=_numbers, default=[3, 30], help="ages that are also put into SeaweedFS")
     parser.add_argument(
         "--commands", type=lambda text: text.split(","), default=[], help="parts of titles; default all"
     )
     parser.add_argument("--seconds", type=float, default=SECONDS, help="the longest time of a command")
     parser.add_argument("--keep", type=Path, help="a folder in which archives are kept, and found the next time")
+    parser.add_argument(
+        "--temp", type=Path, help="where a folder is made for all files: 20 GB and five million of them"
+    )
     parser.add_argument("--no-kafka", action="store_true", help="without a broker, and so without the drain")
     parser.add_argument("--no-search", action="store_true", help="without Elasticsearch, and so without the index")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
@@ -409,6 +423,7 @@ def main() -> None:
         source = Source(_topic(days), options.cluster, options.topic_id)
         aged.make_archive(options.make, days * DAY, source=source, end=options.end, unaudited=1, span=PIECE)
         return
+    tempfile.tempdir = str(options.temp.absolute()) if options.temp else None
     with tempfile.TemporaryDirectory(prefix="custody-growth-") as name, contextlib.ExitStack() as stack:
         folder = options.keep or Path(name)
         kafka = search = None
@@ -431,7 +446,12 @@ def _report(options: argparse.Namespace, folder: Path, servers: Servers, stack: 
     console.print(f"made {', '.join(f'{days:,} days' for days in ages)} in {time.perf_counter() - began:.0f} s")
     places: list[tuple[str, Sequence[int], Callable[[int], Archive], Sequence[str]]] = [
         ("generated", options.ages, lambda days: Archive("generated", days, stores[days], stores[days].url), ()),
-        ("folder", options.folder_days, lambda days: _in_folder(stores[days], days, folder), ELSEWHERE),
+        (
+            "folder",
+            options.folder_days,
+            lambda days: _in_folder(stores[days], days, folder, options.segment_days),
+            IN_FOLDER,
+        ),
     ]
     if options.s3_days:
         server = stack.enter_context(SeaweedServer(folder / "seaweed"))
@@ -450,10 +470,10 @@ def _report(options: argparse.Namespace, folder: Path, servers: Servers, stack: 
     console.print(f"whole run: {time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f} after")
 
 
-def _in_folder(store: AgedStore, days: int, folder: Path) -> Archive:
+def _in_folder(store: AgedStore, days: int, folder: Path, segment_days: int) -> Archive:
     files = folder / f"files-{days}"
     shutil.rmtree(files, ignore_errors=True)
-    copy_to_folder(store, files)
+    copy_to_folder(store, files, segment_days)
     return Archive("folder", days, store, str(files))
 
 

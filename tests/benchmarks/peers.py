@@ -1,16 +1,17 @@
-"""How fast the drain is next to others that read Kafka into files: `uv run python -m tests.benchmarks.peers`.
+"""How fast the drain is next to others that read Kafka into files or S3: `uv run python -m tests.benchmarks.peers`.
 
 All drain the same topic of four partitions on one broker beside them, in turn, for some rounds. Machines are noisy, so
 the ratios of a round are what lasts. Nobody's start counts:
 
-- custody with one process, and with a process a core. Processes that it starts itself count whole.
+- custody with one process, and with a process a core, to a folder and to S3. Processes that it starts count whole.
 - `kcat | pigz -1`, from Debian's packages of these names: as little as can be done. All partitions in one stream.
-- Kafka Connect with Kafka's own file sink, from Maven: plain lines, neither gzip nor S3. Its S3 sinks do more.
+- Kafka Connect with Kafka's own file sink and with Camel's S3 sink, both from Maven (`tests.benchmarks.connect`).
 - Quix Streams' file sink, from PyPI, in an environment of its own (`uv`): gzip JSONL.
 - the plain consumer of `tests.benchmarks.drain`.
 
-The slower ones get a share of the events. A peer that this machine lacks is left out, with the reason. The last archive
-is verified at the end, each event parsed. Needs Java and Maven, as the tests do. Judges nothing.
+S3 is SeaweedFS beside them; what it takes itself counts for nobody. The slower ones get a share of the events. A peer
+that this machine lacks is left out, with the reason. The last archives are verified at the end, each event parsed.
+Needs Java and Maven, as the tests do. Judges nothing.
 """
 
 import argparse
@@ -24,146 +25,38 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from threading import Event, Thread
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from custody.keys.keyring import new_keyring
 from tasks.drain.run import drain_logs
 from tasks.settings import Settings
+from tests.benchmarks.connect import CAMEL, camel_sink, file_sink
 from tests.benchmarks.drain import PARTITIONS, SEED, load, new_archive, run_baseline, verify
-from tests.servers.kafka import CACHE, VERSION, KafkaServer, fetch_jars, find_java
+from tests.benchmarks.peer import SECONDS, TOPIC, Figures, Peer, Site, UnavailableError, own_figures, used, watched
+from tests.servers.kafka import VERSION, KafkaServer, KafkaUnavailableError
+from tests.servers.s3 import SeaweedServer
 
-TOPIC = "audit.benchmark"
 QUIX = "quixstreams==3.28.1"
-SECONDS = 900
-_LOOK_SECONDS = 0.01
-_SAMPLE_SECONDS = 0.5
 
 
-class UnavailableError(Exception):
-    """This machine cannot run a peer; the message says what it lacks."""
+def archive(folder: Path, *, s3: bool) -> str:
+    """Return the address of the archive that a run of custody writes."""
+    return f"s3://custody-{folder.name}/archive" if s3 else str(folder / "archive")
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What one run of a peer took.
-
-    Attributes:
-        events: how many it drained.
-        wall: seconds, without its start.
-        cpu: seconds of the processor of all its processes, without its start.
-        peak: bytes of memory of all its processes together, start included.
-    """
-
-    events: int
-    wall: float
-    cpu: float
-    peak: int
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What peers drain, and where to."""
-
-    bootstrap: str
-    events: int
-    size: int
-    environment: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A program that drains a topic.
-
-    Attributes:
-        name: what the table calls it.
-        proves: what its output proves.
-        share: the part of the events that it gets.
-        run: drains so many events into an empty folder.
-    """
-
-    name: str
-    proves: str
-    share: float
-    run: Callable[[Site, Path, int], Figures]
-
-
-# --- measuring
-
-
-@contextmanager
-def watched(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> Iterator[list[int]]:
-    """Sample the memory of a process and its children; the list has the greatest sum at its end."""
-    peak, over = [0], Event()
-
-    def watch() -> None:
-        root = psutil.Process(process.pid)
-        while not over.wait(_SAMPLE_SECONDS):
-            total = 0
-            for each in tree(root):
-                try:
-                    total += each.memory_info().rss
-                except psutil.Error:
-                    continue
-            peak[0] = max(peak[0], total)
-
-    thread = Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        thread.join()
-
-
-def tree(root: psutil.Process) -> list[psutil.Process]:
-    """Return a process and all below it; none once it has ended."""
-    try:
-        return [root, *root.children(recursive=True)]
-    except psutil.Error:
-        return []
-
-
-def own_figures(command: list[str], environment: dict[str, str], events: int, folder: Path | None = None) -> Figures:
-    """Run a program that prints, as its last line, its own events, wall and processor seconds as JSON."""
-    with (
-        subprocess.Popen(
-            command, env=os.environ | environment, cwd=folder, stdout=subprocess.PIPE, text=True
-        ) as process,
-        watched(process) as peak,
-    ):
-        out, _ = process.communicate(timeout=SECONDS)
-    if process.returncode:
-        raise SystemExit(f"{command[:4]} failed with exit code {process.returncode}")
-    told = json.loads(out.splitlines()[-1])
-    if told["events"] < events:
-        raise SystemExit(f"{command[:4]} drained {told['events']} of {events} events")
-    return Figures(told["events"], told["wall"], told["cpu"], peak[0])
-
-
-def used(*whose: int) -> float:
-    """Return the processor seconds of this process, of its children that have ended, or of both."""
-    usages = [resource.getrusage(who) for who in whose]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-# --- the peers
-
-
-def custody(workers: str) -> Callable[[Site, Path, int], Figures]:
+def custody(workers: str, *, s3: bool = False) -> Callable[[Site, Path, int], Figures]:
     """Return the run of custody with so many processes."""
 
     def run(site: Site, folder: Path, events: int) -> Figures:
-        environment = new_archive(folder / "archive", site.environment) | {
+        if s3:
+            site.s3.client().create_bucket(Bucket=f"custody-{folder.name}")
+        environment = new_archive(archive(folder, s3=s3), site.environment) | {
             "CUSTODY_DRAIN__WORKERS": workers,
             "CUSTODY_DRAIN__COMPRESSION": "fast",
         }
@@ -198,75 +91,6 @@ def kcat(site: Site, folder: Path, events: int) -> Figures:
     if lines != events:
         raise SystemExit(f"kcat drained {lines} of {events} events")
     return Figures(events, wall, cpu, peak[0])
-
-
-_CONNECT_POM = f"""\
-<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
-<groupId>local</groupId><artifactId>connect</artifactId><version>1</version><dependencies>
-<dependency><groupId>org.apache.kafka</groupId><artifactId>connect-runtime</artifactId><version>{VERSION}</version></dependency>
-<dependency><groupId>org.apache.kafka</groupId><artifactId>connect-file</artifactId><version>{VERSION}</version></dependency>
-<dependency><groupId>org.slf4j</groupId><artifactId>slf4j-nop</artifactId><version>1.7.36</version></dependency>
-</dependencies></project>
-"""
-
-
-def connect(site: Site, folder: Path, _: int) -> Figures:
-    """Run Kafka Connect with its file sink, from its first line in the file to its last."""
-    jars = fetch_jars(CACHE / f"connect-{VERSION}", _CONNECT_POM)
-    output = folder / "events.jsonl"
-    converter = "org.apache.kafka.connect.converters.ByteArrayConverter"
-    # The file sink prints what it gets, and so it must get text.
-    lines = "org.apache.kafka.connect.storage.StringConverter"
-    worker = {
-        "bootstrap.servers": site.bootstrap,
-        "key.converter": converter,
-        "value.converter": lines,
-        "offset.storage.file.filename": folder / "offsets",
-        "offset.flush.interval.ms": 1000,
-        # What is on the class path: to scan folders for plugins takes minutes.
-        "plugin.discovery": "service_load",
-        "listeners": "http://127.0.0.1:0",
-        "consumer.auto.offset.reset": "earliest",
-        "consumer.max.poll.records": 10_000,
-    }
-    sink = {
-        "name": f"sink-{folder.name}",
-        "connector.class": "org.apache.kafka.connect.file.FileStreamSinkConnector",
-        "tasks.max": 1,
-        "topics": TOPIC,
-        "file": output,
-    }
-    for name, properties in (("worker", worker), ("sink", sink)):
-        (folder / name).write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
-    java = [find_java(), "-Xmx1g", "-cp", f"{jars}/*", "org.apache.kafka.connect.cli.ConnectStandalone"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*java, str(folder / "worker"), str(folder / "sink")], stdout=log, stderr=log)
-    with process, watched(process) as peak:
-        try:
-            # Nobody's start counts.
-            until_written(output, 1, process)
-            begin, cpu, first = time.perf_counter(), cpu_of(process), output.stat().st_size
-            until_written(output, site.size + site.events, process)
-            wall, cpu = time.perf_counter() - begin, cpu_of(process) - cpu
-        finally:
-            process.kill()
-    whole = site.size + site.events
-    return Figures(round(site.events * (whole - first) / whole), wall, cpu, peak[0])
-
-
-def until_written(output: Path, size: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a file has so many bytes."""
-    deadline = time.monotonic() + SECONDS
-    while not output.exists() or output.stat().st_size < size:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"Kafka Connect ended, or wrote too little: {(output.parent / 'log').read_text()[-2000:]}")
-        time.sleep(_LOOK_SECONDS)
-
-
-def cpu_of(process: subprocess.Popen[bytes]) -> float:
-    """Return the processor seconds of a running process."""
-    times = psutil.Process(process.pid).cpu_times()
-    return times.user + times.system
 
 
 _QUIX_PROGRAM = """
@@ -310,14 +134,18 @@ def plain(site: Site, folder: Path, events: int) -> Figures:
     return own_figures(command, environment, events)
 
 
-ONE, ALL = "custody, one process", "custody, a process a core"
+TO_FOLDER = "custody, one process", "custody, a process a core"
+TO_S3 = "custody to S3, one process", "custody to S3, a process a core"
 PEERS = (
-    Peer(ONE, "all that FORMAT.md says", 1.0, custody("1")),
-    Peer(ALL, "the same", 1.0, custody("auto")),
-    Peer("kcat | pigz -1", "nothing; partitions are mixed", 1.0, kcat),
-    Peer(f"Kafka Connect {VERSION}, file sink", "nothing; plain lines", 1.0, connect),
-    Peer(f"Quix Streams {QUIX.partition('==')[2]}, file sink", "nothing", 0.1, quix),
-    Peer("plain consumer, gzip -9", "nothing", 0.1, plain),
+    Peer(TO_FOLDER[0], "all that FORMAT.md says", 1.0, custody("1"), TO_FOLDER),
+    Peer(TO_FOLDER[1], "the same", 1.0, custody("auto"), TO_FOLDER),
+    Peer("kcat | pigz -1", "nothing; partitions are mixed", 1.0, kcat, TO_FOLDER),
+    Peer(f"Kafka Connect {VERSION}, file sink", "nothing; plain lines", 1.0, file_sink, TO_FOLDER),
+    Peer(f"Quix Streams {QUIX.partition('==')[2]}, file sink", "nothing", 0.1, quix, TO_FOLDER),
+    Peer("plain consumer, gzip -9", "nothing", 0.1, plain, TO_FOLDER),
+    Peer(TO_S3[0], "all that FORMAT.md says", 1.0, custody("1", s3=True), TO_S3),
+    Peer(TO_S3[1], "the same", 1.0, custody("auto", s3=True), TO_S3),
+    Peer(f"Kafka Connect {VERSION}, Camel {CAMEL}'s S3 sink", "nothing; no newlines, no gzip", 0.25, camel_sink, TO_S3),
 )
 
 
@@ -326,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=2_000_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", help="of the peers, those whose names have this in them; custody is always measured")
+    parser.add_argument("--only", help="of the peers, those whose names have this in them, and custody beside them")
     parser.add_argument("--role", choices=["custody", "plain"], help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -334,12 +162,15 @@ def main() -> None:
         print(json.dumps(drain_here() if options.role == "custody" else run_baseline(options.limit)))
         return
     console = Console(highlight=False, width=140)
-    peers = [peer for peer in PEERS if peer.name in {ONE, ALL} or not options.only or options.only in peer.name]
+    wanted = [peer for peer in PEERS if not options.only or options.only in peer.name]
+    peers = [peer for peer in PEERS if peer in wanted or any(peer.name in each.beside for each in wanted)]
     with (
         tempfile.TemporaryDirectory(prefix="custody-peers-") as name,
         KafkaServer(Path(name) / "kafka", heap="1g", measured=True) as kafka,
+        SeaweedServer(Path(name) / "seaweed") as s3,
     ):
-        site = prepare(kafka, Path(name), options.events)
+        os.environ.update({**s3.environment(), "CUSTODY_S3__ENDPOINT_URL": s3.endpoint_url})
+        site = prepare(kafka, s3, Path(name), options.events)
         console.print(
             f"{site.events:,} events of {site.size / site.events:.0f} bytes in {PARTITIONS} partitions (lz4); seed"
             f" {SEED}; Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before"
@@ -349,7 +180,7 @@ def main() -> None:
         console.print(f"load {os.getloadavg()[0]:.1f} after")
 
 
-def prepare(kafka: KafkaServer, folder: Path, events: int) -> Site:
+def prepare(kafka: KafkaServer, s3: SeaweedServer, folder: Path, events: int) -> Site:
     """Load the topic, make keys, and read all once, so that the broker is warm."""
     kafka.create_topic(TOPIC, PARTITIONS)
     size = load(kafka, TOPIC, events)
@@ -360,14 +191,14 @@ def prepare(kafka: KafkaServer, folder: Path, events: int) -> Site:
         "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap,
         "CUSTODY_KAFKA__TOPICS": TOPIC,
     }
-    site = Site(kafka.bootstrap, events, size, environment)
+    site = Site(kafka.bootstrap, s3, events, size, environment)
     with tempfile.TemporaryDirectory(dir=folder) as warm:
         custody("auto")(site, Path(warm), events)
     return site
 
 
 def measure(console: Console, site: Site, peers: list[Peer], folder: Path, rounds: int) -> dict[str, list[Figures]]:
-    """Run all peers in turn, each round in another order, and verify the last archive."""
+    """Run all peers in turn, each round in another order, and verify the last archives."""
     figures: dict[str, list[Figures]] = defaultdict(list)
     missing: set[str] = set()
     for number in range(rounds):
@@ -378,12 +209,14 @@ def measure(console: Console, site: Site, peers: list[Peer], folder: Path, round
             output.mkdir()
             try:
                 figures[peer.name].append(peer.run(site, output, int(site.events * peer.share)))
-            except UnavailableError as error:
+            except (UnavailableError, KafkaUnavailableError) as error:
                 missing.add(peer.name)
                 console.print(f"{peer.name} is left out: {error}")
-            if number == rounds - 1 and peer.name == ALL:
-                checked = verify(site.environment | {"CUSTODY_ARCHIVE": str(output / "archive")})
-                console.print(f"custody verify: {site.events / checked['wall']:,.0f} events/s, every event parsed")
+            if number == rounds - 1 and peer.name in {TO_FOLDER[1], TO_S3[1]}:
+                url = archive(output, s3=peer.name == TO_S3[1])
+                checked = verify(site.environment | {"CUSTODY_ARCHIVE": url})
+                rate = site.events / checked["wall"]
+                console.print(f"custody verify of {peer.name}: {rate:,.0f} events/s, every event parsed")
             shutil.rmtree(output)
     return figures
 
@@ -406,10 +239,11 @@ def report(console: Console, peers: list[Peer], figures: dict[str, list[Figures]
         runs = figures.get(peer.name)
         if not runs:
             continue
+        one, all_cores = (figures[name] for name in peer.beside)
         ratios = [
-            ratio(figures[ALL], runs, lambda run: run.wall),
-            ratio(figures[ONE], runs, lambda run: run.wall),
-            ratio(figures[ONE], runs, lambda run: run.cpu),
+            ratio(all_cores, runs, lambda run: run.wall),
+            ratio(one, runs, lambda run: run.wall),
+            ratio(one, runs, lambda run: run.cpu),
         ]
         table.add_row(
             peer.name,

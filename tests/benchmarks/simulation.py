@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import last_taken, sequence_of
+from custody.archive.reader import last_taken
+from custody.archive.slots import sequence_of
 from custody.format.layout import Log
 from custody.settings import TierSettings
 from custody.store.protocol import ObjectInfo, Store

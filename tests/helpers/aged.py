@@ -32,6 +32,7 @@ import pytest
 
 import custody.store.open
 from custody.archive import time_index
+from custody.archive.rows import batches_of, row_of
 from custody.archive.time_spans import Span
 from custody.archive.writer import DEFAULT_CHECKPOINT, DEFAULT_HEARTBEAT
 from custody.errors import TerminalStoreError
@@ -44,7 +45,7 @@ from custody.format.times import EPOCH, format_time
 from custody.keys.keyring import new_keyring
 from custody.keys.open import open_signers
 from custody.keys.signers import Signers
-from custody.query.statements import Name, Rows, batch_rows, file_ref, manifest_row, parquet
+from custody.query.statements import Name, Rows, file_ref, file_row, parquet
 from custody.store.folder import FolderStore
 from custody.store.protocol import (
     Capabilities,
@@ -60,6 +61,11 @@ from custody.store.s3 import S3Store
 from custody.tlog import merkle
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head
+from custody.verify.work import work_of
+from tasks.audit import turn
+from tasks.audit.tables import TableWriter
+from tasks.audit.turn import Turn
+from tests.helpers.memory import MemoryStore
 
 DAY = 1440
 """Statements of a day, and so of an audit."""
@@ -78,8 +84,12 @@ BUCKET = "s3://aged"
 MOST = 1.2
 """How many times the requests may be, of ten times the age."""
 _HASH = 32
-_REREAD = 3000
+REREAD = 3000
 """Statements at the begin whose spans have their files: audits read these again first."""
+_REREAD_DAYS = 30
+_PIECE = 480
+_TABLED = 40
+"""Whole days at the end whose spans have their files: reports and queries read these, and a report is of a month."""
 _WRITER = "tests.helpers.aged"
 _EVENT = b'{"event_type":"query_executed","timestamp":"%b","user_id":"user-%04d","request_id":"%012d"}\n'
 _GZIP = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
@@ -461,15 +471,16 @@ def make_archive(
         source: its topic.
         end: a whole minute.
         unaudited: whole days at the end without an audit.
-        span: statements of each span of the time index; None for no index. Of the files that spans name, only the first
-            ones are there. Who needs others reads statements one by one.
+        span: statements of each span of the time index, and of each table; None for neither. Of the files that spans
+            name, those of the first statements and of the last weeks are there. Who needs others reads statements.
     """
     begin = end - timedelta(minutes=statements)
     folder.mkdir(parents=True, exist_ok=True)
     uri = f"file:{folder / 'keyring.json'}"
     new_keyring(folder / "keyring.json", begin - timedelta(days=1))
     signers = open_signers(uri, datetime.now(UTC))
-    put = FolderStore(str(folder / "put"))
+    # Files that are written at once, without waiting for the disk: there are hundreds.
+    put = MemoryStore()
     archive = _create_archive(put, signers, begin)
     spec = Spec(archive, begin, statements, source.topic, logs, source.cluster, source.topic_id)
     trees = []
@@ -480,8 +491,11 @@ def make_archive(
         nodes.save(folder / f"nodes-{log.partition}")
         trees.append(nodes)
     audits = statements // DAY - unaudited
-    index = _make_index(put, spec, trees, audits, span) if span else []
-    _make_audits(folder, spec, trees, signers, audits, index)
+    objects = [*_make_index(put, spec, trees, signers, audits, span), _make_turn(put, spec, audits)] if span else []
+    _make_audits(folder, spec, trees, signers, audits, objects)
+    for key, data in put.objects.items():
+        (folder / "put" / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "put" / key).write_bytes(data)
     # Last: an archive without it is not whole.
     (folder / "spec.json").write_text(json.dumps(asdict(spec) | {"begin": begin.isoformat()}))
     return AgedStore.opened(folder)
@@ -500,26 +514,32 @@ def _create_archive(put: Store, signers: Signers, begin: datetime) -> str:
     return statement.archive
 
 
-def _make_index(put: Store, spec: Spec, trees: Sequence[Nodes], audits: int, span: int) -> list[ObjectRef]:
-    """Write the time index of what was audited, with the files of the spans that are read again first."""
+def _make_index(
+    put: Store, spec: Spec, trees: Sequence[Nodes], signers: Signers, audits: int, span: int
+) -> list[ObjectRef]:
+    """Write the time index of what was audited, with the files and tables of its first and its last spans."""
     spans: list[Span] = []
     for log, tree in zip(spec.names, trees, strict=True):
         maker = Maker(spec, log)
         of_log = list(maker.spans(audits * DAY, span))
         for number, each in enumerate(of_log):
-            if each.first >= _REREAD:
-                break
+            if REREAD <= each.first < (audits - _TABLED) * DAY:
+                continue
             rows: dict[Name, Rows] = {"manifests": Rows("manifests"), "batches": Rows("batches")}
-            for sequence in range(each.first, each.end):
-                statement = manifest.parse_statement(maker.line(sequence, tree.tree(sequence)))
-                rows["manifests"].add(manifest_row(str(log), statement))
-                for row in batch_rows(str(log), statement):
-                    rows["batches"].add(row)
-            refs = {}
+            refs: dict[str, ObjectRef | None] = {}
+            with TableWriter(put, log, each.first, each.end, archive=spec.archive, signers=signers.both()) as writer:
+                for sequence in range(each.first, each.end):
+                    statement = manifest.parse_statement(maker.line(sequence, tree.tree(sequence)))
+                    rows["manifests"].add(file_row(row_of(str(log), statement)))
+                    for row in batches_of(str(log), statement):
+                        rows["batches"].add(row)
+                    writer.add(work_of(statement, str(log)), statement.batches[0], maker.lines(sequence))
+                writer.finish()
+                refs["tables"] = writer.listed
             for name, of_name in rows.items():
                 data = parquet(of_name.table())
-                refs[name] = file_ref(name, log, each.first, each.end, data)
-                put.create(refs[name].key, data)
+                refs[name] = ref = file_ref(name, log, each.first, each.end, data)
+                put.create(ref.key, data)
             of_log[number] = msgspec.structs.replace(each, **refs)
         spans += of_log
     index, made = time_index.extend(spec.archive, audits - 1, time_index.EMPTY, spans)
@@ -528,17 +548,32 @@ def _make_index(put: Store, spec: Spec, trees: Sequence[Nodes], audits: int, spa
     return [index.ref] if index.ref else []
 
 
+def _make_turn(put: Store, spec: Spec, audits: int) -> ObjectRef:
+    """Write what the newest audit hands on: that all was listed and read again by then."""
+    at = format_time(spec.begin + timedelta(minutes=audits * DAY))
+    sizes = {str(log): audits * DAY for log in spec.names}
+    return turn.put(put, audits - 1, Turn(archive=spec.archive, listed=(("", at),), audits_at=at, sizes=sizes))
+
+
 def _make_audits(
-    folder: Path, spec: Spec, trees: Sequence[Nodes], signers: Signers, count: int, index: list[ObjectRef]
+    folder: Path, spec: Spec, trees: Sequence[Nodes], signers: Signers, count: int, objects: list[ObjectRef]
 ) -> None:
-    """Write the audits: one a day, of the statements of that day. The newest one refers to the time index."""
+    """Write the audits: one a day, of the statements of that day, and of a share of those before, all within 30 days.
+
+    The newest one refers to some objects.
+    """
     nodes = GrowingNodes()
     sizes = []
+    position = 0
     with (folder / "audits").open("wb") as file:
         for number in range(count):
             size = (number + 1) * DAY
             at = format_time(spec.begin + timedelta(minutes=size))
             heads = dict(zip(map(str, spec.names), (tree.head(size) for tree in trees), strict=True))
+            old = size - DAY
+            again = turn.share_of(position, old, max(old - DAY, 0), 1 / _REREAD_DAYS, _PIECE)
+            position = again[0][1] if again else 0
+            spans = [*(Covered(first, end, "again") for first, end in again if first < end), Covered(old, size, "new")]
             statement = Audit(
                 format=audit.FORMAT,
                 archive=spec.archive,
@@ -549,11 +584,11 @@ def _make_audits(
                 sealed_at=at,
                 writer=_WRITER,
                 heads={name: HeadRef(head.size, head.root.hex()) for name, head in sorted(heads.items())},
-                covered={name: [Covered(size - DAY, size, "new")] for name in sorted(heads)},
+                covered=dict.fromkeys(sorted(heads), spans),
                 marks={name: Marks(0, 0, at, 0) for name in sorted(heads)},
                 counts={"events": EACH * DAY * spec.logs, "findings": 0},
                 findings=[],
-                objects=index if number == count - 1 else [],
+                objects=objects if number == count - 1 else [],
                 verdict="verified",
             )
             line = envelope.encode_line(statement)
@@ -638,6 +673,14 @@ class AgedStore:
     def nodes(self, log: Log) -> Nodes:
         """Return the tree of a log."""
         return Nodes.open(self.folder / f"nodes-{log.partition}", self.spec.statements)
+
+    def statements(self, log: Log, numbers: range) -> Iterator[tuple[str, bytes, str, bytes]]:
+        """Yield the key and the bytes of manifests, each with those of its segment: faster than by their keys."""
+        maker, nodes, signer = Maker(self.spec, log), self.nodes(log), self._signers.hmac()
+        for sequence in numbers:
+            sealed = envelope.seal(maker.line(sequence, nodes.tree(sequence)), manifest.FORMAT, [signer])
+            segment = maker.segment(sequence), maker.segment_key(sequence)
+            yield layout.manifest_key(log, sequence), sealed, segment[1], segment[0]
 
     @cached_property
     def _signers(self) -> Signers:

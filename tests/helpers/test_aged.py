@@ -2,14 +2,16 @@
 
 import pickle
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
+import custody
 from custody.errors import ObjectExists, ObjectMissing
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.verify.run import verify
-from tests.helpers.aged import DAY, AgedStore, make_archive, use_aged
+from tests.helpers.aged import DAY, EACH, AgedStore, make_archive, use_aged
 
 END = datetime(2026, 11, 28, tzinfo=UTC)
 STATEMENTS = 2 * DAY + 10
@@ -85,3 +87,16 @@ def test_it_is_opened_by_its_url(store: AgedStore, monkeypatch: pytest.MonkeyPat
     other = pickle.loads(pickle.dumps(store))  # noqa: S301 - it is our own
     key = "checkpoints/audit/1/000000000060"
     assert other.read(key, limit=1 << 20) == store.read(key, limit=1 << 20)
+
+
+def test_what_a_nightly_audit_made_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an index, the events of a whole day are read from tables, and the verifier finds nothing."""
+    store = make_archive(tmp_path / "aged", 3 * DAY, end=END, span=480)
+    assert not verify(store, open_trust([store.keys]), now=END, workers=0).findings
+    use_aged(monkeypatch)
+    store.requests.clear()
+    monkeypatch.setenv("CUSTODY_ARCHIVE", store.url)
+    monkeypatch.setenv("CUSTODY_KEYS", store.keys)
+    with custody.connect() as connection:
+        assert connection.execute("SELECT count(*) FROM events WHERE day = '2026-11-27'").fetchone() == (EACH * DAY,)
+    assert {("GET", "manifests"), ("GET", "events")}.isdisjoint(store.requests.by_folder)
