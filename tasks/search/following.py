@@ -1,6 +1,8 @@
 """Follows a log statement by statement, past those that are missing or cannot be read. Each of these is named."""
 
+from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, read_manifest
+from custody.archive.slots import slots_after
 from custody.errors import FormatError, ObjectMissing
 from custody.format import layout
 from custody.format.layout import Log
@@ -42,7 +44,5 @@ def next_statement(
 
 
 def next_listed(store: Store, log: Log, sequence: int) -> int | None:
-    """Return the first later sequence whose manifest is listed; None if there is none."""
-    listed = store.list(layout.log_prefix(log), after=layout.manifest_key(log, sequence))
-    numbers = (parsed[1] for info in listed if (parsed := layout.parse_manifest_key(info.key)))
-    return min((number for number in numbers if number > sequence), default=None)
+    """Return the first later sequence that has a manifest; None if there is none."""
+    return next(slots_after(store, statements_of(log), sequence), None)
