@@ -12,7 +12,7 @@ Rules:
 
 import hmac
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -138,6 +138,11 @@ class Trust:
             id_: replace(key, material=None) if isinstance(key.material, KmsKey) else key
             for id_, key in self.keys.items()
         }
+
+    def checks_all(self, algorithms: Collection[Algorithm]) -> bool:
+        """Return whether all its keys of some algorithms, one at least, can check signatures here."""
+        keys = [key for key in self.keys.values() if key.algorithm in algorithms]
+        return bool(keys) and all(key.checkable for key in keys)
 
 
 def open_trust(

@@ -189,8 +189,7 @@ class LogReader:
         Either the keys at hand check all statements, or a trusted head covers what the audit signed. Without keys
         nothing is checked.
         """
-        keys = [key for key in self.trust.keys.values() if key.algorithm in statements_of(log).wanted]
-        if not self.trust.keys or (keys and all(key.checkable for key in keys)):
+        if not self.trust.keys or self.trust.checks_all(statements_of(log).wanted):
             return True
         head = to_heads(self.audits.newest.statement.heads).get(str(log)) if self.audits.newest else None
         return head is not None and coverage.shows(head)

@@ -75,6 +75,7 @@ class _ReadOnce:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
+            # `copy` asks before there is a store, and would ask without end.
             raise AttributeError(name)
         return getattr(self._store, name)
 

@@ -10,7 +10,7 @@ contract, and are not estimated.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from custody.archive.time_spans import Span
 from custody.archive.trusted import Judge, beyond_end, check_keys, empty_slots, known_heads, unverified
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import limits
+from custody.format.envelope import Algorithm
 from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
 from custody.format.lines import type_fault
@@ -225,7 +226,7 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
             judge = Judge(store, log, statements_of(log), archive, trust)
             ranges = _searched(store, log, request, problems, judge, known_heads(trust, log), index)
             searched += sum(len(slots) for slots, _ in ranges)
-            if not _may_use_rows(request, trust):
+            if not _may_use_rows(request, trust, statements_of(log).wanted):
                 ranges = [(slots, None) for slots, _ in ranges]
             # The end was read, too: only what is chosen counts.
             judge.unchecked = 0
@@ -259,15 +260,13 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     return Plan(request, archive, searched, tuple(parts), segments, tuple(problems))
 
 
-def _may_use_rows(request: Request, trust: Trust) -> bool:
+def _may_use_rows(request: Request, trust: Trust, wanted: Collection[Algorithm]) -> bool:
     """Return whether rows of the index are enough, and the copy reads and checks each statement.
 
     A table is of many statements: one that cannot be read has to be known before. And keys that cannot check each
     statement do not show which ones were changed since the audit.
     """
-    keys = [key for key in trust.keys.values() if key.algorithm == "HMAC-SHA256"]
-    checkable = not trust.keys or (bool(keys) and all(key.checkable for key in keys))
-    return request.target != "tables" and checkable
+    return request.target != "tables" and (not trust.keys or trust.checks_all(wanted))
 
 
 def _searched(

@@ -34,7 +34,7 @@ class Site:
         self.keys = f"file:{self._logs[0].keyring}"
 
     def append(self, statements: int) -> None:
-        """Let each log grow."""
+        """Append statements to each log, and put them into the bucket."""
         for log in self._logs:
             log.append(statements)
         there = self.objects()

@@ -87,7 +87,9 @@ _HASH = 32
 REREAD = 3000
 """Statements at the begin whose spans have their files: audits read these again first."""
 _REREAD_DAYS = 30
+"""Within how many nights audits read old statements again."""
 _PIECE = 480
+"""Statements to which the share of a night is rounded up."""
 _TABLED = 40
 """Whole days at the end whose spans have their files: reports and queries read these, and a report is of a month."""
 _WRITER = "tests.helpers.aged"

@@ -237,13 +237,13 @@ IN_FOLDER = (
 
 @pytest.fixture
 def in_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the archive be taken for one in a folder, where a listing goes through all names wherever it begins."""
+    """Make the archive pass for one in a folder, where a listing goes through all names wherever it begins."""
     monkeypatch.setattr(LockingStore, "url", "file:///memory/archive")
 
 
 @pytest.fixture
 def long_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each log be taken for a long one: in a folder, its slots are looked for by their names."""
+    """Make each log pass for a long one: in a folder, its slots are looked for by their names."""
     monkeypatch.setattr(slots, "_FEW", 0)
 
 
@@ -292,29 +292,45 @@ def test_a_log_in_a_folder_is_listed_in_one_night_of_a_turn(aged: tuple[Nights, 
     assert sorted(listed) == [*[0] * (REREAD - 1), 1]
 
 
+def night_of(nights: Nights, key: str, refused: int | None, refuses: Callable[..., bool]) -> int:
+    """Return the night in which an object is found, if the store refuses some listings of one night."""
+    nights.store.objects[key] = b"x"
+    listed = nights.store.list
+    with opened(nights.store), pytest.MonkeyPatch.context() as patch:
+        for night in range(1, 2 * REREAD):
+
+            def refuse(prefix: str = "", night: int = night, **more: Any) -> Iterator[ObjectInfo]:
+                if night == refused and refuses(prefix, **more):
+                    raise TransientStoreError("503: slow down")
+                return listed(prefix, **more)
+
+            patch.setattr(nights.store, "list", refuse)
+            if any(problem.get("key") == key for problem in nights.audit().findings):
+                return night
+    raise AssertionError("it was not found")
+
+
 def test_a_part_that_cannot_be_listed_is_next_again(aged: tuple[Nights, Spread]) -> None:
     """A night in which the store refuses costs that night, and not a whole turn."""
+    key = layout.checkpoint_key(LOG, 19) + "x"
 
-    def night_of(refused: int | None) -> int:
-        nights = branch(aged[0])
-        key = layout.checkpoint_key(LOG, 19) + "x"
-        nights.store.objects[key] = b"x"
-        listed = nights.store.list
-        with opened(nights.store), pytest.MonkeyPatch.context() as patch:
-            for night in range(1, 2 * REREAD):
+    def refuses(prefix: str, **_: Any) -> bool:
+        return prefix.startswith(layout.checkpoint_prefix(LOG))
 
-                def refuse(prefix: str = "", night: int = night, **more: Any) -> Iterator[ObjectInfo]:
-                    if night == refused and prefix.startswith(layout.checkpoint_prefix(LOG)):
-                        raise TransientStoreError("503: slow down")
-                    return listed(prefix, **more)
+    found = night_of(branch(aged[0]), key, None, refuses)
+    assert night_of(branch(aged[0]), key, found, refuses) == found + 1
 
-                patch.setattr(nights.store, "list", refuse)
-                if any(problem.get("key") == key for problem in nights.audit().findings):
-                    return night
-        raise AssertionError("it was not found")
 
-    found = night_of(None)
-    assert night_of(found) == found + 1
+@pytest.mark.usefixtures("in_folder")
+def test_a_log_in_a_folder_that_cannot_be_listed_is_next_again(aged: tuple[Nights, Spread]) -> None:
+    """A folder that refuses in the one night in which a log is listed costs that night, and not a whole turn."""
+    key = layout.manifest_key(LOG, 2) + ".bak"
+
+    def refuses(prefix: str, after: str = "", **_: Any) -> bool:
+        return prefix == layout.log_prefix(LOG) and not after
+
+    found = night_of(branch(aged[0]), key, None, refuses)
+    assert night_of(branch(aged[0]), key, found, refuses) == found + 1
 
 
 def test_what_is_handed_on_is_also_known_without_it(aged: tuple[Nights, Spread]) -> None:
@@ -548,29 +564,3 @@ def test_each_statement_has_its_turn(days: int, size: int, growth: list[int], st
         start, before = spans[0][1], old
         assert min(read) > night - days
         read += [night] * grown
-
-
-@pytest.mark.usefixtures("in_folder")
-def test_a_log_in_a_folder_that_cannot_be_listed_is_next_again(aged: tuple[Nights, Spread]) -> None:
-    """A folder that refuses in the one night in which a log is listed costs that night, and not a whole turn."""
-
-    def night_of(refused: int | None) -> int:
-        nights = branch(aged[0])
-        key = layout.manifest_key(LOG, 2) + ".bak"
-        nights.store.objects[key] = b"x"
-        listed = nights.store.list
-        with opened(nights.store), pytest.MonkeyPatch.context() as patch:
-            for night in range(1, 2 * REREAD):
-
-                def refuse(prefix: str = "", night: int = night, **more: Any) -> Iterator[ObjectInfo]:
-                    if night == refused and prefix == layout.log_prefix(LOG) and not more.get("after"):
-                        raise TransientStoreError("the disk does not answer")
-                    return listed(prefix, **more)
-
-                patch.setattr(nights.store, "list", refuse)
-                if any(problem.get("key") == key for problem in nights.audit().findings):
-                    return night
-        raise AssertionError("it was not found")
-
-    found = night_of(None)
-    assert night_of(found) == found + 1
