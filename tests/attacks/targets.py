@@ -50,7 +50,8 @@ class Bucket:
     def hold(self, scene: Scene) -> None:
         wanted = {key: sha256(scene.read(key)).digest() for key in scene.listed()}
         changed = [key for key, digest in wanted.items() if self._held.get(key) != digest]
-        gone = [key for key in self._held if key not in wanted]
+        # Asked, not remembered: what an attack broke off, or put without this, is not in `_held`.
+        gone = [key for key in self.keys() if key not in wanted]
         # What breaks off in the middle is put again.
         self._held = {key: digest for key, digest in self._held.items() if key not in changed}
         with ThreadPoolExecutor(_UPLOADERS) as threads:
@@ -61,6 +62,12 @@ class Bucket:
     def put(self, key: str, data: bytes, **more: Any) -> None:
         arguments = {"ChecksumAlgorithm": "SHA256", **self.more, **more}
         self.client.put_object(Bucket=self.bucket, Key=self.key(key), Body=data, **arguments)
+
+    def keys(self) -> list[str]:
+        """Return the keys of all objects."""
+        within = self.key("")
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=within)
+        return [found["Key"].removeprefix(within) for page in pages for found in page.get("Contents", ())]
 
     def delete(self, key: str, **more: Any) -> None:
         self.client.delete_object(Bucket=self.bucket, Key=self.key(key), **more)

@@ -4,6 +4,7 @@ import contextlib
 import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import chain, islice
+from multiprocessing import get_context
 from pathlib import Path
 
 from custody.format import layout
@@ -21,6 +22,11 @@ _THREADS = 8
 """Of each process that puts objects into SeaweedFS."""
 
 
+def _processes(number: int) -> ProcessPoolExecutor:
+    """Return processes that are not forked from this one: it may have threads, and a copy of them may die."""
+    return ProcessPoolExecutor(number, mp_context=get_context("forkserver"))
+
+
 def copy_to_folder(store: AgedStore, folder: Path, segment_days: int) -> None:
     """Write an archive's objects as files, without waiting for the disk.
 
@@ -30,7 +36,7 @@ def copy_to_folder(store: AgedStore, folder: Path, segment_days: int) -> None:
         segment_days: the days at the end whose segments are written, besides those of the first statements.
     """
     parts = [(store.folder, folder, segment_days, part) for part in range(_WRITERS)]
-    with ProcessPoolExecutor(_WRITERS) as processes:
+    with _processes(_WRITERS) as processes:
         list(processes.map(_write_files, *zip(*parts, strict=True)))
 
 
@@ -65,7 +71,7 @@ def _write_files(source: Path, folder: Path, segment_days: int, part: int) -> No
 
 def copy_to_s3(store: AgedStore, url: str, endpoint: str) -> None:
     """Put an archive's objects into a bucket."""
-    with ProcessPoolExecutor(_COPIERS) as processes:
+    with _processes(_COPIERS) as processes:
         parts = ((store.folder, url, endpoint, part) for part in range(_COPIERS))
         list(processes.map(_put_objects, *zip(*parts, strict=True)))
 
