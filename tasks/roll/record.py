@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 from custody.archive.reader import Tip
 from custody.archive.trusted import find_trusted_audits, read_trusted_archive
 from custody.archive.writer import append_audit, writer_name
-from custody.errors import SearchError
+from custody.errors import Fenced, SearchError
 from custody.findings import finding
 from custody.format import audit
 from custody.format.audit import Audit, SignedAudit
@@ -22,6 +22,8 @@ from tasks.settings import Settings
 
 RECORDED = 100
 """Actions that a roll's audit lists; its counts are of all actions."""
+_ATTEMPTS = 5
+"""How often a roll tries to sign behind an audit that took its slot: what was deleted must be signed."""
 
 What = Literal["create", "read-only", "merge", "warm", "delete", "rules", "expire", "clock", "step", "record"]
 
@@ -68,7 +70,7 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
         The audit's sequence; None if there is nothing to record.
 
     Raises:
-        Fenced: another valid audit was written meanwhile.
+        Fenced: others wrote an audit each time that this one was to be written.
         CustodyError: the archive cannot be written, or no key can sign.
     """
     recorded = [
@@ -85,8 +87,7 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
     with closing(open_store(settings.archive, settings.s3)) as store:
         trust = settings.own_trust()
         archive = read_trusted_archive(store, trust).id
-        tip = find_trusted_audits(store, archive, trust)
-        before = clean_audit(store, archive, trust, tip)
+        before: Audit | None = None
 
         def make(tip: Tip[SignedAudit]) -> Audit:
             return Audit(
@@ -108,4 +109,9 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
                 verdict="notices",
             )
 
-        return append_audit(store, tip, make, settings.signers(now).both(), trust).size - 1
+        for _ in range(_ATTEMPTS):
+            tip = find_trusted_audits(store, archive, trust)
+            before = clean_audit(store, archive, trust, tip)
+            with suppress(Fenced):
+                return append_audit(store, tip, make, settings.signers(now).both(), trust).size - 1
+    raise Fenced("others wrote an audit each time that the roll's record was to be written")

@@ -17,6 +17,7 @@ from tasks.audit import conclude as concluding
 from tasks.audit.conclude import TAKEN_OVER, conclude
 from tasks.audit.pieces import PieceResult, verify_pieces
 from tasks.audit.plan import Plan, Request, plan_audit
+from tasks.roll import record as recording
 from tasks.roll.expire import expire
 from tasks.roll.record import Action, record
 from tasks.settings import AuditSettings, Settings
@@ -105,6 +106,37 @@ def test_rolls_without_end(growing: Growing, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(concluding, "append_audit", late)
     with pytest.raises(Fenced):
         conclude(given, plan, results)
+
+
+def test_an_audit_in_the_last_moment_of_a_roll(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a roll deleted is signed behind the audit that took its slot, and repeats what that audit found."""
+    given = settings(growing)
+    append, audits = append_audit, [1, 2]
+
+    def late(*arguments: Any) -> Any:
+        if audits:
+            assert audit(given).sequence == audits.pop(0)
+        return append(*arguments)
+
+    monkeypatch.setattr(recording, "append_audit", late)
+    assert roll(given) == 3
+    made, before = audit_of(growing, 3), audit_of(growing, 2)
+    assert made.counts == {"delete done": 1}
+    assert (made.heads, made.marks) == (before.heads, before.marks)
+
+
+def test_audits_without_end(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A roll that always comes second ends, and does not try for ever."""
+    given = settings(growing)
+    append = append_audit
+
+    def late(*arguments: Any) -> Any:
+        audit(given)
+        return append(*arguments)
+
+    monkeypatch.setattr(recording, "append_audit", late)
+    with pytest.raises(Fenced):
+        roll(given)
 
 
 def test_a_killed_audit_goes_on_behind_a_roll(growing: Growing) -> None:
