@@ -46,9 +46,10 @@ class Drained(Installation):
             seconds = 8
             flush_seconds = 2
             """
-        # The schedule that operators get, but for how often.
+        # The schedule that operators get, but for how often the first flow, the drain, runs.
         schedule = DEPLOYMENTS.read_text()
-        often = re.sub(r'- cron: "\* \* \* \* \*"\n +timezone: UTC\n', f"- interval: {INTERVAL}\n", schedule)
+        each_minute = r'- cron: "\* \* \* \* \*"\n +timezone: UTC\n'
+        often = re.sub(each_minute, f"- interval: {INTERVAL}\n", schedule, count=1)
         assert often != schedule
         super().__init__(folder, settings, often)
         self.run("init")

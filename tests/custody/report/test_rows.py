@@ -153,7 +153,12 @@ PERIODS: dict[str, dict[str, datetime]] = {
     "some": {"since": NOW - 57 * HOUR, "until": NOW - 19 * HOUR},
     "the end": {"since": NOW - 25 * HOUR},
 }
-TRUSTS = ("all keys", "public keys", "none")
+PAIRS = [
+    *(("all keys", period) for period in PERIODS),
+    *(("public keys", period) for period in ("all", "some")),
+    ("none", "the end"),
+]
+"""Which keys are at hand, and of which times the report is."""
 
 
 def trust_of(root: Path, name: str) -> Trust:
@@ -178,8 +183,7 @@ def changed(request: pytest.FixtureRequest, grown: Hourly, tmp_path_factory: pyt
     return root
 
 
-@pytest.mark.parametrize("period", PERIODS)
-@pytest.mark.parametrize("keys", TRUSTS)
+@pytest.mark.parametrize(("keys", "period"), PAIRS)
 def test_the_page_is_the_same(changed: Path, keys: str, period: str) -> None:
     """Byte by byte: figures, states, alerts, what is missing, what is unverified, whatever happened to the archive."""
     trust = trust_of(changed, keys)

@@ -255,7 +255,7 @@ def test_a_change_in_a_folder_is_found_in_time(aged: tuple[Nights, Spread], chan
 
 
 @pytest.mark.usefixtures("in_folder", "long_logs")
-@pytest.mark.parametrize("distance", [3, 999, 5000])
+@pytest.mark.parametrize("distance", [999, 5000])
 def test_what_is_put_behind_the_end_in_a_folder_is_found_in_time(aged: tuple[Nights, Spread], distance: int) -> None:
     """What is near is found in the next night, as all of it is in a bucket; what is far when the log is listed."""
     nights, grown = branch(aged[0]), aged[1]

@@ -374,7 +374,7 @@ ATTEMPTS = st.lists(
 
 @pytest.mark.parametrize("kind", CORRELATIONS)
 @given(steps=ATTEMPTS)
-@settings(deadline=None)
+@settings(max_examples=40)
 def test_groups_are_those_of_pysigma(kind: str, steps: list[tuple[str, str | None, str, int]]) -> None:
     """Which groups fire, on random events: windows that slide, orders, and chains."""
     events, at = [], START
