@@ -216,7 +216,10 @@ def _fired(connection: duckdb.DuckDBPyConnection, rule: Rule, test: RuleTest) ->
             views.make_events(connection, views.AND_KEPT if rule.window else f"SELECT * FROM {views.NEW}")
             if counts:
                 yield from (match.group for match in run_rule(connection, rule))
-            known = memory.remember(connection, known, [rule], [], until=until)
+            failed: dict[str, str] = {}
+            known = memory.remember(connection, known, [rule], [], failed, until=until)
+            if failed:
+                raise RuleFailed(failed[rule.name])
 
 
 def _shown(groups: Sequence[tuple[tuple[str, str], ...]]) -> str:

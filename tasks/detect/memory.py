@@ -261,6 +261,7 @@ def remember(
     memory: Memory,
     rules: Sequence[Rule],
     alerts: Iterable[Alert],
+    failed: dict[str, str],
     *,
     until: datetime,
     known_until: datetime | None = None,
@@ -273,13 +274,14 @@ def remember(
         memory: what was known before them.
         rules: what is needed of events, and which measures alerts are about.
         alerts: what must not become the norm.
+        failed: gets the rules whose events could not be found, and why: their later matches may lack some.
         until: how far the archive is known, as a time of events.
         known_until: the newest time of an event that is known at all; `until` if not given.
     """
     now = plain(known_until or until)
     connection.execute(f"UPDATE {NEW} SET time = $now::TIMESTAMP WHERE {_IS_AHEAD}", {"now": now})
     until = plain(until)
-    kept = _kept(connection, rules, until)
+    kept = _kept(connection, rules, failed, until)
     minutes, peaks = _measured(connection, memory, rules, alerts, until)
     forgotten = until - FORGOTTEN
     return Memory(
@@ -292,7 +294,9 @@ def remember(
     )
 
 
-def _kept(connection: duckdb.DuckDBPyConnection, rules: Sequence[Rule], until: datetime) -> pa.Table:
+def _kept(
+    connection: duckdb.DuckDBPyConnection, rules: Sequence[Rule], failed: dict[str, str], until: datetime
+) -> pa.Table:
     """Return the events that matches of rules with windows may still need."""
     windowed = [rule for rule in rules if rule.window]
     if not windowed:
@@ -305,9 +309,8 @@ def _kept(connection: duckdb.DuckDBPyConnection, rules: Sequence[Rule], until: d
         try:
             with limited(connection, rule.name):
                 hits.append(connection.sql(columns).to_arrow_table())
-        except RuleFailed:
-            # The rule failed in this step too, and was reported.
-            continue
+        except RuleFailed as error:
+            failed.setdefault(rule.name, str(error))
     oldest = until - max(rule.window for rule in windowed) - SLACK
     connection.register("kept_hits", pa.concat_tables(hits) if hits else _PLACES.empty_table())
     sql = (

@@ -85,10 +85,11 @@ def step(
     """
     with connect() as connection:
         evaluation = _Evaluation(connection, events, memory, until, head_age)
-        every, failed = evaluation.run(rules, only_new=True)
+        every = evaluation.run(rules, only_new=True)
         found = [(rule, _on_time(rule, matches, kept_from)) for rule, matches in every]
         judged = evaluation.judge(alerts, found, until, storm, evaluation.is_new)
-        remembered = memories.remember(connection, memory, rules, judged.alerts, until=until)
+        failed = evaluation.failed
+        remembered = memories.remember(connection, memory, rules, judged.alerts, failed, until=until)
     counts = {rule.name: sum(map(evaluation.is_new, matches)) for rule, matches in found}
     return Outcome(remembered, judged.alerts, judged.notices, failed, counts, judged.suppressed, evaluation.ahead)
 
@@ -118,10 +119,11 @@ def look_again(
     """
     with connect() as connection:
         evaluation = _Evaluation(connection, events, memory, until, 0.0, known_until)
-        every, failed = evaluation.run(rules, only_new=False)
+        every = evaluation.run(rules, only_new=False)
         found = [(rule, [match for match in matches if wanted(match)]) for rule, matches in every]
         judged = evaluation.judge(alerts, found, known_until, storm, lambda _: False)
-        remembered = memories.remember(connection, memory, rules, (), until=until, known_until=known_until)
+        failed = evaluation.failed
+        remembered = memories.remember(connection, memory, rules, (), failed, until=until, known_until=known_until)
     return Outcome(remembered, judged.alerts, judged.notices, failed, {}, judged.suppressed)
 
 
@@ -144,28 +146,30 @@ class _Evaluation:
         known_until: datetime | None = None,
     ) -> None:
         self._connection = connection
+        self.failed: dict[str, str] = {}
+        """The rules of which something could not be run, and why."""
         events.create(connection)
         self.ahead = memories.create(connection, memory, until=until, head_age=head_age, known_until=known_until)
         self._reaches: dict[str, _Reach] = {}
         self._new = _places(connection)
         self._hits: dict[str, dict[Group, list[tuple[datetime, str, int]]]] = {}
 
-    def run(self, rules: Sequence[Rule], *, only_new: bool) -> tuple[list[tuple[Rule, list[Match]]], dict[str, str]]:
-        """Return the matches of each rule that could be run, and why the others could not.
+    def run(self, rules: Sequence[Rule], *, only_new: bool) -> list[tuple[Rule, list[Match]]]:
+        """Return the matches of each rule that could be run. The others are in `failed`.
 
         Args:
             rules: the rules.
             only_new: whether matches that no new event changes may be left out.
         """
-        found, failed = [], {}
+        found = []
         for rule in rules:
             try:
                 found.append((rule, self._matches(rule, only_new=only_new)))
             except RuleFailed as error:
-                failed[rule.name] = str(error)
+                self.failed[rule.name] = str(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the other rules look for attacks
-                failed[rule.name] = f"rule {rule.name}: {type(error).__name__}: {legible(str(error))}"
-        return found, failed
+                self.failed[rule.name] = f"rule {rule.name}: {type(error).__name__}: {legible(str(error))}"
+        return found
 
     def _matches(self, rule: Rule, *, only_new: bool) -> list[Match]:
         # Only of Sigma rules it is known that they match where a hit is. SQL may look for something else near by.
@@ -235,8 +239,9 @@ class _Evaluation:
                 sql = f"SELECT DISTINCT {columns} FROM ({rule.hits}\n) WHERE time IS NOT NULL"
                 for group, (time, log, offset) in read_rows(self._connection, rule, sql, _OF_HIT):
                     hits[group].append((time, log, offset))
-        except RuleFailed:
-            # The match itself is evidence enough.
+        except RuleFailed as error:
+            # The match itself is evidence enough for an alert.
+            self.failed.setdefault(rule.name, str(error))
             return {}
         return {group: sorted(places) for group, places in hits.items()}
 

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from flows.operate.deploy import DEPLOYMENTS
 from flows.operate.sample import sample_events
 from flows.operate.up import up
 from tests.flows.installation import ROOT, Installation, command, ended
-from tests.helpers.inbox import inbox
+from tests.helpers.inbox import Inbox, inbox
 from tests.servers.kafka import KafkaServer
 
 INTERVAL = 15
@@ -192,93 +192,97 @@ def test_ticks_come_back_after_everything_was_killed(installation: Drained) -> N
 
 
 @pytest.mark.timeout(600)
-def test_a_failed_audit_becomes_an_alert(installation: Drained) -> None:
-    """The deployed audit signs and reports; one that finds damage fails its run, and the automation tells people."""
+def test_people_are_told(installation: Drained) -> None:
+    """Automations tell people of records that go to quarantine, and of damage that the deployed audit finds."""
+    # One test, because each `up` takes as long as what is looked at.
     with inbox() as people:
         path = installation.folder / "custody.toml"
         path.write_text(path.read_text() + f'[alert]\nurls = "{people.url}"\n')
-        installation.produce(500)
+        values = [b'{"nonsense":%d}' % number for number in range(50)]
+        send(installation, values)
         installation.up()
+        check_quarantine_is_told_once(installation, people, values)
+        people.received.clear()
+        installation.produce(500)
         installation.wait_for_archived()
         installation.pause("drain/drain-every-minute")
-        assert installation.audit()["state"]["type"] == "COMPLETED"
-        assert len(list((installation.folder / "archive/audits").iterdir())) == 1
-        assert len(list((installation.folder / "archive/reports").rglob("integrity-*.html"))) == 1
-        keys = {artifact["key"] for artifact in installation.prefect("artifacts/latest/filter")}
-        assert {"audit", "integrity-report"} <= keys
-        assert people.received == []
-        segment = next((installation.folder / "archive/events").rglob("*.gz"))
-        data = bytearray(segment.read_bytes())
-        data[len(data) // 2] ^= 1
-        segment.unlink()
-        segment.write_bytes(bytes(data))
-        failed = installation.audit(full=True)
-        assert failed["state"]["type"] == "FAILED"
-        assert "segment-hash" in failed["state"]["message"]
-        installation.wait(lambda: people.received, 180, "somebody to be told")
-        alert = people.received[0]
-        assert alert["title"] == "custody: the audit failed"
-        key = segment.relative_to(installation.folder / "archive").as_posix()
-        page = f"{installation.url}/runs/flow-run/{failed['id']}"
-        read_on = "custody explain custody-audit-failed"
-        parts = (
-            "tampered segment-hash",
-            key,
-            "To do: keep this object",
-            "Read on: custody explain segment-hash",
-            "Archive: ",
-            "Host: ",
-            page,
-            read_on,
-        )
-        assert [part for part in parts if part not in alert["message"]] == []
-        # The run's log begins with our lines, and has no traceback of Prefect's.
-        lines = installation.lines_of(failed["id"])
-        assert any("tampered segment-hash" in line for line in lines)
-        assert not any("Traceback" in line or "exited with unexpected exception" in line for line in lines)
-        output = (installation.folder / "prefect/up.log").read_text()
-        assert "exited with unexpected exception" not in output
-        told = installation.finished("alert: custody: the audit failed")
-        assert told["state"]["message"] == "custody: the audit failed: told 1 (json)"
-        assert re.fullmatch(r"audit \d{4}-\d\d-\d\d \d\d:\d\d, tampered, findings: \d+", failed["name"])
+        check_failed_audit_is_told(installation, people)
     assert installation.end() == 0
 
 
-@pytest.mark.timeout(600)
-def test_quarantine_becomes_one_alert(installation: Drained) -> None:
+def send(installation: Drained, values: Sequence[bytes]) -> None:
+    """Send records that are no events."""
+    producer = installation.kafka.producer()
+    for value in values:
+        producer.produce(installation.topic, value, partition=0)
+    assert producer.flush(60) == 0
+
+
+def check_quarantine_is_told_once(installation: Drained, people: Inbox, values: Sequence[bytes]) -> None:
     """Scheduled runs that find no valid record tell people once within the hour, with the share and the reason."""
-    with inbox() as people:
-        path = installation.folder / "custody.toml"
-        path.write_text(path.read_text() + f'[alert]\nurls = "{people.url}"\n')
-        producer = installation.kafka.producer()
-        values = [b'{"nonsense":%d}' % number for number in range(50)]
-        for value in values:
-            producer.produce(installation.topic, value, partition=0)
-        assert producer.flush(60) == 0
-        installation.up()
-        installation.wait(lambda: people.received, 240, "somebody to be told")
-        alert = people.received[0]
-        assert alert["title"] == "custody: records go to quarantine"
-        parts = (
-            f"log.{installation.topic}/0: 100.0% of the run's records are in quarantine (50 of 50)",
-            "most often: event_type missing (50), for example: event_type is missing",
-            "custody explain custody-records-quarantined",
-        )
-        assert [part for part in parts if part not in alert["message"]] == []
-        # It goes on, in a later run that says the same.
-        for value in values:
-            producer.produce(installation.topic, value, partition=0)
-        assert producer.flush(60) == 0
+    installation.wait(lambda: people.received, 240, "somebody to be told")
+    alert = people.received[0]
+    assert alert["title"] == "custody: records go to quarantine"
+    parts = (
+        f"log.{installation.topic}/0: 100.0% of the run's records are in quarantine (50 of 50)",
+        "most often: event_type missing (50), for example: event_type is missing",
+        "custody explain custody-records-quarantined",
+    )
+    assert [part for part in parts if part not in alert["message"]] == []
+    # It goes on, in a later run that says the same.
+    send(installation, values)
 
-        def reported() -> bool:
-            runs = installation.prefect("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}})
-            return sum("in quarantine (50 of 50)" in str(run["state"]["message"]) for run in runs) == 2
+    def reported() -> bool:
+        runs = installation.prefect("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}})
+        return sum("in quarantine (50 of 50)" in str(run["state"]["message"]) for run in runs) == 2
 
-        installation.wait(reported, 180, "a second run that reports it", every=1)
-        installation.pause("drain/drain-every-minute")
-        installation.finished("alert: custody: records go to quarantine")
-        assert len(people.received) == 1
-    assert installation.end() == 0
+    installation.wait(reported, 180, "a second run that reports it", every=1)
+    installation.finished("alert: custody: records go to quarantine")
+    assert len(people.received) == 1
+
+
+def check_failed_audit_is_told(installation: Drained, people: Inbox) -> None:
+    """The deployed audit signs and reports; one that finds damage fails its run, and the automation tells people."""
+    assert installation.audit()["state"]["type"] == "COMPLETED"
+    assert len(list((installation.folder / "archive/audits").iterdir())) == 1
+    assert len(list((installation.folder / "archive/reports").rglob("integrity-*.html"))) == 1
+    keys = {artifact["key"] for artifact in installation.prefect("artifacts/latest/filter")}
+    assert {"audit", "integrity-report"} <= keys
+    assert people.received == []
+    segment = next((installation.folder / "archive/events").rglob("*.gz"))
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    segment.unlink()
+    segment.write_bytes(bytes(data))
+    failed = installation.audit(full=True)
+    assert failed["state"]["type"] == "FAILED"
+    assert "segment-hash" in failed["state"]["message"]
+    installation.wait(lambda: people.received, 180, "somebody to be told")
+    alert = people.received[0]
+    assert alert["title"] == "custody: the audit failed"
+    key = segment.relative_to(installation.folder / "archive").as_posix()
+    page = f"{installation.url}/runs/flow-run/{failed['id']}"
+    read_on = "custody explain custody-audit-failed"
+    parts = (
+        "tampered segment-hash",
+        key,
+        "To do: keep this object",
+        "Read on: custody explain segment-hash",
+        "Archive: ",
+        "Host: ",
+        page,
+        read_on,
+    )
+    assert [part for part in parts if part not in alert["message"]] == []
+    # The run's log begins with our lines, and has no traceback of Prefect's.
+    lines = installation.lines_of(failed["id"])
+    assert any("tampered segment-hash" in line for line in lines)
+    assert not any("Traceback" in line or "exited with unexpected exception" in line for line in lines)
+    output = (installation.folder / "prefect/up.log").read_text()
+    assert "exited with unexpected exception" not in output
+    told = installation.finished("alert: custody: the audit failed")
+    assert told["state"]["message"] == "custody: the audit failed: told 1 (json)"
+    assert re.fullmatch(r"audit \d{4}-\d\d-\d\d \d\d:\d\d, tampered, findings: \d+", failed["name"])
 
 
 def test_only_one_up_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def after(
     for newest in views.spans(connection, memory.SPAN):
         until = max(until, newest)
         memory.create(connection, known, until=until, head_age=0)
-        known = memory.remember(connection, known, rules, alerts, until=until)
+        known = memory.remember(connection, known, rules, alerts, {}, until=until)
     return known
 
 

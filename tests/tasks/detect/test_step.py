@@ -225,10 +225,14 @@ def test_a_rule_with_too_many_rows_fails_alone(monkeypatch: pytest.MonkeyPatch) 
                                   'SELECT * REPLACE (NULL AS "offset") FROM events',
                                   "SELECT * REPLACE (TIMESTAMP '290000-01-01' AS time) FROM events"])  # fmt: skip
 def test_hits_that_fail_leave_the_match_as_evidence(hits: str) -> None:
-    """An alert is never lost because its evidence cannot be read, and names nothing that is no event."""
+    """An alert is never lost because its evidence cannot be read, and names nothing that is no event.
+
+    The rule has failed nevertheless: what it needs in later steps may not be kept.
+    """
     ((outcome, _),) = run([replace(RULES[1], hits=hits)], [event(0), event(1), event(2)], [])
     (alert,) = outcome.alerts
     assert [(each.log, each.offset) for each in alert.evidence] == [("a/0", 2)]
+    assert list(outcome.failed) == ["many"]
 
 
 def test_hits_that_do_not_end_are_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +244,15 @@ def test_hits_that_do_not_end_are_interrupted(monkeypatch: pytest.MonkeyPatch) -
     places = {alert.rule: [each.offset for each in alert.evidence] for alert in outcome.alerts}
     assert places == {"endless": [2], "many": [0, 1, 2]}
     assert known.kept.num_rows == 3
+    assert outcome.failed == {"endless": "rule endless: it takes more than 0.2 s"}
+
+
+def test_hits_that_fail_before_there_is_a_match_are_told() -> None:
+    """Without the events of this step a match of later steps would be missed, and nobody would know."""
+    hits = "SELECT * FROM events WHERE CAST(api_key_id AS INT) = 1"
+    ((outcome, known),) = run([replace(RULES[1], hits=hits)], [event(0)], [])
+    assert (outcome.alerts, known.kept.num_rows) == ((), 0)
+    assert list(outcome.failed) == ["many"]
 
 
 def test_matches_that_reach_behind_what_is_kept_wait() -> None:
