@@ -29,12 +29,22 @@ settings.load_profile("fixed")
 PROCESSES = 5
 """Test processes, as `-n` has it in pyproject.toml: long tests wait for others most of their time."""
 LONG = (
-    *("tests/flows/test_schedule.py", "tests/flows/test_restore.py", "tests/faults/", "tests/test_readme.py"),
+    "tests/flows/test_schedule.py",
+    "tests/flows/test_restore.py",
+    "tests/faults/",
+    "tests/test_readme.py",
     "tests/tasks/search/test_warm.py",
     "tests/test_page_commands.py::test_the_commands_of_a_page_run",
     "tests/deployments/test_iam.py::test_each_permission_is_used",
+    "tests/flows/test_up.py",
+    "tests/flows/test_dask.py",
+    "tests/tasks/drain/test_drain.py",
+    "tests/tasks/drain/test_clients.py",
+    "tests/tasks/detect/test_fortnight.py",
+    "tests/fuzz/test_growth.py",
 )
-"""Tests that take up to a minute or two: they come first, so that no process is left with them when others are done."""
+"""Tests that take long, or wait for a broker: they come first, so that no process is left with them when others are
+done."""
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,6 +7,7 @@ import gzip
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -392,7 +393,8 @@ def test_a_run_starts_workers_of_its_own(
     caplog.set_level("INFO", "distributed")
     assert run_parallel(find_logs, [((),), ((),)], "dask", 1) == [[], []]
     assert "Register worker addr: tls://127.0.0.1" in caplog.text
-    assert "tcp://" not in caplog.text
+    # The nanny of an earlier test may still say that it has closed.
+    assert not re.search(r"(Scheduler at|Start Nanny at|Register worker addr): +'?tcp://", caplog.text)
 
 
 def test_a_cluster_that_does_not_answer_fails_in_one_line() -> None:

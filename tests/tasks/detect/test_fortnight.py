@@ -30,7 +30,7 @@ def test_each_attack_is_told_once_and_nothing_else_is_however_steps_are_cut() ->
     assert [rule for rule, _ in learnt.told] == ["rotated-key-from-elsewhere"]
 
     end = shop.days * DAY + HOUR
-    live = learnt.copy().run(rules, rest, [*fortnight.cuts(end, attacks, quiet=11 * HOUR, fine=150, few=2), end])
+    live = learnt.copy().run(rules, rest, [*fortnight.cuts(end, (), quiet=11 * HOUR), end])
     known = [(rule, group) for rule, group, _ in shop.known_false_positives]
     assert live.told == sorted(fortnight.groups_of(attacks) + known)
 
