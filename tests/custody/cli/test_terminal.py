@@ -223,9 +223,8 @@ def test_each_command_that_prints_json_is_tested() -> None:
         assert "print_json(" in source or name in ELSEWHERE, name
 
 
-@pytest.mark.parametrize("how", ["full", "no reader"])
 @pytest.mark.parametrize("command", WITH_JSON)
-def test_lost_output_is_said(altered: Sample, sample: Sample, tmp_path: Path, command: str, how: str) -> None:
+def test_lost_output_is_said(altered: Sample, sample: Sample, tmp_path: Path, command: str) -> None:
     """On a full disk stderr says so. There and on a closed pipe, an exit code is still the verdict's."""
     keys = f"file:{sample.keyring}"
     (tmp_path / "custody.toml").write_text(f'archive = "{sample.folder}"\nkeys = "{keys}"\n')
@@ -243,11 +242,12 @@ def test_lost_output_is_said(altered: Sample, sample: Sample, tmp_path: Path, co
         whole = run(arguments, "", tmp_path)
         assert (whole.returncode, "could not be written" in whole.stderr) == (code, False)
         assert json.loads(whole.stdout if command == "config" else whole.stdout.splitlines()[0])
-        with broken(how) as stdout:
-            lost = run(arguments, "", tmp_path, stdout)
-        assert lost.returncode == (1 if how == "full" and command not in VERDICTS else code)
-        said = [said for said in lost.stderr.splitlines() if "the output could not be written in full" in said]
-        assert (len(said), "Traceback" in lost.stderr) == (how == "full", False)
+        for how in ("full", "no reader"):
+            with broken(how) as stdout:
+                lost = run(arguments, "", tmp_path, stdout)
+            assert lost.returncode == (1 if how == "full" and command not in VERDICTS else code), how
+            said = [said for said in lost.stderr.splitlines() if "the output could not be written in full" in said]
+            assert (len(said), "Traceback" in lost.stderr) == (how == "full", False), how
 
 
 @contextlib.contextmanager
