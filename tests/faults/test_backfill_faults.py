@@ -32,6 +32,7 @@ from tasks.settings import SearchSettings, Settings
 from tests.faults.backfill_child import run
 from tests.faults.child import Plan, finish
 from tests.faults.processes import start
+from tests.faults.sweep import swept
 from tests.helpers.backfill import Deep, lines_in, records
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing
@@ -156,7 +157,7 @@ def test_killed_at_every_call_into_elasticsearch(searched: Settings, written: Gr
     assert {"store.read", "store.status", "store.level", "search"} <= set(calls)
     assert calls.count("search") >= 8
     assert_found(searched)
-    for at in range(len(calls)):
+    for at in swept(range(len(calls))):
         # What comes before the first request leaves nothing there: one such run is like another.
         if "search" in calls[:at]:
             empty(searched)
@@ -178,7 +179,7 @@ def test_a_fault_at_each_request(searched: Settings, fault: Fault, monkeypatch: 
         backfilled(through)
         calls = len(proxy.calls)
         assert calls >= 8
-        for number in range(calls):
+        for number in swept(range(calls)):
             empty(searched)
             proxy.reset({number: fault})
             with contextlib.suppress(CustodyError):
@@ -215,7 +216,7 @@ def test_killed_at_every_call_into_a_folder(written: Growing, tmp_path: Path) ->
     calls = made.calls(request)
     assert {"store.read", "os.mkdir", "os.fsync", "os.fchmod", "os.replace"} <= set(calls)
     assert_copied(out)
-    for at in range(len(calls)):
+    for at in swept(range(len(calls))):
         if out.exists():
             shutil.rmtree(out)
         assert made.run(request, Plan(at, "kill-before"))[0] == -signal.SIGKILL
@@ -230,7 +231,7 @@ def test_every_step_fails_into_a_folder(written: Growing, tmp_path: Path, number
     made, out = world(written, tmp_path), tmp_path / "out"
     request = wanted(target="folder", folder=str(out))
     total = len(made.calls(request, steps=True))
-    for at in range(0, total, 1 if number == errno.EIO else 3):
+    for at in swept(range(total)):
         if out.exists():
             shutil.rmtree(out)
         code, report = made.run(request, Plan(at, "fail", number, steps=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.child import Plan
+from tests.faults.sweep import swept
 from tests.faults.world import World, make_world
 from tests.servers.kafka import KafkaServer
 
@@ -64,7 +65,7 @@ def test_killed_at_every_call(world: World, share: int) -> None:
 
     Records are produced before each drain that is to die, so that it has everything to do.
     """
-    plans = range(share, len(calls(world)), SHARES)
+    plans = swept(range(share, len(calls(world)), SHARES))
     killed = 0
     for at in plans:
         world.produce(RECORDS)
@@ -94,7 +95,7 @@ def test_killed_again_and_again(world: World) -> None:
 def test_every_step_of_a_put_fails(narrow: World, number: int) -> None:
     """A disk that is full, broken or closed at any step costs no record: the drain ends, and the next one heals."""
     total = len(calls(narrow, steps=True))
-    for at in range(0, total, 6 if number != errno.EIO else 1):
+    for at in range(0, total, 6) if number != errno.EIO else swept(range(total)):
         narrow.produce(5)
         code, report = narrow.drain(Plan(at, "fail", number, steps=True))
         assert code == 0, f"a {errno.errorcode[number]} at step {at} ended the process"

@@ -20,6 +20,7 @@ from tasks.search.documents import index_day
 from tests.faults.child import Plan, finish
 from tests.faults.processes import start
 from tests.faults.search_child import What, run
+from tests.faults.sweep import swept
 from tests.helpers.sample import Growing
 from tests.helpers.search import LOG, document_id, documents, now_event, search_settings
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -87,7 +88,7 @@ def test_indexing_killed_at_every_call(world: World) -> None:
     expected = {document_id(LOG, offset) for offset in range(10)}
     calls = report["calls"]
     assert {"search", "store.read"} <= set(calls)
-    for at in range(len(calls)):
+    for at in swept(range(len(calls))):
         world.drop()
         assert world.run("index", Plan(at, "kill-before"))[0] == -signal.SIGKILL
         code, report = world.run("index", Plan())
