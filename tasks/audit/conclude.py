@@ -21,10 +21,11 @@ at all, and may not be passed over, the new audit ends with an alarm.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ import msgspec
 from custody.archive.forms import form_of
 from custody.archive.reader import Tip
 from custody.archive.trusted import Judge
-from custody.archive.writer import append_audit, put_checkpoint, writer_name
+from custody.archive.writer import put_checkpoint, writer_name
 from custody.errors import Fenced
 from custody.findings import Severity
 from custody.format import audit, layout
@@ -50,7 +51,7 @@ from tasks.audit.listed import check_listed
 from tasks.audit.objects import keep_report, log_named, put_lines, refer_to
 from tasks.audit.pieces import PieceResult
 from tasks.audit.plan import Piece, Plan
-from tasks.audit.signed import are_of_rolls, find_audits
+from tasks.audit.signed import are_of_rolls, find_audits, sign_behind
 from tasks.audit.sources import account
 from tasks.audit.time_index import hand_on
 from tasks.audit.turn import Turn
@@ -58,8 +59,6 @@ from tasks.settings import Settings
 
 TAKEN_OVER = "pieces_taken_over"
 """In `counts`: how many pieces an earlier run of this audit read."""
-_ATTEMPTS = 5
-"""How often an audit tries to sign behind a record that a roll has just written."""
 _VERDICTS: Mapping[int, Verdict] = {
     0: "verified",
     Severity.NOTICE: "notices",
@@ -157,7 +156,8 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult], kep
                 verdict=verdict,
             )
 
-        written = _append(store, plan, trust, signers, results, make)
+        # If it was a roll that came first, the end is behind its record then.
+        written = sign_behind(store, partial(_tip, store, plan, trust, results), make, signers.both(), trust)
         _put_checkpoints(store, trust, signers, plan.archive, heads, written)
         sequence = written.size - 1
         held = written.newest.statement.findings if written.newest else None
@@ -165,23 +165,6 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult], kep
     moments = [moment for result in results for moment in result.expired_sealed or ()]
     expired = (min(moments), max(moments)) if moments else None
     return Outcome(sequence, verdict, exit_code, counts, tuple(findings), whole, expired)
-
-
-def _append(
-    store: Store,
-    plan: Plan,
-    trust: Trust,
-    signers: Signers,
-    results: Sequence[PieceResult],
-    make: Callable[[Tip[SignedAudit]], Audit],
-) -> Tip[SignedAudit]:
-    """Sign and write the audit, behind what rolls have signed meanwhile. Raises as `conclude`."""
-    for _ in range(_ATTEMPTS):
-        tip = _tip(store, plan, trust, results)
-        # If it was a roll that came first, the end is behind its record now.
-        with suppress(Fenced):
-            return append_audit(store, tip, make, signers.both(), trust)
-    raise Fenced("others wrote an audit each time that this one was to be written")
 
 
 def _tip(store: Store, plan: Plan, trust: Trust, results: Sequence[PieceResult]) -> Tip[SignedAudit]:

@@ -1,15 +1,18 @@
-"""Reads the signed audits: the newest one, and which statements they have verified."""
+"""The signed audits: the newest one, which statements they have verified, and how the next one is signed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from custody.archive.forms import AUDITS
 from custody.archive.reader import Tip, read_audit
 from custody.archive.readings import is_of_roll
 from custody.archive.resume import find_checked_tip
 from custody.archive.trusted import Judge, find_trusted_audits, read_trusted_archive
-from custody.errors import FormatError, KeyUnavailable, ObjectMissing
+from custody.archive.writer import append_audit
+from custody.errors import Fenced, FormatError, KeyUnavailable, ObjectMissing
 from custody.format import layout
 from custody.format.audit import Audit, SignedAudit
+from custody.format.envelope import Signer
 from custody.format.layout import Log
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
@@ -17,12 +20,41 @@ from custody.tlog.head import KnownHead
 
 GOOD = frozenset({"verified", "notices"})
 """Verdicts of an audit that found nothing wrong."""
+_ATTEMPTS = 5
+"""How often an audit, or a roll's record, tries to sign behind one that has just taken its slot."""
 
 
 def find_audits(store: Store, archive: str, trust: Trust, known: Sequence[KnownHead] = ()) -> Tip[SignedAudit]:
     """Return the tip of the audits, after which the next one is signed. Raises as `find_checked_tip`."""
     judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
     return find_checked_tip(store, layout.AUDIT_LOG, AUDITS, judge, trust, known)
+
+
+def sign_behind(
+    store: Store,
+    find: Callable[[], Tip[SignedAudit]],
+    make: Callable[[Tip[SignedAudit]], Audit],
+    signers: Sequence[Signer],
+    trust: Trust,
+) -> Tip[SignedAudit]:
+    """Sign and write an audit, behind those that others write in the same moment, and return the tip after it.
+
+    Args:
+        store: the archive.
+        find: returns where the audits end, each time that one is to be written.
+        make: returns the audit after a tip.
+        signers: the HMAC-SHA256 and the Ed25519 key.
+        trust: decides if another audit in the slot is valid.
+
+    Raises:
+        Fenced: others wrote an audit each time.
+        HeadRollback: as `append_audit`; so do KeyUnavailable and StoreError. Besides, what `find` raises.
+    """
+    for _ in range(_ATTEMPTS):
+        tip = find()
+        with suppress(Fenced):
+            return append_audit(store, tip, make, signers, trust)
+    raise Fenced("others wrote an audit each time that this one was to be written")
 
 
 def clean_audit(store: Store, archive: str, trust: Trust, tip: Tip[SignedAudit]) -> Audit | None:

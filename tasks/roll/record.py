@@ -2,28 +2,27 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 
 from custody.archive.reader import Tip
 from custody.archive.trusted import find_trusted_audits, read_trusted_archive
-from custody.archive.writer import append_audit, writer_name
-from custody.errors import Fenced, SearchError
+from custody.archive.writer import writer_name
+from custody.errors import SearchError
 from custody.findings import finding
 from custody.format import audit
 from custody.format.audit import Audit, SignedAudit
 from custody.format.times import format_time
 from custody.store.open import open_store
 from tasks.audit.objects import keep_report
-from tasks.audit.signed import clean_audit
+from tasks.audit.signed import clean_audit, sign_behind
 from tasks.settings import Settings
 
 RECORDED = 100
 """Actions that a roll's audit lists; its counts are of all actions."""
-_ATTEMPTS = 5
-"""How often a roll tries to sign behind an audit that took its slot: what was deleted must be signed."""
 
 What = Literal["create", "read-only", "merge", "warm", "delete", "rules", "expire", "clock", "step", "record"]
 
@@ -87,9 +86,9 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
     with closing(open_store(settings.archive, settings.s3)) as store:
         trust = settings.own_trust()
         archive = read_trusted_archive(store, trust).id
-        before: Audit | None = None
 
         def make(tip: Tip[SignedAudit]) -> Audit:
+            before = clean_audit(store, archive, trust, tip)
             return Audit(
                 format=audit.FORMAT,
                 archive=archive,
@@ -109,9 +108,6 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
                 verdict="notices",
             )
 
-        for _ in range(_ATTEMPTS):
-            tip = find_trusted_audits(store, archive, trust)
-            before = clean_audit(store, archive, trust, tip)
-            with suppress(Fenced):
-                return append_audit(store, tip, make, settings.signers(now).both(), trust).size - 1
-    raise Fenced("others wrote an audit each time that the roll's record was to be written")
+        # What was deleted must be signed, also if an audit takes the slot in the same moment.
+        find = partial(find_trusted_audits, store, archive, trust)
+        return sign_behind(store, find, make, settings.signers(now).both(), trust).size - 1

@@ -1,8 +1,10 @@
 """A roll that signs while an audit runs costs that audit nothing; deletions of that roll raise no false alarm."""
 
+import math
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -13,17 +15,17 @@ from custody.keys.trust import open_trust
 from custody.settings import TierSettings
 from custody.store.open import open_store
 from custody.verify.run import verify
-from tasks.audit import conclude as concluding
+from tasks.audit import signed
 from tasks.audit.conclude import TAKEN_OVER, conclude
 from tasks.audit.pieces import PieceResult, verify_pieces
 from tasks.audit.plan import Plan, Request, plan_audit
-from tasks.roll import record as recording
 from tasks.roll.expire import expire
 from tasks.roll.record import Action, record
 from tasks.settings import AuditSettings, Settings
 from tests.helpers.audit import audit
 from tests.helpers.sample import Growing
 
+T = TypeVar("T")
 OLD = datetime.now(UTC) - timedelta(days=60)
 
 
@@ -58,6 +60,21 @@ def begin(given: Settings) -> tuple[Plan, list[PieceResult]]:
     return plan, list(verify_pieces(given, plan, plan.pieces))
 
 
+def overtake(monkeypatch: pytest.MonkeyPatch, first: Callable[[], T], most: float = math.inf) -> list[T]:
+    """Make somebody else write before an audit is appended, so many times at most; return what they wrote."""
+    written: list[T] = []
+
+    def late(*arguments: Any) -> Any:
+        if len(written) < most:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(signed, "append_audit", append_audit)
+                written.append(first())
+        return append_audit(*arguments)
+
+    monkeypatch.setattr(signed, "append_audit", late)
+    return written
+
+
 def audit_of(growing: Growing, sequence: int) -> form.Audit:
     return form.parse((growing.folder / f"audits/{sequence:012}.json").read_bytes()).statement
 
@@ -82,28 +99,16 @@ def test_a_roll_in_the_last_moment(growing: Growing, monkeypatch: pytest.MonkeyP
     """A record that takes the very slot between the last look and the signature is one to sign behind too."""
     given = settings(growing)
     plan, results = begin(given)
-    append, rolls = append_audit, [1, 2]
-
-    def late(*arguments: Any) -> Any:
-        if rolls:
-            assert roll(given) == rolls.pop(0)
-        return append(*arguments)
-
-    monkeypatch.setattr(concluding, "append_audit", late)
+    rolls = overtake(monkeypatch, lambda: roll(given), most=2)
     assert conclude(given, plan, results).sequence == 3
+    assert rolls == [1, 2]
 
 
 def test_rolls_without_end(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     """An audit that always comes second ends, and does not try for ever."""
     given = settings(growing)
     plan, results = begin(given)
-    append = append_audit
-
-    def late(*arguments: Any) -> Any:
-        roll(given)
-        return append(*arguments)
-
-    monkeypatch.setattr(concluding, "append_audit", late)
+    overtake(monkeypatch, lambda: roll(given))
     with pytest.raises(Fenced):
         conclude(given, plan, results)
 
@@ -111,15 +116,9 @@ def test_rolls_without_end(growing: Growing, monkeypatch: pytest.MonkeyPatch) ->
 def test_an_audit_in_the_last_moment_of_a_roll(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a roll deleted is signed behind the audit that took its slot, and repeats what that audit found."""
     given = settings(growing)
-    append, audits = append_audit, [1, 2]
-
-    def late(*arguments: Any) -> Any:
-        if audits:
-            assert audit(given).sequence == audits.pop(0)
-        return append(*arguments)
-
-    monkeypatch.setattr(recording, "append_audit", late)
+    audits = overtake(monkeypatch, lambda: audit(given).sequence, most=2)
     assert roll(given) == 3
+    assert audits == [1, 2]
     made, before = audit_of(growing, 3), audit_of(growing, 2)
     assert made.counts == {"delete done": 1}
     assert (made.heads, made.marks) == (before.heads, before.marks)
@@ -128,13 +127,7 @@ def test_an_audit_in_the_last_moment_of_a_roll(growing: Growing, monkeypatch: py
 def test_audits_without_end(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     """A roll that always comes second ends, and does not try for ever."""
     given = settings(growing)
-    append = append_audit
-
-    def late(*arguments: Any) -> Any:
-        audit(given)
-        return append(*arguments)
-
-    monkeypatch.setattr(recording, "append_audit", late)
+    overtake(monkeypatch, lambda: audit(given))
     with pytest.raises(Fenced):
         roll(given)
 
