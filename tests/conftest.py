@@ -43,8 +43,7 @@ LONG = (
     "tests/tasks/detect/test_fortnight.py",
     "tests/fuzz/test_growth.py",
 )
-"""Tests that take long, or wait for a broker: they come first, so that no process is left with them when others are
-done."""
+"""Tests that take long, or wait for a broker. They come first: no process is left with them when others are done."""
 
 
 @pytest.hookimpl(wrapper=True)

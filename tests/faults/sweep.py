@@ -1,4 +1,4 @@
-"""Which of a run's calls a test breaks: a third, another one each day. With `TESTS_SWEEP=all` it is each of them.
+"""Which of a run's calls a test breaks: a third of them, another third each day. With `TESTS_SWEEP=all`, all of them.
 
 Each break is followed by a run that heals it and by the verifier, so all of them take many minutes.
 """
@@ -15,5 +15,5 @@ def swept(calls: range) -> range:
     if os.environ.get("TESTS_SWEEP") == "all":
         return calls
     first = datetime.now(UTC).toordinal() % PARTS
-    print(f"breaks each {PARTS}rd call from call {first} on; TESTS_SWEEP=all breaks each")
+    print(f"breaks one call in {PARTS}, from number {first} on; all with TESTS_SWEEP=all")
     return calls[first::PARTS]
