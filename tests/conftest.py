@@ -4,6 +4,7 @@
 """
 
 import gc
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from hypothesis import settings
 
 from tests.helpers.aged import aged
 from tests.servers.elasticsearch import elastic
-from tests.servers.kafka import SHARED, end_shared, kafka
+from tests.servers.kafka import kafka
 from tests.servers.kms import fake_kms
 from tests.servers.s3 import moto, seaweed
+from tests.servers.shared import SHARED, end_shared
 
 __all__ = ["aged", "elastic", "fake_kms", "kafka", "moto", "seaweed"]
 
@@ -44,6 +46,9 @@ LONG = (
     "tests/fuzz/test_growth.py",
 )
 """Tests that take long, or wait for a broker. They come first: no process is left with them when others are done."""
+DEAR = ("prefect_server", "guarded", "breakable", "own")
+"""Fixtures with servers of their own, which each process that needs them starts again. The first is one for all
+modules, the others are a module's."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -59,18 +64,36 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin each process's share of the list, as xdist deals it, with its share of the long tests."""
-    ranks = {
-        item: next((rank for rank, path in enumerate(LONG) if item.nodeid.startswith(path)), None) for item in items
-    }
-    long = sorted((item for item in items if ranks[item] is not None), key=lambda item: ranks[item] or 0)
-    rest = [item for item in items if ranks[item] is None]
-    share = -(-len(rest) // PROCESSES)
-    items[:] = [
-        item
-        for process in range(PROCESSES)
-        for item in (*long[process::PROCESSES], *rest[process * share : (process + 1) * share])
-    ]
+    """Begin each process's share of the list, as xdist deals it, with its share of the long tests.
+
+    Tests with the same dear fixture are in one share, where they fit.
+    """
+    shares: list[list[pytest.Item]] = [[] for _ in range(PROCESSES)]
+    groups: dict[tuple[str, str], list[pytest.Item]] = {}
+    single: list[pytest.Item] = []
+    for item in sorted(items, key=_rank):
+        name = next((name for name in DEAR if name in getattr(item, "fixturenames", ())), None)
+        if name is not None:
+            groups.setdefault((name, "" if name == DEAR[0] else str(item.path)), []).append(item)
+        else:
+            single.append(item)
+    for number, group in enumerate(sorted(groups.values(), key=len, reverse=True)):
+        shares[number % PROCESSES] += group
+    long = [item for item in single if _rank(item) < len(LONG)]
+    for number, item in enumerate(long):
+        shares[number % PROCESSES].append(item)
+    rest = iter(single[len(long) :])
+    left = len(items)
+    for number, share in enumerate(shares):
+        # As many as xdist gives the process.
+        size = left // (PROCESSES - number)
+        share += itertools.islice(rest, max(0, size - len(share)))
+        left -= len(share)
+    items[:] = [item for share in shares for item in share]
+
+
+def _rank(item: pytest.Item) -> int:
+    return next((rank for rank, path in enumerate(LONG) if item.nodeid.startswith(path)), len(LONG))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[None]:
+def prefect_server() -> Iterator[None]:
     """A Prefect server with a database of its own."""
     # It imports the server: each test process would, before its first test.
     from prefect.testing.utilities import prefect_test_harness

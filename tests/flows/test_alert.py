@@ -19,7 +19,7 @@ def variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyP
     return monkeypatch
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_an_alert_is_sent_without_a_passphrase(variables: pytest.MonkeyPatch) -> None:
     """The run completes once everybody was told, and its name is the alert's title."""
     with inbox() as people:
@@ -29,7 +29,7 @@ def test_an_alert_is_sent_without_a_passphrase(variables: pytest.MonkeyPatch) ->
         assert [message["title"] for message in people.received] == ["a title"]
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_an_alert_that_nobody_gets_has_failed(variables: pytest.MonkeyPatch) -> None:
     """Without receivers, or with settings that are wrong, the run fails in one line, which says what to do."""
     ended = alert("a title", return_state=True)

@@ -38,7 +38,7 @@ def indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elastic: Elasticsea
     delete_indices(made)
 
 
-@pytest.mark.usefixtures("server", "indexed")
+@pytest.mark.usefixtures("prefect_server", "indexed")
 def test_rejected_events_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """Rejected events are no finding, but the artifact, the run and the command say how many there are."""
     ended = audit(return_state=True)

@@ -55,8 +55,10 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, server: None, seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    del server
+def site(
+    tmp_path: Path, prefect_server: None, seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Site]:
+    del prefect_server
     clear_settings(monkeypatch)
     seaweed.use(monkeypatch)
     monkeypatch.chdir(tmp_path)

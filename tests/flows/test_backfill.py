@@ -71,7 +71,7 @@ def cut_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 FIRST_DAY = [hourly(offset) for offset in range(24)]
 
 
-@pytest.mark.usefixtures("server", "written")
+@pytest.mark.usefixtures("prefect_server", "written")
 def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dry run says what it would read. A run copies and shows progress. A wrong request fails in one line.
 

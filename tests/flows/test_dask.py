@@ -180,7 +180,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, kafka: KafkaServer, server: None) -> Iterator[Site]:  # noqa: ARG001
+def site(tmp_path_factory: pytest.TempPathFactory, kafka: KafkaServer, prefect_server: None) -> Iterator[Site]:  # noqa: ARG001
     """A cluster of two workers, who have custody's settings, the passphrase and Prefect's credentials by themselves."""
     with pytest.MonkeyPatch.context() as patched:
         for name in [name for name in os.environ if name.startswith("CUSTODY_")]:

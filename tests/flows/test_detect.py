@@ -68,7 +68,7 @@ def taken(kafka: KafkaServer, topic: str) -> list[dict[str, Any]]:
     return events
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_the_flow(kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An attack becomes an event in Kafka, one of Prefect's, and a row; the next run finds nothing new.
 

@@ -61,7 +61,7 @@ def emitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Emitted:
     return events
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("name", WORK)
 def test_any_exception_is_an_event(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """An error that nobody foresaw fails the run, and emits the event with its text."""
@@ -77,7 +77,7 @@ def test_any_exception_is_an_event(emitted: Emitted, monkeypatch: pytest.MonkeyP
     assert "nested too deep" in emitted[0][1]["problem"]
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_a_part_is_no_nightly_audit(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Only an audit of the whole archive keeps the alarm about silence quiet, with whatever verdict it ends."""
     monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")
@@ -107,7 +107,7 @@ def test_a_part_is_no_nightly_audit(emitted: Emitted, monkeypatch: pytest.Monkey
         assert [event for event, _ in emitted] == names
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_a_wrong_clock_is_an_event(emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
     """The alert about clocks waits for audits too."""
     monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")
@@ -136,7 +136,7 @@ def test_an_alert_waits_for_each_failure() -> None:
     assert {each["entrypoint"].split(".")[1] for each in made} == {*WORK, "alert"}
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_no_topic_at_all(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, kafka: KafkaServer) -> None:
     """A drain that finds no topic has failed: it is no success that there was nothing to do."""
     monkeypatch.setenv("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap)
@@ -147,7 +147,7 @@ def test_no_topic_at_all(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, kafk
     assert [event for event, _ in emitted] == ["custody.drain.failed"]
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_shrinking_headroom(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, kafka: KafkaServer) -> None:
     """A log whose unread records Kafka deletes soon fails the run, and has an event with the seconds left."""
     topic = kafka.create_topic(kafka.unused_name("headroom"), retention_ms=3_600_000)
@@ -177,7 +177,7 @@ def drain_topics(monkeypatch: pytest.MonkeyPatch, kafka: KafkaServer, topics: st
     monkeypatch.setenv("CUSTODY_KAFKA__GROUP", kafka.unused_name("group"))
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_a_vanished_topic(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, kafka: KafkaServer) -> None:
     """A topic that vanished fails each run, with an event that says what to do. It is no silence of the drain."""
     name = kafka.unused_name("vanish")
@@ -198,7 +198,7 @@ def test_a_vanished_topic(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, kaf
     assert [event for event, _ in emitted] == ["custody.log.vanished", "custody.drain.failed"]
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_unreadable_records(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, kafka: KafkaServer) -> None:
     """A run that admits records which no client can decode ends well, and emits the event that an alert waits for."""
     topic = kafka.create_topic(kafka.unused_name("unreadable"))
@@ -212,7 +212,7 @@ def test_unreadable_records(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, k
     assert emitted[0][1]["offsets"] == 1
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_too_much_quarantine(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, kafka: KafkaServer) -> None:
     """A run with a log of no valid records ends well. Its event, its message and its table name share and reason."""
     name = kafka.unused_name("quarantine")
@@ -257,7 +257,7 @@ def test_many_logs_with_too_much_quarantine(emitted: Emitted, monkeypatch: pytes
     assert len(emitted) == 5
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_unknown_headroom(emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose headroom is not known says so in its message and its table, and why. It does not fail for it."""
     results = [LogResult(f"a/{number}", lag=9, headroom_unknown="Kafka says no") for number in range(5)]

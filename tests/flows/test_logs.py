@@ -8,7 +8,7 @@ from prefect import flow, get_run_logger
 import tasks
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_what_a_run_logs_is_harmless() -> None:
     """A server's answer in a run's log adds no line to it, and gives no terminal anything to obey."""
     assert tasks.__doc__

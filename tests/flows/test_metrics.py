@@ -28,7 +28,7 @@ STEPS = {
 }
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_each_flow_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file has each step that was taken, and the success of each flow but the drain's, whose broker is down."""
     clear_settings(monkeypatch)

@@ -39,7 +39,7 @@ def artifacts(run: Any) -> dict[str | None, Any]:
     return {artifact.key: artifact for artifact in published if artifact.flow_run_id == run.state_details.flow_run_id}
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 def test_the_flow(old: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dry run changes nothing. A run expires evidence, signs what it did, and shows it and the usage.
 
@@ -65,7 +65,7 @@ def test_the_flow(old: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (old.folder / "audits" / f"{1:012}.json").exists()
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("kind", ["garbage", "clock"])
 def test_what_must_not_expire_fails_the_roll(
     old: Growing, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str

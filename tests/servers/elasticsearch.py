@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -25,13 +24,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-import psutil
 import pytest
 
 from tests.servers.guard import start_guard
-from tests.servers.kafka import BRIEF, CACHE, SHARED, locked
+from tests.servers.kafka import BRIEF, CACHE
 from tests.servers.ports import free_ports
-from tests.servers.require import unavailable
+from tests.servers.require import ServerUnavailableError
+from tests.servers.shared import Server, locked, one_for_all
 
 VERSION = os.environ.get("CUSTODY_TEST_ELASTICSEARCH", "9.2.4")
 _ARTIFACT = f"org.elasticsearch.distribution.integ-test-zip:elasticsearch:{VERSION}:zip"
@@ -72,15 +71,12 @@ _JOINING = """\
 discovery.seed_hosts: ["127.0.0.1:{seed}"]
 node.roles: {roles}"""
 
-_started: list["ElasticsearchServer"] = []
-"""What this process started for others too: it must not collect the processes while they run."""
 
-
-class ElasticsearchUnavailableError(Exception):
+class ElasticsearchUnavailableError(ServerUnavailableError):
     """This machine cannot run Elasticsearch; the message says what it lacks."""
 
 
-class ElasticsearchServer:
+class ElasticsearchServer(Server):
     """One node: started, stopped, killed and started again on the same data and port.
 
     It is a cluster by itself, unless it is given roles: then it founds a cluster that others join, or joins one.
@@ -109,8 +105,6 @@ class ElasticsearchServer:
         self.heap, self._measured, self._settings = heap, measured, settings or {}
         self.name, self._roles, self._joins = name, roles, joins
         self.port, self._transport = free_ports(2)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
 
     _security = _OPEN
 
@@ -165,17 +159,6 @@ class ElasticsearchServer:
             )
         self._guard = start_guard(owner or os.getpid(), self._process.pid, self.folder)
 
-    def kill(self) -> None:
-        """End the node as kill -9 does."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.wait()
-        self._process = self._guard = None
-
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -183,22 +166,6 @@ class ElasticsearchServer:
     def __exit__(self, *_: object) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def save(self, path: Path) -> None:
-        """Write down how other processes find this node."""
-        assert self._process is not None
-        created = psutil.Process(self._process.pid).create_time()
-        known = {"port": self.port, "pid": self._process.pid, "created": created, "folder": str(self.folder)}
-        path.write_text(json.dumps(known))
-
-    @classmethod
-    def found(cls, path: Path) -> Self:
-        """Return the node that another process started and saved, to use but not to stop."""
-        saved = json.loads(path.read_text())
-        server = cls.__new__(cls)
-        server.folder, server.port = Path(saved["folder"]), saved["port"]
-        server._process = server._guard = None
-        return server
 
     def _brief(self) -> tuple[str, ...]:
         return () if self._measured else BRIEF
@@ -375,22 +342,4 @@ def fetch() -> Path:
 @pytest.fixture(scope="session")
 def elastic(pytestconfig: pytest.Config) -> Iterator[ElasticsearchServer]:
     """A running Elasticsearch, one for all processes of the test session. Name indices by `unused_prefix`."""
-    workerinput: Mapping[str, str] | None = getattr(pytestconfig, "workerinput", None)
-    folder = pytestconfig.stash[SHARED] if workerinput is None else Path(workerinput["shared_folder"])
-    owner = os.getpid() if workerinput is None else os.getppid()
-    saved = folder / "elasticsearch.json"
-    with locked(folder / "elasticsearch.lock"):
-        if saved.exists():
-            server = ElasticsearchServer.found(saved)
-        else:
-            server = ElasticsearchServer()
-            try:
-                server.start(owner)
-            except ElasticsearchUnavailableError as error:
-                shutil.rmtree(server.folder, ignore_errors=True)
-                unavailable(str(error))
-            server.save(saved)
-            _started.append(server)
-    yield server
-    if owner == os.getpid():
-        server.__exit__()
+    yield from one_for_all(pytestconfig, "elasticsearch", lambda _: ElasticsearchServer())

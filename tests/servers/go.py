@@ -4,8 +4,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.servers.kafka import CACHE, locked
+from tests.servers.kafka import CACHE
 from tests.servers.require import unavailable
+from tests.servers.shared import locked
 
 
 def build(module: Path, name: str, seconds: float, package: str = ".") -> Path:

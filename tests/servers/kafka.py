@@ -11,14 +11,11 @@ Rules:
 
 import base64
 import contextlib
-import fcntl
 import functools
-import json
 import logging
 import os
 import re
 import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -28,7 +25,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import psutil
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -44,14 +40,13 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from tests.servers.guard import start_guard
 from tests.servers.ports import free_ports
-from tests.servers.require import unavailable
+from tests.servers.require import ServerUnavailableError
+from tests.servers.shared import Server, locked, one_for_all
 
 VERSION = "4.1.2"
 CACHE = Path(__file__).resolve().parents[2] / ".servers"
 BRIEF = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 """Java's options for a server that is up for minutes: half of the CPU time goes to compiling what soon ends."""
-SHARED: pytest.StashKey[Path] = pytest.StashKey()
-"""The folder that all processes of a test session share, where the controlling process keeps it."""
 
 _FETCH_SECONDS = 240
 _FORMAT_SECONDS = 60
@@ -102,19 +97,16 @@ _PROPERTIES = {
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,
 }
 
-_started: list["KafkaServer"] = []
-"""What this process started for others too: it must not collect the processes while they run."""
-
 _silent = logging.getLogger("tests.servers.kafka.client")
 _silent.addHandler(logging.NullHandler())
 _silent.propagate = False
 
 
-class KafkaUnavailableError(Exception):
+class KafkaUnavailableError(ServerUnavailableError):
     """This machine cannot run Kafka; the message says what it lacks."""
 
 
-class KafkaServer:
+class KafkaServer(Server):
     """One broker with its data in one folder: started, stopped, killed and started again on the same data and port.
 
     Args:
@@ -128,8 +120,6 @@ class KafkaServer:
         self.heap, self._measured = heap, measured
         self.port, self._controller_port = free_ports(2)
         self._pid: int | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
 
     @property
     def bootstrap(self) -> str:
@@ -192,11 +182,8 @@ class KafkaServer:
 
     def kill(self) -> None:
         """End the broker as kill -9 does."""
-        for process in (self._process, self._guard):
-            if process is not None:
-                process.kill()
-                process.wait()
-        self._process = self._guard = self._pid = None
+        super().kill()
+        self._pid = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -299,20 +286,6 @@ class KafkaServer:
     def admin(self) -> AdminClient:
         """A client for what has no helper here."""
         return AdminClient({"bootstrap.servers": self.bootstrap}, logger=_silent)
-
-    def save(self, path: Path) -> None:
-        """Write down how other processes find this broker."""
-        created = psutil.Process(self.pid).create_time()
-        path.write_text(json.dumps({"port": self.port, "pid": self.pid, "created": created}))
-
-    @classmethod
-    def found(cls, path: Path) -> Self:
-        """Return the broker that another process started and saved, to use but not to stop."""
-        saved = json.loads(path.read_text())
-        server = cls.__new__(cls)
-        server.folder, server.port, server._pid = path.with_suffix(""), saved["port"], saved["pid"]
-        server._process = server._guard = None
-        return server
 
     def _write_properties(self) -> Path:
         client, controller = f"127.0.0.1:{self.port}", f"127.0.0.1:{self._controller_port}"
@@ -500,49 +473,10 @@ def fetch_jars(home: Path, pom: str) -> Path:
     return libs
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Lock a file against other processes. If this process dies, the lock is released."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def end_shared(folder: Path) -> None:
-    """End the servers that a test session shared, if any were started, and remove their folders and the session's."""
-    for saved in folder.glob("*.json"):
-        known = json.loads(saved.read_text())
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-            server = psutil.Process(known["pid"])
-            if server.create_time() == known["created"]:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait(10)
-        if "folder" in known:
-            shutil.rmtree(known["folder"], ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.fixture(scope="session")
 def kafka(pytestconfig: pytest.Config) -> Iterator[KafkaServer]:
     """A running Kafka, one for all processes of the test session. Name topics by `kafka.unused_name`."""
-    workerinput: Mapping[str, str] | None = getattr(pytestconfig, "workerinput", None)
-    folder = pytestconfig.stash[SHARED] if workerinput is None else Path(workerinput["shared_folder"])
-    owner = os.getpid() if workerinput is None else os.getppid()
-    saved = folder / "kafka.json"
-    with locked(folder / "kafka.lock"):
-        if saved.exists():
-            server = KafkaServer.found(saved)
-        else:
-            server = KafkaServer(folder / "kafka")
-            try:
-                server.start(owner)
-            except KafkaUnavailableError as error:
-                unavailable(str(error))
-            server.save(saved)
-            _started.append(server)
-    yield server
-    if owner == os.getpid():
-        server.kill()
+    yield from one_for_all(pytestconfig, "kafka", KafkaServer)
 
 
 def _until(done: Any, what: str) -> None:

@@ -8,6 +8,10 @@ import pytest
 VARIABLE = "CUSTODY_REQUIRE_SERVERS"
 
 
+class ServerUnavailableError(Exception):
+    """This machine cannot run a server; the message says what it lacks."""
+
+
 def unavailable(reason: str) -> NoReturn:
     """Skip the test with a reason that the summary shows, or fail it where every server is required, as in CI."""
     if os.environ.get(VARIABLE) == "1":

@@ -13,7 +13,6 @@ import functools
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.servers.guard import start_guard
+from tests.servers.shared import Server, one_for_all
 
 REGION = "us-east-1"
 LIMITED = {"maynotwrite": ["Read", "List"], "maynotread": ["List", "Write"], "maynotlist": ["Read", "Write"]}
@@ -60,8 +60,8 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-class _Server:
-    """A server in a child process of its own process group, with its files in one folder."""
+class _Server(Server):
+    """A server that speaks S3."""
 
     access_key = "custodytest"
     secret_key = "custody-test-secret"
@@ -69,8 +69,6 @@ class _Server:
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
         self.endpoint_url = f"http://127.0.0.1:{port}"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
 
     def environment(self) -> dict[str, str]:
         """Return the variables that a process needs to use this server, none of them read from this machine's files."""
@@ -112,7 +110,7 @@ class _Server:
             client.close()
         return name
 
-    def start(self) -> None:
+    def start(self, owner: int | None = None) -> None:
         """Start the process and return when the server answers; after `kill`, on the same files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "server.log").open("ab") as log:
@@ -125,7 +123,7 @@ class _Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._guard = start_guard(os.getpid(), self._process.pid, self.folder)
+        self._guard = start_guard(owner or os.getpid(), self._process.pid, self.folder)
         deadline = time.monotonic() + _START_SECONDS
         while not self._ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -140,18 +138,6 @@ class _Server:
         if self._process is None:
             raise RuntimeError(f"this {type(self).__name__} does not run")
         return self._process.pid
-
-    def kill(self) -> None:
-        """Kill the process and its children as kill -9 does."""
-        if self._process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.wait()
-        self._process = self._guard = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -177,7 +163,7 @@ class SeaweedServer(_Server):
         self._ports = free_ports(8)
         super().__init__(folder, self._ports[0])
 
-    def start(self) -> None:
+    def start(self, owner: int | None = None) -> None:
         """Start the server with one identity that may do everything, and those of `LIMITED`, with the same secret."""
         self.folder.mkdir(parents=True, exist_ok=True)
         may = {self.access_key: ["Admin", "Read", "List", "Tagging", "Write"], **LIMITED}
@@ -186,7 +172,7 @@ class SeaweedServer(_Server):
             for key, actions in may.items()
         ]
         (self.folder / "identities.json").write_text(json.dumps({"identities": identities}))
-        super().start()
+        super().start(owner)
 
     def _command(self) -> list[str]:
         weed = Path(sys.executable).with_name("weed")
@@ -262,10 +248,12 @@ class MotoServer(_Server):
 
 
 @pytest.fixture(scope="session")
-def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:
-    """A running SeaweedFS, one a test process. A test that kills a server starts its own `SeaweedServer`."""
-    with SeaweedServer(tmp_path_factory.mktemp("seaweed")) as server:
-        yield server
+def seaweed(pytestconfig: pytest.Config) -> Iterator[SeaweedServer]:
+    """A running SeaweedFS, one for all processes of the test session. Buckets are a test's own: `make_bucket`.
+
+    A test that kills a server starts its own `SeaweedServer`.
+    """
+    yield from one_for_all(pytestconfig, "seaweed", SeaweedServer)
 
 
 @pytest.fixture(scope="session")

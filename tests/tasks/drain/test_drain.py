@@ -1606,23 +1606,22 @@ def test_sigterm_while_kafka_hangs(fragile: Site, tmp_path: Path) -> None:
     assert fragile.read()[f"{topic}/0"].events == archived(sent)
 
 
-def test_sigterm_while_s3_hangs(
-    kafka: KafkaServer, seaweed: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sigterm_while_s3_hangs(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM ends a drain within seconds while S3 answers nothing, and the next run goes on."""
     monkeypatch.chdir(tmp_path)
-    seaweed.use(monkeypatch)
-    site = make_bucket_site(kafka, seaweed, tmp_path)
-    topic = kafka.create_topic(kafka.unused_name("hang"))
-    sent = send(kafka.producer(), topic, events(100))
-    variables = child_environment(site, topic) | {"CUSTODY_S3__ENDPOINT_URL": seaweed.endpoint_url}
-    with draining(variables, tmp_path) as child:
-        until(lambda: any(log.events for log in read_archive_records(site.fetch()).values()))
-        sent += send(kafka.producer(), topic, events(100, 2))
-        with frozen(seaweed.pid):
-            assert ends(child)
-    only(site.drain(topic))
-    assert site.read()[f"{topic}/0"].events == archived(sent)
+    with SeaweedServer(tmp_path / "seaweed") as s3:
+        s3.use(monkeypatch)
+        site = make_bucket_site(kafka, s3, tmp_path)
+        topic = kafka.create_topic(kafka.unused_name("hang"))
+        sent = send(kafka.producer(), topic, events(100))
+        variables = child_environment(site, topic) | {"CUSTODY_S3__ENDPOINT_URL": s3.endpoint_url}
+        with draining(variables, tmp_path) as child:
+            until(lambda: any(log.events for log in read_archive_records(site.fetch()).values()))
+            sent += send(kafka.producer(), topic, events(100, 2))
+            with frozen(s3.pid):
+                assert ends(child)
+        only(site.drain(topic))
+        assert site.read()[f"{topic}/0"].events == archived(sent)
 
 
 @pytest.mark.parametrize("reader", ["the drain", "a process of its own"])
