@@ -30,7 +30,7 @@ Besides, each door gets what inflates to more than twice the bound: a door that 
 """
 
 _CHILD = """
-import json, resource, sys
+import functools, json, resource, sys
 from pathlib import Path
 from tests.fuzz.targets import targets
 from tests.helpers.growth import SHAPES, bombs
@@ -41,10 +41,10 @@ def mib(name):
 
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 sizes = json.loads(sys.argv[1])
+shapes_of = functools.cache(lambda size: {shape: make(size) for shape, make in SHAPES.items()})
 peaks = {}
 for door, target in targets().items():
-    shapes = {shape: make(sizes.get(door, 1 << 16)) for shape, make in SHAPES.items()}
-    for shape, made in (shapes | bombs()).items():
+    for shape, made in (shapes_of(sizes.get(door, 1 << 16)) | bombs()).items():
         for number, frame in enumerate(target.frames):
             data = frame(made)
             Path("/proc/self/clear_refs").write_text("5")
