@@ -68,6 +68,9 @@ def cluster_runner(settings: DaskSettings, workers: int) -> ClusterTaskRunner:
         "dashboard_address": "127.0.0.1:0",
         # Keys made for this run: else everybody on this machine could run programs as this user.
         "security": True,
+        # Dask looks 100 times a second where a worker's threads are. Before CPython 3.11.9 that can hang the worker for
+        # ever (python/cpython#106883), and nobody looks at what it finds.
+        "config": {"distributed.worker.profile.enabled": False},
     }
     adapt = {"minimum": 1, "maximum": workers} if settings.adaptive else None
     return ClusterTaskRunner(cluster_kwargs=local, adapt_kwargs=adapt)

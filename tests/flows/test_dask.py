@@ -24,6 +24,7 @@ import psutil
 import pytest
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 from distributed.scheduler import KilledWorker, NoWorkerError
+from prefect import task
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from custody.archive.writer import create_archive
@@ -40,7 +41,6 @@ from flows.index import index
 from flows.operate.sample import sample_events
 from flows.runners import _Here, run_parallel
 from tasks.drain.run import drain_logs
-from tasks.search.task import find_logs
 from tasks.settings import Settings
 from tasks.spread import DaskSettings
 from tests.helpers.reading import read_archive_records
@@ -54,6 +54,8 @@ EVENTS = 300
 NOBODY: Any = None
 ANSWERED = ("elastic_transport:Transport.perform_request", "/_bulk", "after")
 """Where documents were created, and who asked for that has not heard of it (`Kill`)."""
+UNPROFILED = {"distributed.worker.profile.enabled": False}
+"""Of workers, as docs/machines.md has it: by looking where its threads are, Dask can hang a worker."""
 SECRETS = ("passphrase-of-the-keyring", "prefect:credentials-of-its-api")
 
 
@@ -193,7 +195,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, kafka: KafkaServer, prefect_s
         with (
             temporary_settings({PREFECT_API_AUTH_STRING: SECRETS[1]}),
             distributed.LocalCluster(  # type: ignore[no-untyped-call]
-                n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0
+                n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0, config=UNPROFILED
             ) as cluster,
         ):
             made.cluster, made.cluster_of_runs = cluster, f'address = "{cluster.scheduler_address}"'
@@ -387,11 +389,17 @@ def test_a_backfill_to_elasticsearch_whose_worker_is_killed(
 def test_a_run_starts_workers_of_its_own(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without an address a run starts its workers, and what they say to each other is encrypted."""
+    """Without an address a run starts its workers. What they say to each other is encrypted; Dask does not profile."""
+
+    @task
+    def repeated() -> set[str]:
+        return set(distributed.get_worker().periodic_callbacks)
+
     monkeypatch.setattr(site, "cluster_of_runs", "adaptive = true")
     site.use("own", "nothing", "dask")
     caplog.set_level("INFO", "distributed")
-    assert run_parallel(find_logs, [((),), ((),)], "dask", 1) == [[], []]
+    for names in run_parallel(repeated, [(), ()], "dask", 1):
+        assert names & {"heartbeat", "profile"} == {"heartbeat"}
     assert "Register worker addr: tls://127.0.0.1" in caplog.text
     # The nanny of an earlier test may still say that it has closed.
     assert not re.search(r"(Scheduler at|Start Nanny at|Register worker addr): +'?tcp://", caplog.text)
