@@ -44,8 +44,8 @@ MAP_FORMAT: Literal["custody/time-index-map/1"] = "custody/time-index-map/1"
 FOLDER = "reports/index/"
 SIZE_LIMIT = 64 * limits.MIB
 INFLATED_LIMIT = 512 * limits.MIB
-MOST_SPANS = 8_192
-"""Spans of a part, if the archive has few logs: 1.6 MB, or two years of four logs."""
+MOST_SPANS = 2_048
+"""Spans of a part, if the archive has few logs: 0.4 MB, or half a year of four logs."""
 _EACH_LOG = 64
 """Spans of a part for each log: of many logs a part has a few each, and the map would be as large as the parts."""
 SMALL = 64
@@ -144,6 +144,18 @@ class TimeIndex:
         """Return all spans of a log. Reads all parts that have some."""
         return self._chosen(log, 0, self.end(log), lambda _: True)
 
+    def runs(self, log: Log) -> Sequence[tuple[Span, Part]]:
+        """Return the runs of a log in order, each with its part. Reads none: `within` does."""
+        return self._runs.get(str(log), ())
+
+    def within(self, run: Span, part: Part) -> Sequence[Span]:
+        """Return the spans of a run of `runs`; the run as one span without times if the part is lost.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        return self._of_run(run, part, lambda _: True)
+
     def between(self, log: Log, first: int, end: int) -> Sequence[Span]:
         """Return the spans of a log that have a slot in `[first, end)`. Those of lost parts are left out."""
         return [span for _, span in self.ranges(log, first, end, lambda _: True) if span is not None]
@@ -209,7 +221,14 @@ class TimeIndex:
             self._grouped[key] = {}
             for span in spans:
                 self._grouped[key].setdefault(span.log, []).append(span)
-        return [span for span in self._grouped[key].get(run.log, ()) if run.first <= span.first < run.end]
+        chosen: list[Span] = []
+        reached = run.first
+        for span in self._grouped[key].get(run.log, ()):
+            # Spans that overlap these are of another run of the part.
+            if span.first == reached < run.end:
+                chosen.append(span)
+                reached = span.end
+        return chosen
 
 
 def _disjoint(runs: Iterable[tuple[Span, Part]]) -> Iterator[tuple[Span, Part]]:

@@ -1,13 +1,14 @@
 """The rows of statements that the time index covers: from the Parquet files to which it refers, if they are needed.
 
-What a span guarantees of its rows decides whether its files are opened. A file that is missing, or is not the one that
-was signed, costs a warning at most: the same rows are made from the statements.
+What a span guarantees of its rows decides whether its files are opened, and what is known of a run of spans, whether
+its part of the index is. A file that is missing, or is not the one that was signed, costs a warning at most: the same
+rows are made from the statements.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -26,7 +27,7 @@ from custody.query import lazy, statements, tables
 from custody.query.entries import Entries
 from custody.query.files import Part, Ref, Source, read_signed, read_table
 from custody.query.lazy import Pruned, Spill
-from custody.query.recent import Recent, day_of
+from custody.query.recent import Range, Recent, day_of
 from custody.query.rows import EventFile, quarantined_rows
 from custody.query.warned import Period
 
@@ -43,36 +44,52 @@ def moment(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
+class Stretch:
+    """Spans of a log in order, which are read when a condition meets what is known of all of them."""
+
+    def __init__(self, known: Sequence[Span], read: Callable[[], Sequence[Span]] | None = None) -> None:
+        """Set up.
+
+        Args:
+            known: the spans; or, if they are read later, the run that stands for them.
+            read: returns the spans; None if `known` has them.
+        """
+        self.known, self._read = known, read
+
+    @cached_property
+    def spans(self) -> Sequence[Span]:
+        """The spans; one without times instead of all, if their part of the index is lost."""
+        return self._read() if self._read else self.known
+
+
 class Indexed:
-    """The rows of spans.
+    """The rows of spans."""
 
-    Attributes:
-        spans: of all logs, in order.
-    """
-
-    def __init__(self, entries: Entries, spans: Sequence[Span], period: Period, folder: Path, recent: Recent) -> None:
+    def __init__(
+        self,
+        entries: Entries,
+        stretches: Sequence[Stretch],
+        period: Period,
+        folder: Path,
+        recent: Recent,
+        tabled: Callable[[Log, Sequence[Range]], Sequence[tuple[Log, Files]]],
+    ) -> None:
         """Set up.
 
         Args:
             entries: reads statements.
-            spans: which may have statements of the period; all of them have times.
+            stretches: in order, of spans that may have statements of the period. What is known of them has times.
             period: of which rows are made.
             folder: for files that are made.
             recent: knows what has expired, and takes warnings.
+            tabled: returns the tables of a log's slots that count, found by their names.
         """
-        self.spans = spans
+        self._stretches, self._tabled = stretches, tabled
         self._entries, self._period, self._folder, self._recent = entries, period, folder, recent
         self._lock = RLock()
         self._made = 0
         self._parts: dict[tuple[str, str, int], list[Part]] = {}
-        with_events = [span for span in spans if span.events]
-        with_quarantined = [span for span in spans if span.quarantined]
-        self._pruned = {
-            "events": Pruned(lazy.EVENTS, with_events, _events_guarantee),
-            "manifests": Pruned(lazy.schema_of("manifests"), spans, _manifests_guarantee),
-            "batches": Pruned(lazy.schema_of("batches"), with_events, _statements_guarantee),
-            "quarantined": Pruned(lazy.schema_of("quarantined"), with_quarantined, _statements_guarantee),
-        }
+        self._pruned = {name: self._prune(name) for name in _GUARANTEES}
         self._makers: dict[str, Callable[[Span, Log], list[Part]]] = {
             "events": self._events,
             "manifests": partial(self._statements, "manifests"),
@@ -80,9 +97,26 @@ class Indexed:
             "quarantined": self._quarantined,
         }
 
+    @property
+    def spans(self) -> Sequence[Span]:
+        """All spans of all logs, in order."""
+        return [span for stretch in self._stretches for span in stretch.spans]
+
+    def _prune(self, name: str) -> Pruned:
+        has, guarantee = _GUARANTEES[name]
+        stretches = [stretch for stretch in self._stretches if any(map(has, stretch.known))]
+        return Pruned(
+            lazy.schema_of(name),
+            stretches,
+            lambda several: guarantee([span for each in several for span in each.known]),
+        )
+
     def parts(self, name: str, condition: Any) -> Iterator[Part]:
         """Yield the parts of a table that may have rows which meet a condition."""
-        spans = list(self._pruned[name].meeting(condition))
+        has, guarantee = _GUARANTEES[name]
+        stretches = self._pruned[name].meeting(condition)
+        several = [span for stretch in stretches for span in stretch.spans if has(span)]
+        spans = list(Pruned(lazy.schema_of(name), several, guarantee).meeting(condition))
 
         def parts(span: Span) -> list[Part]:
             key = (name, span.log, span.first)
@@ -100,7 +134,7 @@ class Indexed:
 
     def _statements(self, name: statements.Name, span: Span, log: Log) -> list[Part]:
         ref = span.manifests if name == "manifests" else span.batches
-        guarantee = {"manifests": _manifests_guarantee, "batches": _statements_guarantee}[name]([span])
+        guarantee = _GUARANTEES[name][1]([span])
         make = partial(self._make_statements, name, span, log)
         source = Source(ref.key if ref else None, ref, make, partial(self._changed, span, log))
         return [(source, guarantee)]
@@ -154,13 +188,31 @@ class Indexed:
 
     def _events(self, span: Span, log: Log) -> list[Part]:
         """Return the parts of a span's events: its tables; or a file that is made, if it has none that count."""
+        if span.sealed is None:
+            return self._lost_events(span, log)
         files = self._listed(span, log)
         if files is None:
             if self._is_expired(span, log):
                 return []
-            source = Source(make=partial(self._make_events, span, log))
-            return [(source, _events_guarantee([span], days=False))]
+            return [self._made_events(span, log)]
         return self.of_tables(span, log, files)
+
+    def _made_events(self, span: Span, log: Log) -> Part:
+        return Source(make=partial(self._make_events, span, log)), _events_guarantee([span], days=False)
+
+    def _lost_events(self, span: Span, log: Log) -> list[Part]:
+        """Return the parts of a span of which nothing is known: tables that are found by name, and files between."""
+        parts: list[Part] = []
+        reached = span.first
+        for _, files in self._tabled(log, [(span.first, span.end)]):
+            first, end = files[0][0].first, files[0][0].end
+            if reached < first:
+                parts.append(self._made_events(Span(log=span.log, first=reached, end=first), log))
+            parts += self.of_tables(Span(log=span.log, first=first, end=end), log, files)
+            reached = end
+        if reached < span.end:
+            parts.append(self._made_events(Span(log=span.log, first=reached, end=span.end), log))
+        return parts
 
     def of_tables(self, span: Span, log: Log, files: Files) -> list[Part]:
         """Return the parts of the tables of a span's events."""
@@ -285,3 +337,24 @@ def _events_guarantee(spans: Sequence[Span], *, days: bool = True) -> Any:
         bounds = (times[0] - EVENT_SLACK, times[1] + EVENT_SLACK)
         guarantee = guarantee & lazy.within("time", bounds, nullable=True)
     return guarantee
+
+
+def _any(_: Span) -> bool:
+    return True
+
+
+def _has_events(span: Span) -> bool:
+    return bool(span.events) or span.sealed is None
+
+
+def _has_quarantined(span: Span) -> bool:
+    return bool(span.quarantined) or span.sealed is None
+
+
+_GUARANTEES: Mapping[str, tuple[Callable[[Span], bool], Callable[[Sequence[Span]], Any]]] = {
+    "events": (_has_events, _events_guarantee),
+    "manifests": (_any, _manifests_guarantee),
+    "batches": (_has_events, _statements_guarantee),
+    "quarantined": (_has_quarantined, _statements_guarantee),
+}
+"""By table: whether a span may have rows of it, and what each row of some spans meets."""

@@ -28,7 +28,9 @@ _FORMAT = ds.ParquetFileFormat()
 
 
 def schema_of(name: str) -> pa.Schema:
-    """Return the Arrow schema of a view other than `events` and `sources`."""
+    """Return the Arrow schema of a view other than `sources`."""
+    if name == "events":
+        return EVENTS
     view = next(view for view in views.VIEWS if view.name == name)
     return pa.schema([(column.name, _TYPES[column.type]) for column in view.columns])
 

@@ -1,6 +1,7 @@
 """What a connection reads of an archive: nothing before DuckDB scans a table, and then what that table needs.
 
-- The newest audit that counts refers to the time index. What it covers is read from Parquet files (`indexed`).
+- The newest audit that counts refers to the time index. What it covers is read from Parquet files (`indexed`), once a
+  condition meets what its map says of it.
 - Statements after it, and what it does not cover, are read one by one, at the first scan of any of them (`recent`).
 - Audits are read when they, their findings, or `warnings` are scanned.
 - `warnings` has what was seen so far, and what listings show: slots without a statement, tables that nobody signed.
@@ -8,7 +9,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from threading import RLock
@@ -22,7 +23,7 @@ from custody.archive.forms import AUDITS, statements_of
 from custody.archive.known_heads import to_heads
 from custody.archive.readings import newest_reading
 from custody.archive.time_index import TimeIndex
-from custody.archive.time_spans import Span
+from custody.archive.time_spans import Span, order
 from custody.archive.trusted import check_archive, unverified
 from custody.errors import FormatError, ObjectMissing
 from custody.format import layout
@@ -35,7 +36,7 @@ from custody.query import lazy, statements, tables, views
 from custody.query.entries import Entries
 from custody.query.excluded import Excluded
 from custody.query.files import Part, Source, local, scan
-from custody.query.indexed import LOST, Files, Indexed, moment
+from custody.query.indexed import LOST, Files, Indexed, Stretch
 from custody.query.lazy import Lazy, Spill
 from custody.query.recent import Range, Recent, warn_unsigned, whole_tables
 from custody.query.warned import Period, Warnings
@@ -112,7 +113,14 @@ class Reading:
     # --- statements and events
 
     def _of_statements(self, name: str, condition: Any) -> list[Part]:
-        return [*self._recent.parts[name], *self._indexed.parts(name, condition)]
+        made = [*self._recent.parts[name], *self._indexed.parts(name, condition)]
+        self._warn_of_index()
+        return made
+
+    def _warn_of_index(self) -> None:
+        _, index = self._audited
+        for problem in index.problems:
+            self.warnings.add("ignored", None, problem)
 
     @property
     def _recent(self) -> Recent:
@@ -127,47 +135,65 @@ class Reading:
 
     @cached_property
     def _loaded(self) -> tuple[Recent, Indexed, Excluded]:
-        """Read the statements that no index covers, and see which spans have statements of the period."""
+        """Read the statements that no index covers, and see which spans may have statements of the period."""
         recent = Recent(self._entries, self._period, self._folder, self._kept_from)
         audit, index = self._audited
-        chosen: list[Span] = []
+        chosen: list[Stretch] = []
         tabled: list[Tabled] = []
         for log in self._logs:
             if audit and (marks := audit.marks.get(str(log))):
                 recent.expired[log] = marks.expired
-            spans, ranges = self._plan(log, index, recent)
+            stretches, ranges = self._plan(log, index, recent)
             several = self._tabled(log, ranges)
             recent.read(log, ranges, [(files[0][0].first, files[0][0].end) for _, files in several])
-            chosen += spans
+            chosen += stretches
             tabled += several
         recent.finish()
-        for problem in index.problems:
-            self.warnings.add("ignored", None, problem)
-        chosen.sort(key=lambda span: (span.log, span.first))
-        indexed = Indexed(self._entries, chosen, self._period, self._folder, recent)
+        self._warn_of_index()
+        chosen.sort(key=lambda stretch: order(stretch.known[0]))
+        indexed = Indexed(self._entries, chosen, self._period, self._folder, recent, self._tabled)
         for log, files in tabled:
             span = Span(log=str(log), first=files[0][0].first, end=files[0][0].end)
             recent.parts["events"] += indexed.of_tables(span, log, files)
-        return recent, indexed, Excluded(recent.excluded, chosen)
+        # Files of spans that are read later have no other rows than those of the period.
+        cut = [span for stretch in chosen for span in stretch.known]
+        return recent, indexed, Excluded(recent.excluded, cut)
 
-    def _plan(self, log: Log, index: TimeIndex, recent: Recent) -> tuple[list[Span], list[Range]]:
-        """Return the spans of a log that may have statements of the period, and the slots that no span covers."""
-        spans: list[Span] = []
+    def _plan(self, log: Log, index: TimeIndex, recent: Recent) -> tuple[list[Stretch], list[Range]]:
+        """Return the spans of a log that may have statements of the period, and the slots that no span covers.
+
+        Spans of a run that is within the period are read when a query needs them.
+        """
+        stretches: list[Stretch] = []
         ranges: list[Range] = [(gap.start, gap.stop) for gap in index.gaps(log, 0, index.end(log))]
-        for span in index.overlapping(log, self._period.since, self._period.until):
+        for run, part in index.runs(log):
+            if run.all_sealed_within(self._period.since, self._period.until):
+                stretches.append(Stretch([run], partial(index.within, run, part)))
+            elif run.sealed_within(self._period.since, self._period.until):
+                spans, uncovered = self._cut(log, index.within(run, part), recent)
+                ranges += uncovered
+                if spans:
+                    stretches.append(Stretch(spans))
+        ranges.append((index.end(log), None))
+        return stretches, _merged(ranges)
+
+    def _cut(self, log: Log, spans: Sequence[Span], recent: Recent) -> tuple[list[Span], list[Range]]:
+        """Return those of some spans that have statements of the period, and the slots of those without rows."""
+        kept: list[Span] = []
+        ranges: list[Range] = []
+        for span in spans:
             if span.sealed is None:
                 ranges.append((span.first, span.end))
-            elif self._period.has(moment(span.sealed[0])) and self._period.has(moment(span.sealed[1])):
-                spans.append(span)
+            elif span.all_sealed_within(self._period.since, self._period.until):
+                kept.append(span)
             elif span.sealed_within(self._period.since, self._period.until):
                 outside = self._outside(log, span)
                 if outside is None:
                     ranges.append((span.first, span.end))
                 else:
-                    spans.append(span)
+                    kept.append(span)
                     recent.excluded += [(log, sequence, sequence + 1) for sequence in outside]
-        ranges.append((index.end(log), None))
-        return spans, _merged(ranges)
+        return kept, ranges
 
     def _outside(self, log: Log, span: Span) -> list[int] | None:
         """Return which statements of a span were not sealed in the period; None if its rows are not as signed."""
@@ -264,8 +290,12 @@ class Reading:
         """Warn of all that can be seen without reading what the index covers."""
         _, indexed, _ = self._loaded
         _ = self._audits
+        spans_of: dict[str, list[Span]] = {}
+        for span in indexed.spans:
+            spans_of.setdefault(span.log, []).append(span)
+        self._warn_of_index()
         for log in self._logs:
-            spans = [span for span in indexed.spans if span.log == str(log)]
+            spans = spans_of.get(str(log), [])
             if spans:
                 self._check_slots(log, spans)
             # Where tables were looked for, it was said.

@@ -15,6 +15,7 @@ import pytest
 
 import custody
 import custody.query.connect
+from custody.archive import time_index
 from custody.errors import TerminalStoreError
 from custody.format import layout
 from custody.format.layout import Log
@@ -34,6 +35,8 @@ from tests.helpers.sample import Growing
 STATEMENTS = 20
 """Of the young archive: one an hour. The old one has ten times as many."""
 PIECE = 4
+PART = 3
+"""Pieces of a part of the index by time: as in an archive of years, the old one has many parts."""
 LATE = 13
 """How many hours before its statement the late event happened: the last event of the sixth statement from the end."""
 NEW = 2
@@ -54,7 +57,10 @@ class Hourly(Growing):
         super().__init__(root, begun=NOW - timedelta(hours=statements - 1))
         self.late = 5 * (statements - 6) + 4
         self.append(statements - NEW, self.content)
-        audit(self.folder, self.keyring, pieces=PIECE)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(time_index, "MOST_SPANS", PART)
+            patched.setattr(time_index, "_EACH_LOG", 1)
+            audit(self.folder, self.keyring, pieces=PIECE)
         self.append(NEW, self.content)
 
     def sealed_at(self, sequence: int) -> datetime:
@@ -216,6 +222,36 @@ def test_the_report_of_a_night(young: Hourly, old: Hourly) -> None:
     assert counts[1].total() <= MOST * counts[0].total(), counts
 
 
+def test_a_time_needs_few_parts_of_the_index(old: Hourly) -> None:
+    """A query of some hours reads the parts of the index whose events may be of these hours, and a loss says so once.
+
+    What a lost part covered is read from the statements, whatever conditions there are.
+    """
+    parts = {str(path.relative_to(old.folder)) for path in parts_of(old.folder)}
+    assert len(parts) > 10
+    since, until = old.begun + 100 * HOUR, old.begun + 103 * HOUR
+    asked = f"SELECT \"offset\" FROM events WHERE time >= '{since:%F %T}' AND time < '{until:%F %T}' ORDER BY 1"  # noqa: S608
+    with opened(old) as (connection, store):
+        assert [offset for (offset,) in connection.execute(asked).fetchall()] == old.between(since, until)
+        read = parts & store.reads.keys()
+        assert 1 <= len(read) <= 2
+        segments = {key for key in store.reads if key.startswith("events/")}
+    lost = old.folder / min(read)
+    data = lost.read_bytes()
+    lost.unlink()
+    try:
+        with opened(old) as (connection, store):
+            for _ in range(2):
+                assert [offset for (offset,) in connection.execute(asked).fetchall()] == old.between(since, until)
+            assert parts & store.reads.keys() == read
+            # Its tables are found by their names.
+            assert {key for key in store.reads if key.startswith("events/")} == segments
+            (warning,) = connection.execute("SELECT message FROM warnings WHERE kind = 'ignored'").fetchall()
+            assert str(min(read)) in warning[0]
+    finally:
+        lost.write_bytes(data)
+
+
 # --- rows
 
 
@@ -234,15 +270,21 @@ def test_late_events(old: Hourly) -> None:
 
 @pytest.fixture(scope="module")
 def variants(young: Hourly, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The young archive as it is, without the index, and without all that is derived."""
+    """The young archive as it is, without a part of the index, without the index, and without all that is derived."""
     root = tmp_path_factory.mktemp("variants")
-    made = [young.folder]
-    for name, removed in (("no index", ("reports/index",)), ("nothing", ("reports/index", "tables"))):
-        made.append(root / name)
-        shutil.copytree(young.folder, made[-1])
-        for folder in removed:
-            shutil.rmtree(made[-1] / folder)
+    made = [young.folder, *(root / name for name in ("no part", "no index", "nothing"))]
+    for folder in made[1:]:
+        shutil.copytree(young.folder, folder)
+    _, no_part, no_index, nothing = made
+    parts_of(no_part)[0].unlink()
+    for lost in (no_index / "reports/index", nothing / "reports/index", nothing / "tables"):
+        shutil.rmtree(lost)
     return made
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """Return the files of an archive's index by time, but for its map."""
+    return [path for path in sorted(folder.glob("reports/index/*.gz")) if "-map-" not in path.name]
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +323,7 @@ def test_rows_of_a_time_with_and_without_an_index(young: Hourly, variants: list[
         with opened(young, folder) as (connection, _):
             events = connection.table("events")
             found.append([events.filter(each).select('"offset"').order("1").fetchall() for each in conditions])
-    assert found[0] == found[1] == found[2]
+    assert all(other == found[0] for other in found[1:])
     assert sum(map(bool, found[0])) > len(conditions) // 2
 
 
