@@ -225,7 +225,7 @@ class TimeIndex:
         reached = run.first
         for span in self._grouped[key].get(run.log, ()):
             # Spans that overlap these are of another run of the part.
-            if span.first == reached < run.end:
+            if span.first == reached and span.end <= run.end:
                 chosen.append(span)
                 reached = span.end
         return chosen

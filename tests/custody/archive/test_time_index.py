@@ -286,18 +286,24 @@ def test_of_spans_that_overlap_the_later_is_left_out() -> None:
     assert list(index.gaps(LOGS[0], 0, 12)) == [range(5, 9), range(11, 12)]
 
 
-def test_of_spans_that_overlap_in_one_part_no_statement_is_in_two() -> None:
+@pytest.mark.parametrize(
+    ("bounds", "kept", "gaps"),
+    [
+        (((0, 10), (5, 15), (10, 20), (15, 20), (20, 30)), [(0, 10), (10, 20)], [range(20, 30)]),
+        (((0, 10), (0, 5), (7, 15)), [(0, 5), (7, 15)], [range(5, 7), range(15, 30)]),
+    ],
+)
+def test_of_spans_that_overlap_in_one_part_no_statement_is_in_two(
+    bounds: Sequence[tuple[int, int]], kept: list[tuple[int, int]], gaps: list[range]
+) -> None:
     """What the left out ones alone have is in no span."""
     log = LOGS[0]
-    spans = [
-        Span(log=str(log), first=first, end=end, sealed=(0, 0))
-        for first, end in ((0, 10), (5, 15), (10, 20), (15, 20), (20, 30))
-    ]
+    spans = [Span(log=str(log), first=first, end=end, sealed=(0, 0)) for first, end in bounds]
     ref = ObjectRef("reports/index/0", 1, "00" * 32)
     index = TimeIndex([Part(ref, len(spans), runs_of(spans))], lambda _: spans)
-    assert [(span.first, span.end) for span in index.of(log)] == [(0, 10), (10, 20)]
-    assert [(s.first, s.end) for run, part in index.runs(log) for s in index.within(run, part)] == [(0, 10), (10, 20)]
-    assert list(index.gaps(log, 0, 30)) == [range(20, 30)]
+    assert [(span.first, span.end) for span in index.of(log)] == kept
+    assert [(s.first, s.end) for run, part in index.runs(log) for s in index.within(run, part)] == kept
+    assert list(index.gaps(log, 0, 30)) == gaps
 
 
 @given(st.lists(st.none() | _bounds, min_size=1), _bounds)
