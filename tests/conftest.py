@@ -79,7 +79,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             single.append(item)
     for number, group in enumerate(sorted(groups.values(), key=len, reverse=True)):
         shares[number % PROCESSES] += group
-    long = [item for item in single if _rank(item) < len(LONG)]
+    long = list(itertools.takewhile(lambda item: _rank(item) < len(LONG), single))
     for number, item in enumerate(long):
         shares[number % PROCESSES].append(item)
     rest = iter(single[len(long) :])

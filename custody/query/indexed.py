@@ -5,13 +5,13 @@ its part of the index is. A file that is missing, or is not the one that was sig
 rows are made from the statements.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -89,7 +89,7 @@ class Indexed:
         self._lock = RLock()
         self._made = 0
         self._parts: dict[tuple[str, str, int], list[Part]] = {}
-        self._pruned = {name: self._prune(name) for name in _GUARANTEES}
+        self._pruned = {name: self._prune(name, rows) for name, rows in _ROWS.items()}
         self._makers: dict[str, Callable[[Span, Log], list[Part]]] = {
             "events": self._events,
             "manifests": partial(self._statements, "manifests"),
@@ -102,21 +102,20 @@ class Indexed:
         """All spans of all logs, in order."""
         return [span for stretch in self._stretches for span in stretch.spans]
 
-    def _prune(self, name: str) -> Pruned:
-        has, guarantee = _GUARANTEES[name]
-        stretches = [stretch for stretch in self._stretches if any(map(has, stretch.known))]
+    def _prune(self, name: str, rows: "_Rows") -> Pruned:
+        stretches = [stretch for stretch in self._stretches if any(map(rows.may_be_in, stretch.known))]
         return Pruned(
             lazy.schema_of(name),
             stretches,
-            lambda several: guarantee([span for each in several for span in each.known]),
+            lambda several: rows.guarantee([span for each in several for span in each.known]),
         )
 
     def parts(self, name: str, condition: Any) -> Iterator[Part]:
         """Yield the parts of a table that may have rows which meet a condition."""
-        has, guarantee = _GUARANTEES[name]
+        rows = _ROWS[name]
         stretches = self._pruned[name].meeting(condition)
-        several = [span for stretch in stretches for span in stretch.spans if has(span)]
-        spans = list(Pruned(lazy.schema_of(name), several, guarantee).meeting(condition))
+        candidates = [span for stretch in stretches for span in stretch.spans if rows.may_be_in(span)]
+        spans = list(Pruned(lazy.schema_of(name), candidates, rows.guarantee).meeting(condition))
 
         def parts(span: Span) -> list[Part]:
             key = (name, span.log, span.first)
@@ -134,10 +133,9 @@ class Indexed:
 
     def _statements(self, name: statements.Name, span: Span, log: Log) -> list[Part]:
         ref = span.manifests if name == "manifests" else span.batches
-        guarantee = _GUARANTEES[name][1]([span])
         make = partial(self._make_statements, name, span, log)
         source = Source(ref.key if ref else None, ref, make, partial(self._changed, span, log))
-        return [(source, guarantee)]
+        return [(source, _ROWS[name].guarantee([span]))]
 
     def _make_statements(self, name: statements.Name, span: Span, log: Log) -> str:
         with self._lock:
@@ -195,7 +193,7 @@ class Indexed:
             if self._is_expired(span, log):
                 return []
             return [self._made_events(span, log)]
-        return self.of_tables(span, log, files)
+        return self._of_tables(span, log, files)
 
     def _made_events(self, span: Span, log: Log) -> Part:
         return Source(make=partial(self._make_events, span, log)), _events_guarantee([span], days=False)
@@ -208,14 +206,17 @@ class Indexed:
             first, end = files[0][0].first, files[0][0].end
             if reached < first:
                 parts.append(self._made_events(Span(log=span.log, first=reached, end=first), log))
-            parts += self.of_tables(Span(log=span.log, first=first, end=end), log, files)
+            parts += self.found(log, files)
             reached = end
         if reached < span.end:
             parts.append(self._made_events(Span(log=span.log, first=reached, end=span.end), log))
         return parts
 
-    def of_tables(self, span: Span, log: Log, files: Files) -> list[Part]:
-        """Return the parts of the tables of a span's events."""
+    def found(self, log: Log, files: Files) -> list[Part]:
+        """Return the parts of a range's tables, which were found by their names: nothing else is known of it."""
+        return self._of_tables(Span(log=str(log), first=files[0][0].first, end=files[0][0].end), log, files)
+
+    def _of_tables(self, span: Span, log: Log, files: Files) -> list[Part]:
         parts: list[Part] = []
         guarantee = _events_guarantee([span], days=False)
         for file, ref in files:
@@ -339,10 +340,6 @@ def _events_guarantee(spans: Sequence[Span], *, days: bool = True) -> Any:
     return guarantee
 
 
-def _any(_: Span) -> bool:
-    return True
-
-
 def _has_events(span: Span) -> bool:
     return bool(span.events) or span.sealed is None
 
@@ -351,10 +348,16 @@ def _has_quarantined(span: Span) -> bool:
     return bool(span.quarantined) or span.sealed is None
 
 
-_GUARANTEES: Mapping[str, tuple[Callable[[Span], bool], Callable[[Sequence[Span]], Any]]] = {
-    "events": (_has_events, _events_guarantee),
-    "manifests": (_any, _manifests_guarantee),
-    "batches": (_has_events, _statements_guarantee),
-    "quarantined": (_has_quarantined, _statements_guarantee),
+class _Rows(NamedTuple):
+    """What is known of a table's rows: whether a span may have some, and what each row of some spans meets."""
+
+    may_be_in: Callable[[Span], bool]
+    guarantee: Callable[[Sequence[Span]], Any]
+
+
+_ROWS = {
+    "events": _Rows(_has_events, _events_guarantee),
+    "manifests": _Rows(lambda _: True, _manifests_guarantee),
+    "batches": _Rows(_has_events, _statements_guarantee),
+    "quarantined": _Rows(_has_quarantined, _statements_guarantee),
 }
-"""By table: whether a span may have rows of it, and what each row of some spans meets."""

@@ -153,8 +153,7 @@ class Reading:
         chosen.sort(key=lambda stretch: order(stretch.known[0]))
         indexed = Indexed(self._entries, chosen, self._period, self._folder, recent, self._tabled)
         for log, files in tabled:
-            span = Span(log=str(log), first=files[0][0].first, end=files[0][0].end)
-            recent.parts["events"] += indexed.of_tables(span, log, files)
+            recent.parts["events"] += indexed.found(log, files)
         # Files of spans that are read later have no other rows than those of the period.
         cut = [span for stretch in chosen for span in stretch.known]
         return recent, indexed, Excluded(recent.excluded, cut)
