@@ -18,6 +18,7 @@ from custody.format.quarantine import quarantine_lines
 from custody.format.times import parse_time
 from tasks.drain.context import Context
 from tasks.drain.log_run import LogRun
+from tasks.drain.topic_ids import TopicIds
 
 UPLOADERS = 8
 """Appends, or checkpoints, that run at the same time, each of another log."""
@@ -41,6 +42,7 @@ class Appends:
     def __init__(self, context: Context, runs: Sequence[LogRun], sealed: Callable[[Log], None] | None) -> None:
         self._context, self._runs, self._sealed = context, runs, sealed
         self._limit = held_bytes(context.processes)
+        self._topic_ids = TopicIds(lambda topic: context.broker.topic_id(topic, context.cluster))
         self._pool = ThreadPoolExecutor(min(UPLOADERS, len(runs)), "append")
 
     def __enter__(self) -> Self:
@@ -63,7 +65,7 @@ class Appends:
                 other.append.exception()
                 other.appending_bytes = 0
         run.appending_bytes = sum(map(len, entry.members)) + len(entry.quarantine or b"")
-        run.append = self._pool.submit(self._append, run, entry)
+        run.append = self._pool.submit(self._append, run, entry, run.heard)
 
     def collect(self, run: LogRun) -> None:
         """Wait for the log's append, if one is running, and raise its error."""
@@ -72,10 +74,10 @@ class Appends:
             append.result()
             run.appending_bytes = 0
 
-    def _append(self, run: LogRun, entry: Entry) -> None:
+    def _append(self, run: LogRun, entry: Entry, heard: float) -> None:
         context, log = self._context, run.writer.log
         known = run.writer.tip.newest
-        topic_id = context.broker.topic_id(log.topic, context.cluster)
+        topic_id = self._topic_ids.of(log.topic, heard)
         if known is not None and topic_id != known.statement.log.topic_id:
             raise LogChanged(
                 f"{log}: the topic was deleted and created again during this run; records read since then are"

@@ -120,9 +120,12 @@ class LogRun:
     """The last record that was read in this log."""
     reread: Reread | None = None
     """What must be read again and agree before new records are taken."""
-    since: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+    """When the first of what is not cut yet came, by `time.monotonic`. A loss is there from the start."""
     silent: float = 0.0
     """Seconds of reading since the last record, event or error of the partition."""
+    heard: float = 0.0
+    """When Kafka last told something of the partition, by `time.monotonic`."""
     caught_up: bool = False
     """Whether all records that were there at the run's start have been read."""
     append: Future[None] | None = None
@@ -130,6 +133,15 @@ class LogRun:
     stopped: bool = False
     _lingers: tuple[Manifest, float] | None = None
     """The newest statement, and until when records linger after it, by `time.monotonic`."""
+
+    def fail(self, error: CustodyError) -> None:
+        """Stop the log for this run, and note why."""
+        self.stopped = True
+        self.result.stop(error)
+
+    def hear(self) -> None:
+        """Note that Kafka told something of the partition."""
+        self.silent, self.heard = 0.0, time.monotonic()
 
     def lingers(self, seconds: float) -> bool:
         """Return whether a segment that is not full stays open, since the newest statement is younger than this.

@@ -1,9 +1,9 @@
 """How fast the drain is, next to a plain one, on a real broker: `uv run python -m tests.benchmarks.drain`.
 
-Loads a real Kafka with events over four partitions; then drains them in a child process into a folder, several times,
-each with the plain baseline before and after it on a share of the same events, since machines are noisy and ratios are
-what lasts. Then verifies an archive, every event parsed. Needs Java and Maven, as the tests do. Reports the median of
-the rounds, and the range of their ratios; judges nothing.
+Loads a real Kafka with events over four partitions, or as many as `--partitions` says; then drains them in a child
+process into a folder, several times, each with the plain baseline before and after it on a share of the same events,
+since machines are noisy and ratios are what lasts. Then verifies an archive, every event parsed. Needs Java and Maven,
+as the tests do. Reports the median of the rounds, and the range of their ratios; judges nothing.
 
 With `--leaves` it drains in pairs instead, with `drain.event_leaves` and without, and reports what that costs.
 """
@@ -50,7 +50,7 @@ SEED = 20261124
 BASELINE_SHARE = 0.1
 
 
-def load(kafka: KafkaServer, topic: str, events: int) -> int:
+def load(kafka: KafkaServer, topic: str, events: int, partitions: int = PARTITIONS) -> int:
     """Produce events round robin, and return their bytes."""
     producer = kafka.producer(
         **{
@@ -63,7 +63,7 @@ def load(kafka: KafkaServer, topic: str, events: int) -> int:
     size = 0
     for number, value in enumerate(sample_events(events, SEED, datetime(2026, 11, 24, tzinfo=UTC), 5000)):
         size += len(value)
-        producer.produce(topic, value, partition=number % PARTITIONS)
+        producer.produce(topic, value, partition=number % partitions)
         if number % 5000 == 0:
             producer.poll(0)
             while len(producer) > 200_000:
@@ -249,6 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=2_000_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--partitions", type=int, default=PARTITIONS)
     parser.add_argument("--leaves", action="store_true", help="measure what drain.event_leaves costs, in pairs")
     parser.add_argument("--role", choices=["custody", "baseline", "read"], help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
@@ -266,13 +267,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="custody-benchmark-") as name:
         folder = Path(name)
         with KafkaServer(folder / "kafka", heap="1g", measured=True) as kafka:
-            topic = kafka.create_topic("audit.benchmark", PARTITIONS)
+            topic = kafka.create_topic("audit.benchmark", options.partitions)
             begin = time.perf_counter()
-            size = load(kafka, topic, options.events)
+            size = load(kafka, topic, options.events, options.partitions)
             # What the broker has not written out yet would be written while the drain is measured.
             os.sync()
             console.print(
-                f"{options.events:,} events of {size / options.events:.0f} bytes in {PARTITIONS} partitions (lz4),"
+                f"{options.events:,} events of {size / options.events:.0f} bytes, {options.partitions} partitions, lz4,"
                 f" loaded in {time.perf_counter() - begin:.0f} s; seed {SEED}; Python {platform.python_version()},"
                 f" {os.cpu_count()} cores"
             )

@@ -22,9 +22,11 @@ from tasks.backfill.copy import Progress, copy
 from tasks.backfill.plan import Request, plan_backfill
 from tasks.detect import publish
 from tasks.detect.alerts import Notice
-from tasks.drain.log_run import LogResult
-from tasks.drain.loop import Loop
+from tasks.drain import loop, outcome
+from tasks.drain.context import Context
+from tasks.drain.log_run import LogResult, LogRun
 from tasks.drain.resume import begin_epoch
+from tasks.drain.retention import Retentions
 from tasks.drain.run import drain_logs
 from tasks.health.model import Health, LogHealth, Problem
 from tasks.health.read import read_health
@@ -228,15 +230,14 @@ def test_the_group_is_refused(site: Site) -> None:
 def test_the_configuration_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without DescribeConfigs nobody knows how long Kafka keeps what waits: the run archives, and says so."""
     site.kafka.allow(TOPIC, site.refused, READ)
-    report = Loop._report_behind
 
-    def behind(self: Loop) -> None:
+    def behind(context: Context, runs: Sequence[LogRun], retentions: Retentions) -> None:
         # As if records had come meanwhile: only then is it asked.
-        for run in self._runs.values():
+        for run in runs:
             run.target = (run.writer.next_offset or 0) + 1
-        report(self)
+        outcome.report(context, runs, retentions)
 
-    monkeypatch.setattr(Loop, "_report_behind", behind)
+    monkeypatch.setattr(loop, "report", behind)
     done, refused = site.drain()
     assert (done.outcome, done.events, done.headroom_unknown) == ("drained", BATCH, None)
     assert (refused.outcome, refused.events, refused.problem) == ("drained", BATCH, None)

@@ -53,7 +53,7 @@ from custody.store.protocol import S3Options
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from flows.operate.sample import invalid_values
-from tasks.drain import apart, intake, loop, resume, signals
+from tasks.drain import apart, intake, loop, outcome, resume, signals
 from tasks.drain import kafka as source
 from tasks.drain import run as engine
 from tasks.drain.committed_heads import check_committed_head, encode_committed_head, parse_committed_head
@@ -565,7 +565,7 @@ def test_a_clock_that_is_behind_the_brokers(
     assert "clock" not in caplog.text
     send(site.kafka.producer(), topic, events(3, 3))
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.drain.loop.datetime", shifted(timedelta(minutes=-10)))
+        patched.setattr("tasks.drain.outcome.datetime", shifted(timedelta(minutes=-10)))
         result = only(site.drain(topic))
     assert result.events == 3
     assert result.clock is not None
@@ -585,7 +585,7 @@ def test_a_clock_that_is_far_ahead(
     assert only(site.drain(topic)).clock is None
     for days, seconds in ((2, 2 * 86_400), (0.9, None)):
         with monkeypatch.context() as patched:
-            patched.setattr("tasks.drain.loop.datetime", shifted(timedelta(days=days)))
+            patched.setattr("tasks.drain.outcome.datetime", shifted(timedelta(days=days)))
             clock = only(site.drain(topic)).clock
         assert (clock and round(clock / 60) * 60) == seconds
     assert "s ahead of the clock" in caplog.text
@@ -1450,7 +1450,7 @@ def test_headroom_of_the_log_that_waits_longest(site: Site, monkeypatch: pytest.
         drain_logs(settings, [log], once=True)
         send(site.kafka.producer(), log[0], events(5 + partition), partition=log[1])
     read_nothing(monkeypatch)
-    monkeypatch.setattr(loop, "MEASURED_LOGS", 1)
+    monkeypatch.setattr(outcome, "MEASURED_LOGS", 1)
     results = drain_logs(settings, logs, seconds=1)
     assert [result.log for result in results if result.headroom is not None] == [f"{topic}/1"]
 
@@ -1465,7 +1465,7 @@ def test_headroom_that_cannot_be_known(site: Site, monkeypatch: pytest.MonkeyPat
     def refuse(*_: object) -> None:
         raise SourceRefused(f"{topic}: its retention cannot be read: not allowed")
 
-    monkeypatch.setattr(loop, "read_headroom", refuse)
+    monkeypatch.setattr(outcome, "read_headroom", refuse)
     for _ in range(2):
         (result,) = drain_logs(site.settings(topic), seconds=1)
         assert result.headroom is None

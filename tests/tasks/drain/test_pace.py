@@ -18,7 +18,7 @@ from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.verify.run import verify
 from flows.operate.sample import sample_events
-from tasks.drain import log_run, loop
+from tasks.drain import log_run, loop, outcome
 from tasks.drain.kafka import Broker
 from tasks.drain.log_run import LogResult
 from tasks.drain.loop import Loop
@@ -225,7 +225,7 @@ def test_each_log_that_lingers_is_measured(pace: Pace, monkeypatch: pytest.Monke
     pace = replace(pace, topic=topic)
     for partition in range(3):
         pace.send(events(1 + partition), partition=partition)
-    monkeypatch.setattr(loop, "MEASURED_LOGS", 0)
+    monkeypatch.setattr(outcome, "MEASURED_LOGS", 0)
     results = drain_logs(pace.settings(linger_seconds=LINGER), seconds=60)
     assert [result.lag for result in results] == [1, 2, 3]
     assert all(result.headroom == pytest.approx(7 * 86_400, abs=300) for result in results)

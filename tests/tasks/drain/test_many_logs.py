@@ -1,0 +1,170 @@
+"""A process with many logs: what a read or a statement costs does not grow with the logs beside it."""
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custody.errors import SourceError
+from tasks.drain import loop
+from tasks.drain.intake import Intake
+from tasks.drain.kafka import Broker, Feed, Received
+from tasks.drain.loop import Loop
+from tasks.drain.topic_ids import TopicIds
+from tests.servers.kafka import KafkaServer
+from tests.tasks.drain.sites import Site, archived, events, make_site, send
+
+LOGS = 40
+EVENTS = 100
+"""In each log."""
+READ = 8
+"""Records in one read: enough reads, with few events."""
+
+
+@pytest.fixture
+def site(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.chdir(tmp_path)
+    return make_site(kafka, tmp_path)
+
+
+def backlog(site: Site) -> tuple[str, dict[str, list[tuple[int, bytes]]]]:
+    """Fill a topic, and return its name, and what an archive must hold of each log."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("many"), LOGS)
+    producer = site.kafka.producer(linger_ms=50)
+    sent = [send(producer, topic, events(EVENTS, seed), partition=seed) for seed in range(LOGS)]
+    return topic, {f"{topic}/{number}": archived(of_log) for number, of_log in enumerate(sent)}
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: Counter[str]) -> None:
+    """Count calls of a method."""
+    real = getattr(owner, name)
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls[name] += 1
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+def test_reads_do_not_look_at_all_logs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While records wait, a read costs nothing for the logs that it has none of. All logs are archived nevertheless."""
+    topic, expected = backlog(site)
+    full = Counter[bool]()
+    real = Feed.read
+
+    def read(self: Feed, records: int, seconds: float) -> list[Received]:
+        messages = real(self, records, seconds)
+        full[len(messages) == records] += 1
+        return messages
+
+    looks = Counter[str]()
+    counting(monkeypatch, Loop, "_cut_what_is_due", looks)
+    monkeypatch.setattr(Feed, "read", read)
+    monkeypatch.setattr(loop, "READ_RECORDS", READ)
+    monkeypatch.setattr(loop, "LOOK_SECONDS", 3600)
+    results = site.drain(topic)
+    assert {name: result.events for name, result in results.items()} == dict.fromkeys(expected, EVENTS)
+    assert full[True] > LOGS * EVENTS / READ / 2
+    assert looks["_cut_what_is_due"] <= full[False] + 1
+    assert {name: log.events for name, log in site.read().items()} == expected
+
+
+def test_memory_of_all_logs_between_looks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What all logs hold together stays within the limit, and one read, also where the next look is far away."""
+    topic, expected = backlog(site)
+    limit, most = 100_000, 0
+    real = Intake.receive
+
+    def receive(self: Intake, run: Any, messages: Any, feed: Feed) -> None:
+        nonlocal most
+        real(self, run, messages, feed)
+        most = max(most, sum(each.assembler.held_bytes for each in self._appends._runs))
+
+    monkeypatch.setattr(Intake, "receive", receive)
+    monkeypatch.setattr(loop, "held_bytes", lambda _: limit)
+    monkeypatch.setattr(loop, "READ_RECORDS", READ)
+    monkeypatch.setattr(loop, "LOOK_SECONDS", 3600)
+    site.drain(topic)
+    whole = sum(len(value) for log in expected.values() for _, value in log)
+    assert limit / 2 < most < limit + READ * 1000 < whole
+    assert {name: log.events for name, log in site.read().items()} == expected
+
+
+def test_logs_share_what_kafka_says_of_their_topic(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer about a topic names each of its partitions: it is asked for a few times, and not for each statement."""
+    topic, expected = backlog(site)
+    asked = Counter[str]()
+    counting(monkeypatch, Broker, "topic_id", asked)
+    results = site.drain(topic)
+    assert sum(result.statements for result in results.values()) >= LOGS
+    assert 0 < asked["topic_id"] < LOGS / 4
+    assert {name: log.events for name, log in site.read().items()} == expected
+
+
+class Asked:
+    """Answers with a number that grows, and can be held up."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+    def __call__(self, topic: str) -> str:
+        self.times += 1
+        number = self.times
+        assert self.may_answer.wait(60)
+        return f"{topic} {number}"
+
+
+def test_an_answer_is_of_after_the_records() -> None:
+    """An id that was asked for before records came says nothing of them: then it is asked for again."""
+    asked = Asked()
+    ids = TopicIds(asked)
+    came = time.monotonic()
+    assert ids.of("a", came) == "a 1"
+    assert ids.of("a", came) == "a 1"
+    assert ids.of("b", came) == "b 2"
+    later = time.monotonic()
+    assert ids.of("a", later) == "a 3"
+    assert ids.of("a", came) == "a 3"
+    assert asked.times == 3
+
+
+def test_threads_wait_for_one_answer() -> None:
+    """Who needs an answer that another thread waits for waits for the same. Who needs a later one asks."""
+    asked = Asked()
+    ids = TopicIds(asked)
+    came = time.monotonic()
+    asked.may_answer.clear()
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(ids.of, "a", came) for _ in range(6)]
+        while not asked.times:
+            time.sleep(0.001)
+        later = pool.submit(ids.of, "a", time.monotonic())
+        while asked.times < 2:
+            time.sleep(0.001)
+        asked.may_answer.set()
+        assert [one.result(60) for one in waiting] == ["a 1"] * 6
+        assert later.result(60) == "a 2"
+
+
+def test_a_refusal_is_not_kept() -> None:
+    """All who wait for an answer get the error in its place. Later records ask again."""
+    is_gone = True
+
+    def ask(_: str) -> str:
+        if is_gone:
+            raise SourceError("gone")
+        return "id"
+
+    ids = TopicIds(ask)
+    came = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(SourceError, match="gone"):
+            ids.of("a", came)
+        is_gone = False
+    assert ids.of("a", time.monotonic()) == "id"
