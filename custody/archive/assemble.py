@@ -354,8 +354,10 @@ class Assembler:
         self._open.append(checked)
         self._open_events += checked.events
         self._open_bytes += len(checked.payload)
-        # Many records of a batch share a millisecond.
-        self._times.update(map(type(records[0]).timestamp, records))
+        # Records come nearly sorted. Of those that all have a time of one kind, the outermost are enough.
+        times = sorted(map(type(records[0]).timestamp, records))
+        (kind, stamp), last = times[0], times[-1]
+        self._times.update((times[0], last) if kind == last[0] and stamp >= 0 else times)
         return taken
 
     def _put_aside(self, record: Record, value: bytes | None, reason: str) -> None:

@@ -349,7 +349,7 @@ def _uniform_bounds(texts: Sequence[str]) -> tuple[Time, Time] | None:
     if not text.isascii():
         return None
     joined = text.encode()
-    if joined.translate(_DIGITS_TO_ZERO) != b"\n".join([template.encode()] * len(texts)):
+    if joined.translate(_DIGITS_TO_ZERO) + b"\n" != (template.encode() + b"\n") * len(texts):
         return None
     stride = len(template) + 1
     if joined[14::stride].strip(b"012345") or joined[17::stride].strip(b"012345"):

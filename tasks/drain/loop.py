@@ -32,7 +32,7 @@ from tasks.drain.signals import stop_requested
 from tasks.drain.truncation import LOG_TRUNCATION, says_truncated
 from tasks.drain.tuning import keep_freed_memory, rare_collections
 
-READ_RECORDS = 500
+READ_RECORDS = 1000
 """Records in one read from librdkafka: as many as a batch has by default, so that most batches are of one read. So few
 objects stay in the CPU's cache."""
 READ_SECONDS = 0.1
