@@ -1,7 +1,8 @@
 """What this program is: its distribution, version and commit."""
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
+from importlib.metadata import version as read_version
 from pathlib import Path
 
 DISTRIBUTION = "custody-archive"
@@ -12,6 +13,8 @@ _COMMIT = _PACKAGE / "COMMIT"
 _CODE = ("custody", "flows", "tasks")
 """Folders of a checkout from which the program runs: a file that git does not know changes it too."""
 _SECONDS = 5.0
+_installed = cache(read_version)
+"""Reading it takes 4 ms, and each log of a run and piece of an audit asks."""
 
 
 def version() -> str:
@@ -21,7 +24,7 @@ def version() -> str:
         ConfigurationError: neither is there.
     """
     try:
-        return installed(DISTRIBUTION)
+        return _installed(DISTRIBUTION)
     except PackageNotFoundError:
         return _version_of_checkout()
 

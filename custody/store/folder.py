@@ -238,16 +238,20 @@ class FolderStore:
         self, prefix: str = "", *, after: str = "", through: str = "", without: Collection[str] = ()
     ) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
-        top, slash, _ = prefix.rpartition("/")
+        top, slash, tail = prefix.rpartition("/")
         begin = top + slash
         folders = [begin]
         while folders:
             folder = folders.pop()
             shown = _text(folder)
             low = after.removeprefix(shown) if after.startswith(shown) else ""
+            wanted = tail if folder == begin else ""
             # A folder that was met on the way is no symbolic link. To ask about each takes longer than to list it.
             for entry in self._scan(folder, plain=folder != begin):
                 name = entry.name
+                if not name.startswith(wanted) and name.isascii():
+                    # Nearly all names of a folder that many logs share. Others may be shown with this beginning.
+                    continue
                 if name < low and not low.startswith(name):
                     # Most names of an old log. A folder with this name has no key above `after` either.
                     continue

@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import pickle
 import signal
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -115,8 +116,8 @@ def can_follow(trust: Trust) -> bool:
 
 def alone(logs: Collection[layout.Log]) -> list[layout.Log]:
     """Return the logs whose partition has no other epoch, in order."""
-    partitions = [(log.topic, log.partition) for log in logs]
-    return sorted(log for log in logs if partitions.count((log.topic, log.partition)) == 1)
+    epochs = Counter((log.topic, log.partition) for log in logs)
+    return sorted(log for log in logs if epochs[log.topic, log.partition] == 1)
 
 
 class Chains:

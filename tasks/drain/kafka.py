@@ -148,7 +148,9 @@ class Broker:
         self._polls = threading.Lock()
         self._is_deaf = False
         """Whether a commit was not acknowledged: then no more are sent, and closing waits for none."""
-        self._probe = make_reader(base, group, "read_uncommitted", error_cb=self._note)
+        # A broker answers one request of a connection after the other: a fetch that waits keeps all others waiting.
+        probing = base | {"fetch.wait.max.ms": "1"}
+        self._probe = make_reader(probing, group, "read_uncommitted", error_cb=self._note)
         self._stable = make_reader(base, group, "read_committed", on_commit=self._note_commit)
         self._admin = make_admin(base)
 

@@ -12,6 +12,7 @@ noticed even if it has grown again. Limits:
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId, Manifest, PreviousEpoch
+from custody.keys.trust import Trust
 from custody.tlog.head import KnownHead
 from tasks.drain.committed_heads import check_committed_head
 from tasks.drain.context import Context, open_context
@@ -53,6 +55,7 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
         if context.broker.group_refusal is None:
             raise
         known = known_heads(context, [])
+    epochs = find_epochs(logs, known, context.trust)
 
     def try_open(topic_partition: TopicPartition) -> LogRun | LogResult:
         log, topic = Log(*topic_partition), topic_partition[0]
@@ -62,7 +65,7 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
                 refusal = context.broker.missing(topic, archived=topic in archived)
                 vanished, missing = topic in archived, topic not in archived
                 raise refusal
-            log = newest_epoch(context, logs, topic_partition, known)
+            log = newest_epoch(context, epochs, topic_partition)
             return open_log(context, topics[topic], log, known.get(str(log), ()))
         except CustodyError as error:
             result = LogResult(str(log), vanished=vanished, missing=missing)
@@ -87,9 +90,34 @@ def known_heads(context: Context, partitions: Iterable[TopicPartition]) -> dict[
     return known
 
 
-def newest_epoch(
-    context: Context, logs: Sequence[Log], topic_partition: TopicPartition, known: Mapping[str, Sequence[KnownHead]]
-) -> Log:
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """The epochs that each partition may have.
+
+    Attributes:
+        named: those that the archive has a folder of.
+        signed: those of which a known head has statements.
+    """
+
+    named: Mapping[TopicPartition, AbstractSet[int]]
+    signed: Mapping[TopicPartition, AbstractSet[int]]
+
+
+def find_epochs(logs: Iterable[Log], known: Mapping[str, Sequence[KnownHead]], trust: Trust) -> Epochs:
+    """Return the epochs of all partitions, by the archive's logs, known heads, and heads in the trust file."""
+    heads = {name for name, of_log in known.items() if any(head.size for head in of_log)}
+    heads |= {name for name, head in trust.heads.items() if head.size}
+    return Epochs(_by_partition(logs), _by_partition(log for log in map(layout.parse_log_text, heads) if log))
+
+
+def _by_partition(logs: Iterable[Log]) -> dict[TopicPartition, set[int]]:
+    epochs: dict[TopicPartition, set[int]] = {}
+    for log in logs:
+        epochs.setdefault((log.topic, log.partition), set()).add(log.epoch)
+    return epochs
+
+
+def newest_epoch(context: Context, epochs: Epochs, topic_partition: TopicPartition) -> Log:
     """Return a partition's newest epoch: the last one with a statement that counts, or with a known head.
 
     Names of folders, and statements that no trusted key signed, begin no epoch, and stop none.
@@ -98,13 +126,9 @@ def newest_epoch(
         KeyUnavailable: an epoch's newest statement has a trusted key that cannot be used now.
         StoreError: the store does not answer.
     """
-    signed = {name for name, heads in known.items() if any(head.size for head in heads)}
-    signed |= {name for name, head in context.trust.heads.items() if head.size}
-    candidates = [*logs, *(log for log in map(layout.parse_log_text, signed) if log is not None)]
-    of_partition = [log for log in candidates if (log.topic, log.partition) == topic_partition]
-    newest = max([1, *(log.epoch for log in of_partition if str(log) in signed)])
+    newest = max(epochs.signed.get(topic_partition, {1}))
     ignored = []
-    for epoch in sorted({log.epoch for log in of_partition if log.epoch > newest}):
+    for epoch in sorted(epoch for epoch in epochs.named.get(topic_partition, ()) if epoch > newest):
         log = Log(*topic_partition, epoch)
         # Epochs follow each other. So behind a hole the first slot alone is read: more names cost no more than that.
         if _has_begun(context, log) if epoch == newest + 1 else _has_first(context, log):
@@ -248,10 +272,10 @@ def begin_epoch(settings: Settings, topic: str) -> list[EpochBegun]:
         current = next(iter(context.broker.topics([topic])), None)
         if current is None:
             raise context.broker.missing(topic)
-        logs = list_logs(context.store)
         known = known_heads(context, [(topic, partition) for partition in range(current.partitions)])
+        epochs = find_epochs(list_logs(context.store), known, context.trust)
         for partition in range(current.partitions):
-            earlier = newest_epoch(context, logs, (topic, partition), known)
+            earlier = newest_epoch(context, epochs, (topic, partition))
             tip = find_trusted_tip(context.store, earlier, context.archive.id, context.trust)
             if tip.newest is None or not _has_changed(context, current, earlier, tip.newest):
                 continue

@@ -45,7 +45,7 @@ from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
 from tasks.backfill import plan as backfill
 from tasks.drain.kafka import Broker
-from tasks.drain.resume import newest_epoch
+from tasks.drain.resume import find_epochs, newest_epoch
 from tasks.health.read import read_health
 from tasks.roll.expire import expire
 from tasks.settings import AuditSettings, Settings
@@ -99,7 +99,7 @@ def opened(growing: Growing) -> Log:
     with closing(open_store(str(growing.folder))) as store:
         trust = open_trust([f"file:{growing.keyring}"])
         context: Any = SimpleNamespace(store=store, archive=read_archive(store), trust=trust)
-        return newest_epoch(context, list_logs(store), ("audit.grows", 0), {})
+        return newest_epoch(context, find_epochs(list_logs(store), {}, context.trust), ("audit.grows", 0))
 
 
 def judged(growing: Growing) -> Report:

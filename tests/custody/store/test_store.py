@@ -481,6 +481,8 @@ def test_what_is_no_plain_file_is_no_object(folder: Store, tmp_path: Path) -> No
     found = [info.key for info in folder.list()]
     assert len(found) == 2
     assert "\n".join(found).encode()
+    assert [info.key for info in folder.list("events/bad\\x")] == [key for key in found if "bad" in key]
+    assert [info.key for info in folder.list("events/re")] == ["events/real"]
     for key in found:
         assert folder.exists(key) == (key == "events/real")
 

@@ -5,16 +5,22 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from custody.errors import SourceError
+from custody.format.layout import parse_log_text
+from custody.tlog.head import KnownHead
+from custody.verify.chains import alone
 from tasks.drain import loop
 from tasks.drain.intake import Intake
 from tasks.drain.kafka import Broker, Feed, Received
 from tasks.drain.loop import Loop
+from tasks.drain.resume import find_epochs, newest_epoch
 from tasks.drain.topic_ids import TopicIds
+from tests.helpers.growth import check_growth
 from tests.servers.kafka import KafkaServer
 from tests.tasks.drain.sites import Site, archived, events, make_site, send
 
@@ -103,6 +109,28 @@ def test_logs_share_what_kafka_says_of_their_topic(site: Site, monkeypatch: pyte
     assert sum(result.statements for result in results.values()) >= LOGS
     assert 0 < asked["topic_id"] < LOGS / 4
     assert {name: log.events for name, log in site.read().items()} == expected
+
+
+def named(size: int) -> bytes:
+    """Return names of logs, some of later epochs, of about a size together."""
+    number = size // len("audit/1000")
+    return b"\n".join(b"audit%s/%d" % (b"" if log % 10 else b"@2", log) for log in range(number))
+
+
+def test_finding_epochs_takes_time_by_the_logs() -> None:
+    """The newest epoch of each partition is found among all logs once, and not again for each of them."""
+
+    def check(names: bytes) -> None:
+        logs = [log for name in names.decode().split("\n") if (log := parse_log_text(name)) is not None]
+        known = {str(log): (KnownHead(1, None, "a test"),) for log in logs}
+        trust: Any = SimpleNamespace(heads={})
+        epochs = find_epochs(logs, known, trust)
+        context: Any = None
+        for log in logs:
+            assert newest_epoch(context, epochs, (log.topic, log.partition)) == log
+        assert len(alone(logs)) == len(logs)
+
+    check_growth(check, named)
 
 
 class Asked:

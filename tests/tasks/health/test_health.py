@@ -244,6 +244,18 @@ def test_silence(site: Site) -> None:
     assert "no statement for 3.0 h" in problem.message
 
 
+def test_many_logs_without_news(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No question waits for records that are not there: many logs that have caught up are compared in time."""
+    topic, partitions = site.topic("health.many", 40), range(40)
+    for partition in partitions:
+        site.send(topic, events(1), partition)
+    site.drain(topic)
+    monkeypatch.setattr(health_kafka, "KAFKA_SECONDS", 2.0)
+    health = health_of(site.settings(topic))
+    assert [log.lag_records for log in health.logs] == [0 for _ in partitions]
+    assert not of(health, "lag-unknown")
+
+
 def test_topics_that_match_and_have_no_log(site: Site) -> None:
     """A matching topic is named with the partitions that have no log and what waits there; no other topic is."""
     known, fresh, other = site.topic("health.known"), site.topic("health.fresh", 2), site.topic("health.other")
