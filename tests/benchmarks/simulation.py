@@ -44,6 +44,12 @@ MEASURED = {
     "event": (r"events of (\d+) bytes", "bytes of an event", "Drain"),
     "fast": (r"compression ratio \| ([\d.]+)", "compression while a log catches up", "Drain"),
     "drained": (r"events per CPU second \| ([\d,]+)", "events drained by a second of a core", "Drain"),
+    "opened": (
+        r"a log with nothing new takes ([\d.]+) ms",
+        "ms of a core for each log in a run of the drain",
+        "Many logs",
+    ),
+    "sealed": (r"a statement takes ([\d.]+) ms", "ms of a core for each statement in a drain", "Many logs"),
     "audited": (r"wrote ([\d,]+) events per CPU second", "events audited by a second of a core, tables made", "Query"),
     "verified": (r"from a folder \| ([\d,]+) events", "events verified in a second by two cores", "Verify"),
     "manifests": (r"`--chain-only` \| ([\d,]+) manifests", "manifests verified in a second by two cores", "Verify"),
@@ -152,6 +158,13 @@ class Scale:
     def tables_day(self) -> float:
         """Bytes of a day's tables."""
         return self.events_day * self.figures["table"] if self.tables else 0.0
+
+    @property
+    def drain_cores(self) -> float:
+        """Cores that runs of the drain, one each minute, use without a pause."""
+        statements = self.statements_day / DAY * self.figures["sealed"]
+        logs = self.partitions / 60 * self.figures["opened"]
+        return self.events / self.figures["drained"] + (statements + logs) / 1000
 
     @property
     def per_core(self) -> float:
@@ -365,9 +378,9 @@ def limits(scale: Scale) -> list[tuple[float, str, str, str]]:
             "fewer statements (`drain.linger_seconds`); several archives, each with its audit",
         ),
         (
-            scale.events / scale.figures["drained"] / awake,
+            scale.drain_cores / awake,
             f"a drain, a core for {DRAIN.seconds:g} of 60 s",
-            f"{scale.events:,} events/s",
+            f"{scale.events:,} events/s, {number(second)} statements/s",
             "`drain.workers`: shares of logs, on Dask beyond one machine",
         ),
         (

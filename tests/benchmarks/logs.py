@@ -1,0 +1,111 @@
+"""What commands cost with the number of logs: `uv run python -m tests.benchmarks.logs`.
+
+Loads a real Kafka with the same events over 10, 100 and 1,000 partitions, drains each topic into a folder, and runs the
+commands that go through all logs, each in a process of its own. A second drain has nothing new. Prints their processor
+and wall time, start included, and what a log and a statement take in a drain. Needs Java and Maven, as the tests do.
+Judges nothing.
+"""
+
+import argparse
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from custody.archive.reader import list_logs
+from custody.keys.keyring import new_keyring
+from custody.store.open import open_store
+from tests.benchmarks.drain import load, new_archive
+from tests.benchmarks.peer import used
+from tests.servers.kafka import KafkaServer
+
+LOGS = (10, 100, 1000)
+SECONDS = 600
+DRAIN, QUIET = "drain --once, all events", "drain --once, nothing new"
+STEPS: Mapping[str, tuple[str, ...]] = {
+    DRAIN: ("drain", "--once"),
+    QUIET: ("drain", "--once"),
+    "status": ("status",),
+    "verify --chain-only": ("verify", "--chain-only"),
+    "audit, the first": ("audit",),
+    "audit, nothing new": ("audit",),
+    "query: count(*)": ("query", "SELECT count(*) FROM events"),
+}
+"""The commands in the order in which they run, by what the table calls them."""
+MAY_FAIL = {"status"}
+"""What says by its exit code that not all is well: there is no index."""
+
+
+def measure(command: tuple[str, ...], environment: Mapping[str, str], *, may_fail: bool) -> tuple[float, float]:
+    """Run a command of custody; return its seconds of the processor, and of the wall clock."""
+    begin, cpu = time.perf_counter(), used(resource.RUSAGE_CHILDREN)
+    program = str(Path(sys.executable).with_name("custody"))
+    done = subprocess.run(
+        [program, *command], env=os.environ | environment, capture_output=True, text=True, check=False, timeout=SECONDS
+    )
+    if done.returncode and not may_fail:
+        raise SystemExit(f"custody {' '.join(command)} ended with {done.returncode}\n{done.stderr[-2000:]}")
+    return used(resource.RUSAGE_CHILDREN) - cpu, time.perf_counter() - begin
+
+
+def statements_of(archive: str) -> int:
+    """Return how many statements all logs of an archive have."""
+    store = open_store(archive)
+    return sum(1 for log in list_logs(store) for _ in store.list(f"manifests/{log.name}/{log.partition}/"))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--logs", type=_numbers, default=list(LOGS), help="numbers of partitions, with commas between")
+    parser.add_argument("--events", type=int, default=100_000, help="of all partitions together")
+    options = parser.parse_args()
+    console = Console(highlight=False, width=160)
+    load_before = os.getloadavg()[0]
+    rows: dict[str, list[str]] = {title: [] for title in STEPS}
+    told = []
+    with tempfile.TemporaryDirectory(prefix="custody-logs-") as name:
+        folder = Path(name)
+        new_keyring(folder / "keyring.json", datetime.now(UTC))
+        with KafkaServer(folder / "kafka", heap="1g", measured=True) as kafka:
+            for logs in options.logs:
+                topic = kafka.create_topic(f"audit.logs{logs}", logs)
+                load(kafka, topic, options.events, logs)
+                archive = str(folder / f"archive-{logs}")
+                keys = {"CUSTODY_KEYS": f"file:{folder / 'keyring.json'}", "CUSTODY_DRAIN__WORKERS": "1"}
+                client = {"CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap, "CUSTODY_KAFKA__TOPICS": topic}
+                environment = new_archive(archive, keys | client)
+                took = {}
+                for title, command in STEPS.items():
+                    took[title] = measure(command, environment, may_fail=title in MAY_FAIL)
+                    rows[title] += [f"{took[title][0]:.2f}", f"{took[title][1]:.2f}"]
+                told.append((logs, statements_of(archive), took[DRAIN][0], took[QUIET][0]))
+    title = f"{options.events:,} events in all; seconds of the processor and of the wall clock"
+    table = Table(title, *(f"{logs:,} logs: {what}" for logs in options.logs for what in ("CPU", "wall")))
+    for label, cells in rows.items():
+        table.add_row(label, *cells)
+    console.print(f"Python {platform.python_version()}, {os.cpu_count()} cores, load {load_before:.1f} before")
+    console.print(table)
+    (few, few_statements, few_drain, few_quiet), *_, (many, many_statements, many_drain, many_quiet) = told
+    a_log = (many_quiet - few_quiet) / (many - few)
+    statements = many_statements - few_statements
+    a_statement = (many_drain - few_drain - a_log * (many - few)) / statements
+    console.print(f"in a drain, a log with nothing new takes {1000 * a_log:.1f} ms of the processor")
+    console.print(f"in a drain, a statement takes {1000 * a_statement:.1f} ms of the processor, with its checkpoint")
+
+
+if __name__ == "__main__":
+    main()
