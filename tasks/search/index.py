@@ -368,24 +368,29 @@ class Follower:
                 self._changed.wait_for(lambda: self._deadline is not None, _LOOK_SECONDS)
 
     def _follow(self, store: Store, indexer: Indexer) -> None:
-        chosen = self._partitions
-        due = {log for log in list_logs(store) if chosen is None or (log.topic, log.partition) in chosen}
-        while True:
+        """Index each log once, since an earlier run may have left statements, and then what is sealed or failed.
+
+        A log that has a new statement goes before the others: they may be many, and people wait for what is new. The
+        others have no order, so that runs without time for all do not leave out the same ones each time.
+        """
+        chosen, is_last = self._partitions, False
+        waiting = {log for log in list_logs(store) if chosen is None or (log.topic, log.partition) in chosen}
+        failed: set[Log] = set()
+        while self._go_on():
             with self._changed:
-                due |= self._sealed
-                self._sealed = set()
-                ending = self._deadline is not None
-            failed = set()
-            for log in filter(self._is_ours, sorted(due)):
-                with self._changed:
-                    result = self._results.setdefault(log, IndexResult(str(log)))
-                if not indexer.index(log, result, partial(self._is_ours, log)):
-                    failed.add(log)
-            if ending or not self._go_on():
-                return
-            with self._changed:
-                self._changed.wait_for(lambda: self._sealed or self._deadline is not None, _LOOK_SECONDS)
-            due = failed
+                log = next(iter(self._sealed or waiting), None)
+                if log is None:
+                    if is_last:
+                        return
+                    self._changed.wait_for(lambda: self._sealed or self._deadline is not None, _LOOK_SECONDS)
+                    is_last = self._deadline is not None
+                    waiting, failed = failed, set()
+                    continue
+                for logs in (self._sealed, waiting, failed):
+                    logs.discard(log)
+                result = self._results.setdefault(log, IndexResult(str(log))) if self._is_ours(log) else None
+            if result is not None and not indexer.index(log, result, partial(self._is_ours, log)):
+                failed.add(log)
 
 
 def joined(*parts: Sequence[IndexResult]) -> list[IndexResult]:

@@ -464,6 +464,38 @@ def test_follower(growing: Growing, given: Settings) -> None:
     assert len(documents(given)) == 15
 
 
+def test_what_is_new_is_indexed_before_other_logs(
+    growing: Growing, given: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many logs there are to look through, the next one is that which has a new statement."""
+    growing.append(1, now_event)
+    others = [layout.Log("audit.other", number) for number in range(20)]
+    looked: list[layout.Log] = []
+    follower: Follower | None = None
+
+    def look(_: Indexer, log: layout.Log, *__: object) -> bool:
+        looked.append(log)
+        if follower is not None and len(looked) == 5:
+            follower.sealed(LOG)
+        return True
+
+    begin = threading.Event()
+
+    def list_them(_: object) -> list[layout.Log]:
+        assert begin.wait(60)
+        return others
+
+    monkeypatch.setattr(Indexer, "index", look)
+    monkeypatch.setattr(index, "list_logs", list_them)
+    follower = Follower(given)
+    begin.set()
+    results = follower.end()
+    assert [result.problem for result in results] == [None] * len(results)
+    assert looked[5] == LOG
+    assert sorted(looked) == sorted([*others, LOG])
+    assert len(results) == len(looked)
+
+
 def test_follower_of_a_server_that_is_down(growing: Growing, given: Settings) -> None:
     """A drain does not wait for an Elasticsearch that does not answer, and reports it."""
     growing.append(1, now_event)
