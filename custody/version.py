@@ -2,7 +2,7 @@
 
 from functools import cache
 from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as read_version
+from importlib.metadata import version as installed
 from pathlib import Path
 
 DISTRIBUTION = "custody-archive"
@@ -13,7 +13,7 @@ _COMMIT = _PACKAGE / "COMMIT"
 _CODE = ("custody", "flows", "tasks")
 """Folders of a checkout from which the program runs: a file that git does not know changes it too."""
 _SECONDS = 5.0
-_installed = cache(read_version)
+_read_version = cache(installed)
 """Reading it takes 4 ms, and each log of a run and piece of an audit asks."""
 
 
@@ -24,7 +24,7 @@ def version() -> str:
         ConfigurationError: neither is there.
     """
     try:
-        return _installed(DISTRIBUTION)
+        return _read_version(DISTRIBUTION)
     except PackageNotFoundError:
         return _version_of_checkout()
 

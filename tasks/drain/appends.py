@@ -58,14 +58,16 @@ class Appends:
     def submit(self, run: LogRun, entry: Entry) -> None:
         """Append in the background, after this log's previous append, and within the memory limit for all logs."""
         self.collect(run)
+        appending = sum(each.appending_bytes for each in self._runs)
         for other in self._runs:
-            if sum(each.appending_bytes for each in self._runs) <= self._limit:
+            if appending <= self._limit:
                 break
             if other.append is not None and other is not run:
                 other.append.exception()
+                appending -= other.appending_bytes
                 other.appending_bytes = 0
         run.appending_bytes = sum(map(len, entry.members)) + len(entry.quarantine or b"")
-        run.append = self._pool.submit(self._append, run, entry, run.heard)
+        run.append = self._pool.submit(self._append, run, entry, run.answered)
 
     def collect(self, run: LogRun) -> None:
         """Wait for the log's append, if one is running, and raise its error."""
@@ -74,10 +76,10 @@ class Appends:
             append.result()
             run.appending_bytes = 0
 
-    def _append(self, run: LogRun, entry: Entry, heard: float) -> None:
+    def _append(self, run: LogRun, entry: Entry, answered: float) -> None:
         context, log = self._context, run.writer.log
         known = run.writer.tip.newest
-        topic_id = self._topic_ids.of(log.topic, heard)
+        topic_id = self._topic_ids.of(log.topic, answered)
         if known is not None and topic_id != known.statement.log.topic_id:
             raise LogChanged(
                 f"{log}: the topic was deleted and created again during this run; records read since then are"

@@ -46,7 +46,7 @@ class Intake:
 
     def receive(self, run: LogRun, messages: Sequence[Record], feed: Feed) -> None:
         """Receive records of one log. Records that the archive has already are compared with it first."""
-        run.hear()
+        run.note_answer()
         if run.reread is not None:
             messages = self._compare(run, run.reread, messages, feed)
         if messages:
@@ -118,7 +118,7 @@ class Intake:
 
     def _account(self, run: LogRun, to: int, start: int) -> None:
         """Account for offsets without a record: lost below the partition's start, skipped above it."""
-        run.hear()
+        run.note_answer()
         assembler = run.assembler
         if start > assembler.position:
             if not assembler.is_empty:
@@ -181,7 +181,7 @@ class Intake:
                 self.read_apart(run, feed, base, attempts - 1)
                 return
             self._admit(run, refused, damage)
-        run.hear()
+        run.note_answer()
         feed.seek(run.start)
 
     def _admit(self, run: LogRun, base: int | None, damage: str) -> None:

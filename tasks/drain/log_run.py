@@ -124,8 +124,8 @@ class LogRun:
     """When the first of what is not cut yet came, by `time.monotonic`. A loss is there from the start."""
     silent: float = 0.0
     """Seconds of reading since the last record, event or error of the partition."""
-    heard: float = 0.0
-    """When Kafka last told something of the partition, by `time.monotonic`."""
+    answered: float = 0.0
+    """When the last answer of Kafka about the partition came, by `time.monotonic`."""
     caught_up: bool = False
     """Whether all records that were there at the run's start have been read."""
     append: Future[None] | None = None
@@ -139,9 +139,9 @@ class LogRun:
         self.stopped = True
         self.result.stop(error)
 
-    def hear(self) -> None:
-        """Note that Kafka told something of the partition."""
-        self.silent, self.heard = 0.0, time.monotonic()
+    def note_answer(self) -> None:
+        """Note that an answer of Kafka about the partition came."""
+        self.silent, self.answered = 0.0, time.monotonic()
 
     def lingers(self, seconds: float) -> bool:
         """Return whether a segment that is not full stays open, since the newest statement is younger than this.

@@ -33,15 +33,19 @@ from tasks.drain.truncation import LOG_TRUNCATION, says_truncated
 from tasks.drain.tuning import keep_freed_memory, rare_collections
 
 READ_RECORDS = 1000
-"""Records in one read from librdkafka: as many as a batch has by default, so that most batches are of one read. So few
-objects stay in the CPU's cache."""
+"""Records in one read from librdkafka. With more, their objects leave the CPU's cache; with fewer, the batches of a log
+that catches up alone are put together from parts."""
 READ_SECONDS = 0.1
 """How long a read waits for records; also how soon a stop is noticed."""
 LOOK_SECONDS = 0.1
 """How often a run that always has records to read looks at all of its logs. To look at 500 takes 2 ms."""
+CUT_TO = 7 / 8
+"""The part of the memory limit that logs may hold after cuts for want of memory. With all of it, the next read would be
+too much again."""
 CATCHING_UP_OFFSETS = 250_000
 """A run for which more offsets wait than these, of all its logs, catches up. To make fewer of them dense takes half a
 second at most."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -99,29 +103,31 @@ class Loop:
 
     def _finish(self) -> None:
         """Append each log's last entry of the run, and wait until it is archived."""
+        begun = time.monotonic()
         for run in self._active():
-            self._finish_log(run)
+            self._finish_log(run, begun)
         for run in self._active():
             self._guard(run, None, self._appends.collect)
 
     def _follow(self, feed: Feed) -> None:
         """Read until the run is over, and look at all logs when it is time, or when nothing waits to be read."""
-        look_at = 0.0
+        next_look = 0.0
         while not stop_requested.is_set():
             now = time.monotonic()
             if now >= self._deadline:
                 return
-            if now >= look_at or self._held > self._limit:
+            if now >= next_look or self._held > self._limit:
                 self._cut_what_is_due(feed, now)
                 behind = self._behind(feed)
                 if self._refused and all(run.topic_partition in self._refused for run in behind):
                     self._read_apart(feed)
+                    next_look = 0.0
                     continue
                 if not self._active() or (self._once and not behind):
                     return
-                look_at = now + LOOK_SECONDS
+                next_look = now + LOOK_SECONDS
             if not self._receive(feed):
-                look_at = 0.0
+                next_look = 0.0
 
     def _behind(self, feed: Feed) -> list[LogRun]:
         """Return the logs of which the run must read more. Those that were silent for too long are refused."""
@@ -196,7 +202,7 @@ class Loop:
         if run is not None and (run.stopped or run.topic_partition in self._refused):
             return
         if run is not None:
-            run.hear()
+            run.note_answer()
         if run is not None and error.code() == PARTITION_EOF:
             self._guard(run, feed, self._intake.reach_end, message.offset())
         elif run is not None and error.code() in {OFFSET_OUT_OF_RANGE, LOG_TRUNCATION}:
@@ -231,18 +237,25 @@ class Loop:
                 self._guard(run, feed, self._appends.cut)
             elif run.append is not None and run.append.done():
                 self._guard(run, feed, self._appends.collect)
-        while (held := sum(run.assembler.held_bytes for run in self._active())) > self._limit:
-            largest = max(self._active(), key=lambda run: run.assembler.held_bytes)
-            self._guard(largest, feed, self._appends.cut)
-        self._held = held
+        self._held = sum(run.assembler.held_bytes for run in self._active())
+        if self._held > self._limit:
+            for run in sorted(self._active(), key=lambda run: run.assembler.held_bytes, reverse=True):
+                self._held -= run.assembler.held_bytes
+                self._guard(run, feed, self._appends.cut)
+                if self._held <= CUT_TO * self._limit:
+                    break
 
     def _lingers(self, run: LogRun) -> bool:
         return self._linger is not None and self._linger.holds_back(run)
 
-    def _finish_log(self, run: LogRun) -> None:
+    def _finish_log(self, run: LogRun, begun: float) -> None:
         """Append a log's last entry of the run: its open segment, skipped offsets, or a heartbeat if one is due.
 
         A segment that lingers is dropped. Kafka keeps its records, and the next run reads them again.
+
+        Args:
+            run: the log.
+            begun: when the end of the run began, by `time.monotonic`.
         """
         if not run.assembler.is_empty:
             self._guard(run, None, self._appends.collect if self._lingers(run) else self._appends.cut)
@@ -256,6 +269,8 @@ class Loop:
         # A statement from the future, by a wrong clock, does not keep the log silent until then.
         if not 0 <= idle < self._context.archive.statement.heartbeat:
             position = run.assembler.position
+            # The last answer about this log may have come long ago.
+            run.answered = begun
             self._guard(run, None, self._appends.submit, Entry(first_offset=position, next_offset=position))
 
     def _guard(self, run: LogRun, feed: Feed | None, step: Callable[..., None], *arguments: object) -> None:

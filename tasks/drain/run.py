@@ -11,15 +11,17 @@ from the archive.
 5. manifest put    the commit: the record is accounted for, and the next run starts after it
 6. offset committed in the consumer group, for lag monitors; a run that dies before this step only leaves them behind
 
-While one segment is uploaded, the next is assembled. Each log has at most one append at a time, in order. Before each
-append, and after its records were fetched, the topic's id is read again. Topic ids are never reused, so records that
-were fetched before the same id was read belong to the same topic. A log that fails stops alone; the others continue.
+While one segment is uploaded, the next is assembled. Each log has at most one append at a time, in order. Each append
+needs the topic's id by an answer to a question that was asked after its records were fetched; logs share such answers.
+Topic ids are never reused, so records that were fetched before the same id was read belong to the same topic. A log
+that fails stops alone; the others continue.
 
 Where the backlog is worth it, the logs are divided among processes (`shares`, `processes`). Each runs the steps above
 for its own logs. They share nothing but the memory limit, so the archive is the same as from one process.
 
 Modules: `resume` finds where a log starts. `loop` drives the run, and takes the fetched records. `assemble` makes
-entries of them. `appends` writes the entries, and signs checkpoints at the end.
+entries of them. `appends` writes the entries, and signs checkpoints at the end. `topic_ids` has the answers that logs
+share. `outcome` says what became of each log.
 """
 
 import time

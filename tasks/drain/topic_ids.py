@@ -24,7 +24,8 @@ class TopicIds:
     def of(self, topic: str, since: float) -> str | None:
         """Return a topic's id by an answer to a question that was asked at this time, by `time.monotonic`, or later.
 
-        Records that came before the question are of this topic, unless its log says otherwise.
+        Ids are never used again. So if the answer is the log's id, all records that came before the question are of the
+        log's topic.
 
         Raises:
             SourceError: the broker does not answer, or the topic does not exist.
@@ -33,12 +34,16 @@ class TopicIds:
             asked, answer = self._answers.get(topic, (-math.inf, Future()))
             is_too_old = asked < since
             if is_too_old:
-                answer = Future()
-                self._answers[topic] = time.monotonic(), answer
+                asked, answer = time.monotonic(), Future()
+                self._answers[topic] = asked, answer
         if is_too_old:
             try:
                 answer.set_result(self._ask(topic))
             except BaseException as error:
+                with self._lock:
+                    # Who waits gets the error. Who comes later asks again.
+                    if self._answers.get(topic) == (asked, answer):
+                        del self._answers[topic]
                 answer.set_exception(error)
                 raise
         return answer.result()

@@ -161,7 +161,7 @@ class Scale:
 
     @property
     def drain_cores(self) -> float:
-        """Cores that runs of the drain, one each minute, use without a pause."""
+        """Cores that the drain needs on average, with a run each minute."""
         statements = self.statements_day / DAY * self.figures["sealed"]
         logs = self.partitions / 60 * self.figures["opened"]
         return self.events / self.figures["drained"] + (statements + logs) / 1000

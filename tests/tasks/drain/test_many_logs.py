@@ -22,7 +22,7 @@ from tasks.drain.resume import find_epochs, newest_epoch
 from tasks.drain.topic_ids import TopicIds
 from tests.helpers.growth import check_growth
 from tests.servers.kafka import KafkaServer
-from tests.tasks.drain.sites import Site, archived, events, make_site, send
+from tests.tasks.drain.sites import Site, archived, events, make_site, send, until
 
 LOGS = 40
 EVENTS = 100
@@ -83,6 +83,9 @@ def test_memory_of_all_logs_between_looks(site: Site, monkeypatch: pytest.Monkey
     """What all logs hold together stays within the limit, and one read, also where the next look is far away."""
     topic, expected = backlog(site)
     limit, most = 100_000, 0
+    calls = Counter[str]()
+    counting(monkeypatch, Loop, "_cut_what_is_due", calls)
+    counting(monkeypatch, Feed, "read", calls)
     real = Intake.receive
 
     def receive(self: Intake, run: Any, messages: Any, feed: Feed) -> None:
@@ -97,6 +100,7 @@ def test_memory_of_all_logs_between_looks(site: Site, monkeypatch: pytest.Monkey
     site.drain(topic)
     whole = sum(len(value) for log in expected.values() for _, value in log)
     assert limit / 2 < most < limit + READ * 1000 < whole
+    assert calls["_cut_what_is_due"] < calls["read"] / 2
     assert {name: log.events for name, log in site.read().items()} == expected
 
 
@@ -162,26 +166,22 @@ def test_an_answer_is_of_after_the_records() -> None:
     assert asked.times == 3
 
 
-def test_threads_wait_for_one_answer() -> None:
-    """Who needs an answer that another thread waits for waits for the same. Who needs a later one asks."""
+def test_threads_share_one_answer() -> None:
+    """Who needs an answer that another thread waits for waits for the same."""
     asked = Asked()
     ids = TopicIds(asked)
     came = time.monotonic()
     asked.may_answer.clear()
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(ids.of, "a", came) for _ in range(6)]
-        while not asked.times:
-            time.sleep(0.001)
-        later = pool.submit(ids.of, "a", time.monotonic())
-        while asked.times < 2:
-            time.sleep(0.001)
+        until(lambda: asked.times)
         asked.may_answer.set()
-        assert [one.result(60) for one in waiting] == ["a 1"] * 6
-        assert later.result(60) == "a 2"
+        assert [answer.result(60) for answer in waiting] == ["a 1"] * 6
+    assert asked.times == 1
 
 
 def test_a_refusal_is_not_kept() -> None:
-    """All who wait for an answer get the error in its place. Later records ask again."""
+    """After an error it is asked again, also for records that came before the error."""
     is_gone = True
 
     def ask(_: str) -> str:
@@ -191,8 +191,31 @@ def test_a_refusal_is_not_kept() -> None:
 
     ids = TopicIds(ask)
     came = time.monotonic()
-    for _ in range(2):
-        with pytest.raises(SourceError, match="gone"):
-            ids.of("a", came)
-        is_gone = False
-    assert ids.of("a", time.monotonic()) == "id"
+    with pytest.raises(SourceError, match="gone"):
+        ids.of("a", came)
+    is_gone = False
+    assert ids.of("a", came) == "id"
+
+
+def test_a_topic_that_becomes_another_between_two_statements(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer of before the records is not used for them: the log ends with the statement before."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("swapped"), 2)
+    sent = [send(site.kafka.producer(), topic, events(400, 2 + number), partition=number) for number in range(2)]
+    site.drain(topic)
+    sent[0] += send(site.kafka.producer(), topic, events(400, 4))
+    real, answers = Broker.topic_id, 0
+
+    def topic_id(self: Broker, name: str, cluster: str) -> str | None:
+        nonlocal answers
+        answers += 1
+        return real(self, name, cluster) if answers == 1 else "another"
+
+    monkeypatch.setattr(Broker, "topic_id", topic_id)
+    monkeypatch.setattr(loop, "READ_RECORDS", READ)
+    result = site.drain(topic, segment_bytes=20_000)[f"{topic}/0"]
+    assert "the topic was deleted and created again during this run" in str(result.problem)
+    assert 0 < result.events < 400
+    monkeypatch.undo()
+    found = site.read()
+    assert found[f"{topic}/0"].events == archived(sent[0])[: 400 + result.events]
+    assert found[f"{topic}/1"].events == archived(sent[1])
