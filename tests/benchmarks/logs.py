@@ -3,7 +3,9 @@
 Loads a real Kafka with the same events over 10, 100 and 1,000 partitions, drains each topic into a folder, and runs the
 commands that go through all logs, each in a process of its own. A second drain has nothing new, and a third as many
 events again. Prints their processor and wall time, start included, and what a log and a statement take in a drain.
-Needs Java and Maven, as the tests do. Judges nothing.
+
+Then it counts what runs without news ask S3 for (SeaweedFS), with 10 logs and with 20: the difference is what each log
+costs with each run, whether there are events or not. Needs Java and Maven, as the tests do. Judges nothing.
 """
 
 import argparse
@@ -14,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +30,9 @@ from custody.keys.keyring import new_keyring
 from custody.store.open import open_store
 from tests.benchmarks.drain import load, new_archive
 from tests.benchmarks.peer import used
+from tests.benchmarks.simulation import PRICES
 from tests.servers.kafka import KafkaServer
+from tests.servers.s3 import SeaweedServer
 
 LOGS = (10, 100, 1000)
 SECONDS = 600
@@ -41,6 +47,13 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "query: count(*)": ("query", "SELECT count(*) FROM events"),
 }
 """The commands in the order in which they run, by what the table calls them."""
+FEW, MORE = 10, 20
+"""Logs in S3."""
+ASKING = (("drain", "--once"), ("detect", "run"), ("metrics",))
+"""What runs each minute, if it is scheduled as docs/operating.md says. They are counted when nothing is new."""
+YEAR_RUNS = 365 * 24 * 60
+DEAR = frozenset({"LIST", "VERSIONS", "PUT"})
+"""Requests at the price of a put. The others have that of a get."""
 NO_INDEX = 3
 """The exit code of `custody status` where there is no Elasticsearch."""
 
@@ -57,6 +70,44 @@ def measure(command: tuple[str, ...], environment: Mapping[str, str]) -> tuple[f
     return used(resource.RUSAGE_CHILDREN) - cpu, time.perf_counter() - begin
 
 
+def requests_of(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Counter[str]:
+    """Return the requests to S3 that a command makes, by kind. It runs once before, so that nothing is new."""
+    for number in range(2):
+        journal = folder / f"requests-{number}"
+        journal.unlink(missing_ok=True)
+        counted = [sys.executable, "-m", "tests.benchmarks.counted", str(journal), *command]
+        subprocess.run(counted, env=os.environ | environment, capture_output=True, check=True, timeout=SECONDS)
+    return Counter(line.split()[0] for line in journal.read_text().splitlines())
+
+
+def requests_table(folder: Path, kafka: KafkaServer, keys: Mapping[str, str], prices: Mapping[str, float]) -> Table:
+    """Count the requests of runs without news, and return what each log adds to them."""
+    each: dict[tuple[str, ...], list[Counter[str]]] = {command: [] for command in ASKING}
+    with SeaweedServer(folder / "seaweed") as server:
+        for logs in (FEW, MORE):
+            topic = kafka.create_topic(f"audit.requests{logs}", logs)
+            load(kafka, topic, logs * FEW, logs)
+            client = {"CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap, "CUSTODY_KAFKA__TOPICS": topic}
+            server_at = {"CUSTODY_S3__ENDPOINT_URL": server.endpoint_url, **server.environment()}
+            archive = f"s3://{server.make_bucket(versioned=True)}/archive"
+            os.environ.update(server_at)
+            environment = new_archive(archive, {**keys, **client, **server_at})
+            measure(("drain", "--once"), environment)
+            measure(("audit",), environment)
+            for command, counts in each.items():
+                counts.append(requests_of(command, environment, folder))
+    table = Table(
+        "a run with nothing new, to S3", f"requests of {FEW} logs", "each log more", "a log and year, each minute"
+    )
+    for command, (few, more) in each.items():
+        kinds = sorted(few.keys() | more.keys())
+        added = {kind: (more[kind] - few[kind]) / (MORE - FEW) for kind in kinds}
+        cost = sum(count * prices["put" if kind in DEAR else "get"] / 1000 for kind, count in added.items())
+        shown = (", ".join(f"{counts[kind]:.3g} {kind}" for kind in kinds if counts[kind]) for counts in (few, added))
+        table.add_row(" ".join(command), *shown, f"${cost * YEAR_RUNS:.2f}")
+    return table
+
+
 def statements_of(archive: str) -> int:
     """Return how many statements all logs of an archive have."""
     store = open_store(archive)
@@ -71,6 +122,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logs", type=_numbers, default=list(LOGS), help="numbers of partitions, with commas between")
+    parser.add_argument("--prices", type=Path, default=PRICES)
     parser.add_argument("--events", type=int, default=100_000, help="of all partitions together")
     options = parser.parse_args()
     if len(set(options.logs)) < 2:
@@ -82,12 +134,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="custody-logs-") as name:
         folder = Path(name)
         new_keyring(folder / "keyring.json", datetime.now(UTC))
+        keys = {"CUSTODY_KEYS": f"file:{folder / 'keyring.json'}", "CUSTODY_DRAIN__WORKERS": "1"}
         with KafkaServer(folder / "kafka", heap="1g", measured=True) as kafka:
             for logs in options.logs:
                 topic = kafka.create_topic(f"audit.logs{logs}", logs)
                 load(kafka, topic, options.events, logs)
                 archive = str(folder / f"archive-{logs}")
-                keys = {"CUSTODY_KEYS": f"file:{folder / 'keyring.json'}", "CUSTODY_DRAIN__WORKERS": "1"}
                 client = {"CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap, "CUSTODY_KAFKA__TOPICS": topic}
                 environment = new_archive(archive, keys | client)
                 took = {title: measure(command, environment) for title, command in STEPS.items()}
@@ -97,6 +149,8 @@ def main() -> None:
                 for title, (cpu, wall) in took.items():
                     rows[title] += [f"{cpu:.2f}", f"{wall:.2f}"]
                 counts.append((logs, statements_of(archive) - before, took[QUIET][0], took[AGAIN][0]))
+            prices = tomllib.loads(options.prices.read_text(encoding="utf-8"))["requests"]
+            requests = requests_table(folder, kafka, keys, prices)
     title = f"{options.events:,} events in all; seconds of the processor and of the wall clock"
     table = Table(title, *(f"{logs:,} logs: {what}" for logs in options.logs for what in ("CPU", "wall")))
     for label, cells in rows.items():
@@ -108,6 +162,7 @@ def main() -> None:
     a_statement = ((many_again - many_quiet) - (few_again - few_quiet)) / (many_new - few_new)
     console.print(f"in a drain, a log with nothing new takes {1000 * a_log:.1f} ms of the processor")
     console.print(f"in a drain, a statement takes {1000 * a_statement:.1f} ms of the processor, with its checkpoint")
+    console.print(requests)
 
 
 if __name__ == "__main__":

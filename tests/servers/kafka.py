@@ -115,7 +115,7 @@ class KafkaServer(Server):
         measured: as in production, for benchmarks: Java compiles and collects in the way that pays in the long run.
     """
 
-    def __init__(self, folder: Path, heap: str = "512m", *, measured: bool = False) -> None:
+    def __init__(self, folder: Path, heap: str = "768m", *, measured: bool = False) -> None:
         self.folder = folder
         self.heap, self._measured = heap, measured
         self.port, self._controller_port = free_ports(2)

@@ -3,7 +3,9 @@
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,7 @@ from tests.helpers.growth import check_growth
 from tests.servers.kafka import KafkaServer
 from tests.tasks.drain.sites import Site, archived, events, make_site, send, until
 
-LOGS = 40
+LOGS = 24
 EVENTS = 100
 """In each log."""
 READ = 8
@@ -37,12 +39,22 @@ def site(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return make_site(kafka, tmp_path)
 
 
-def backlog(site: Site) -> tuple[str, dict[str, list[tuple[int, bytes]]]]:
-    """Fill a topic, and return its name, and what an archive must hold of each log."""
+@dataclass
+class Backlog:
+    """A topic that is full, and what an archive must hold of each log."""
+
+    topic: str
+    expected: dict[str, list[tuple[int, bytes]]]
+
+
+@pytest.fixture
+def backlog(site: Site) -> Iterator[Backlog]:
     topic = site.kafka.create_topic(site.kafka.unused_name("many"), LOGS)
     producer = site.kafka.producer(linger_ms=50)
     sent = [send(producer, topic, events(EVENTS, seed), partition=seed) for seed in range(LOGS)]
-    return topic, {f"{topic}/{number}": archived(of_log) for number, of_log in enumerate(sent)}
+    yield Backlog(topic, {f"{topic}/{number}": archived(of_log) for number, of_log in enumerate(sent)})
+    # The broker of all tests needs memory for each partition.
+    site.kafka.delete_topic(topic)
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: Counter[str]) -> None:
@@ -56,9 +68,9 @@ def counting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: Coun
     monkeypatch.setattr(owner, name, counted)
 
 
-def test_reads_do_not_look_at_all_logs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_do_not_look_at_all_logs(site: Site, backlog: Backlog, monkeypatch: pytest.MonkeyPatch) -> None:
     """While records wait, a read costs nothing for the logs that it has none of. All logs are archived nevertheless."""
-    topic, expected = backlog(site)
+    topic, expected = backlog.topic, backlog.expected
     full = Counter[bool]()
     real = Feed.read
 
@@ -79,9 +91,9 @@ def test_reads_do_not_look_at_all_logs(site: Site, monkeypatch: pytest.MonkeyPat
     assert {name: log.events for name, log in site.read().items()} == expected
 
 
-def test_memory_of_all_logs_between_looks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_all_logs_between_looks(site: Site, backlog: Backlog, monkeypatch: pytest.MonkeyPatch) -> None:
     """What all logs hold together stays within the limit, and one read, also where the next look is far away."""
-    topic, expected = backlog(site)
+    topic, expected = backlog.topic, backlog.expected
     limit, most = 100_000, 0
     calls = Counter[str]()
     counting(monkeypatch, Loop, "_cut_what_is_due", calls)
@@ -104,9 +116,11 @@ def test_memory_of_all_logs_between_looks(site: Site, monkeypatch: pytest.Monkey
     assert {name: log.events for name, log in site.read().items()} == expected
 
 
-def test_logs_share_what_kafka_says_of_their_topic(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_share_what_kafka_says_of_their_topic(
+    site: Site, backlog: Backlog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An answer about a topic names each of its partitions: it is asked for a few times, and not for each statement."""
-    topic, expected = backlog(site)
+    topic, expected = backlog.topic, backlog.expected
     asked = Counter[str]()
     counting(monkeypatch, Broker, "topic_id", asked)
     results = site.drain(topic)
