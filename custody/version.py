@@ -14,7 +14,7 @@ _CODE = ("custody", "flows", "tasks")
 """Folders of a checkout from which the program runs: a file that git does not know changes it too."""
 _SECONDS = 5.0
 _read_version = cache(installed)
-"""Reading it takes 4 ms, and each log of a run and piece of an audit asks."""
+"""Reading it takes 4 ms, and each piece of an audit asks."""
 
 
 def version() -> str:

@@ -26,11 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from custody.archive.reader import list_logs
+from custody.format.layout import log_prefix
 from custody.keys.keyring import new_keyring
 from custody.store.open import open_store
 from tests.benchmarks.drain import load, new_archive
 from tests.benchmarks.peer import used
 from tests.benchmarks.simulation import PRICES
+from tests.helpers.aged import Requests
 from tests.servers.kafka import KafkaServer
 from tests.servers.s3 import SeaweedServer
 
@@ -50,7 +52,7 @@ STEPS: Mapping[str, tuple[str, ...]] = {
 FEW, MORE = 10, 20
 """Logs in S3."""
 ASKING = (("drain", "--once"), ("detect", "run"), ("metrics",))
-"""What runs each minute, if it is scheduled as docs/operating.md says. They are counted when nothing is new."""
+"""What an installation does each minute: the drain, detection, and metrics, which a run exports at its end."""
 YEAR_RUNS = 365 * 24 * 60
 DEAR = frozenset({"LIST", "VERSIONS", "PUT"})
 """Requests at the price of a put. The others have that of a get."""
@@ -77,7 +79,7 @@ def requests_of(command: Sequence[str], environment: Mapping[str, str], folder: 
         journal.unlink(missing_ok=True)
         counted = [sys.executable, "-m", "tests.benchmarks.counted", str(journal), *command]
         subprocess.run(counted, env=os.environ | environment, capture_output=True, check=True, timeout=SECONDS)
-    return Counter(line.split()[0] for line in journal.read_text().splitlines())
+    return Counter(Requests.of_journal(journal).by_kind)
 
 
 def requests_table(folder: Path, kafka: KafkaServer, keys: Mapping[str, str], prices: Mapping[str, float]) -> Table:
@@ -89,9 +91,11 @@ def requests_table(folder: Path, kafka: KafkaServer, keys: Mapping[str, str], pr
             load(kafka, topic, logs * FEW, logs)
             client = {"CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap, "CUSTODY_KAFKA__TOPICS": topic}
             server_at = {"CUSTODY_S3__ENDPOINT_URL": server.endpoint_url, **server.environment()}
+            # Without a state that stays, metrics count the whole archive again.
+            counted = {"CUSTODY_METRICS__STATE": str(folder / f"metrics-{logs}.json")}
             archive = f"s3://{server.make_bucket(versioned=True)}/archive"
             os.environ.update(server_at)
-            environment = new_archive(archive, {**keys, **client, **server_at})
+            environment = new_archive(archive, {**keys, **client, **server_at, **counted})
             measure(("drain", "--once"), environment)
             measure(("audit",), environment)
             for command, counts in each.items():
@@ -108,10 +112,10 @@ def requests_table(folder: Path, kafka: KafkaServer, keys: Mapping[str, str], pr
     return table
 
 
-def statements_of(archive: str) -> int:
+def count_statements(archive: str) -> int:
     """Return how many statements all logs of an archive have."""
     store = open_store(archive)
-    return sum(1 for log in list_logs(store) for _ in store.list(f"manifests/{log.name}/{log.partition}/"))
+    return sum(1 for log in list_logs(store) for _ in store.list(log_prefix(log)))
 
 
 def _numbers(text: str) -> list[int]:
@@ -143,12 +147,12 @@ def main() -> None:
                 client = {"CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap, "CUSTODY_KAFKA__TOPICS": topic}
                 environment = new_archive(archive, keys | client)
                 took = {title: measure(command, environment) for title, command in STEPS.items()}
-                before = statements_of(archive)
+                before = count_statements(archive)
                 load(kafka, topic, options.events, logs)
                 took[AGAIN] = measure(STEPS[QUIET], environment)
                 for title, (cpu, wall) in took.items():
                     rows[title] += [f"{cpu:.2f}", f"{wall:.2f}"]
-                counts.append((logs, statements_of(archive) - before, took[QUIET][0], took[AGAIN][0]))
+                counts.append((logs, count_statements(archive) - before, took[QUIET][0], took[AGAIN][0]))
             prices = tomllib.loads(options.prices.read_text(encoding="utf-8"))["requests"]
             requests = requests_table(folder, kafka, keys, prices)
     title = f"{options.events:,} events in all; seconds of the processor and of the wall clock"
