@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import Generic, TypeVar
@@ -235,6 +235,7 @@ class Tip(Generic[E]):
         newest: the newest valid entry, None if there is none.
         head: of the tree up to that entry.
         passed_over: digests of the slots after it, which have no valid entry. The next entry passes over them.
+        is_last: whether the search has shown that no later slot has an object.
     """
 
     size: int = 0
@@ -242,6 +243,7 @@ class Tip(Generic[E]):
     newest: E | None = None
     head: Head = NOWHERE
     passed_over: tuple[str, ...] = ()
+    is_last: bool = field(default=False, compare=False)
 
     @property
     def root(self) -> bytes:
@@ -298,7 +300,8 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
     """Find where a log of any form ends; as `find_tip`."""
 
     def search(hint: int) -> Tip[E]:
-        return _tip_before(store, form, last_taken(store, form, holds, hint), holds)
+        last, is_last = _last_taken(store, form, holds, hint)
+        return replace(_tip_before(store, form, last, holds), is_last=is_last)
 
     return unmisled(search, hint, lambda tip: tip.newest is not None)
 
@@ -324,7 +327,12 @@ def _tip_before(store: Store, form: Form[E], last: int, holds: Holds[E]) -> Tip[
 
 
 def last_taken(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> int:
-    """Return the last slot that is taken before an empty one; -1 if none is. An entry may have passed over empty ones.
+    """Return the last slot that is taken before an empty one that no entry passes over; -1 if none is taken."""
+    return _last_taken(store, form, holds, hint)[0]
+
+
+def _last_taken(store: Store, form: Form[E], holds: Holds[E], hint: int) -> tuple[int, bool]:
+    """Return the last slot that is taken before an empty one, and whether no later slot has an object.
 
     A listing returns as many slots at once as ten requests would find. In a folder it goes through all entries, and
     other requests are cheap. Elsewhere the first listing shows whether the slot before the hint is taken.
@@ -333,13 +341,13 @@ def last_taken(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> i
     low = find(hint) if is_local(store) else max(hint - 2, -1)
     hinted = low >= 0 and not is_local(store)
     while True:
-        last, further = _listed_after(store, form, low, holds)
+        last, further, is_last = _listed_after(store, form, low, holds)
         if hinted and last == low:
             low, hinted = -1, False
             continue
         hinted = False
         if further is None and last - low < _LISTED:
-            return last
+            return last, is_last
         low = find((last if further is None else further) + 1, near=1 if is_local(store) else _LISTED)
 
 
@@ -388,25 +396,27 @@ def _entry(form: Form[E], data: bytes, sequence: int, holds: Holds[E]) -> E | No
     return entry if holds(entry, sequence) else None
 
 
-def _listed_after(store: Store, form: Form[E], low: int, holds: Holds[E]) -> tuple[int, int | None]:
+def _listed_after(store: Store, form: Form[E], low: int, holds: Holds[E]) -> tuple[int, int | None, bool]:
     """Return the last slot that is taken after `low`, and the first entry that passes over empty ones after that.
 
-    `low` is a slot that is taken, or -1. At most `_LISTED` slots after it are looked at.
+    And whether no later slot has an object. `low` is a slot that is taken, or -1. At most `_LISTED` slots after it are
+    looked at.
     """
-    last = low
+    last, is_last = low, True
     for number in slots_after(store, form, low):
         if number > last + 1 + limits.PASSED_OVER or last - low == _LISTED:
-            break
+            return last, None, False
         if number == last + 1:
             last = number
             continue
+        is_last = False
         try:
             entry = _entry(form, store.read(form.key(number), limit=limits.FILE_BYTES), number, holds)
         except (ObjectMissing, FormatError):
             continue
         if entry is not None and number - len(entry.statement.passed_over) <= last + 1:
-            return last, number
-    return last, None
+            return last, number, False
+    return last, None, is_last
 
 
 def _last(exists: Callable[[int], bool], hint: int = 0, near: int | None = 1) -> int:

@@ -1,16 +1,18 @@
 """Find where a log ends, and check this end before anything is appended.
 
 A writer that continues a shortened log signs a second history. So the end is compared with every known head, and with
-all objects after the end. Unsigned data decides nothing here.
+all objects after the end. Unsigned data decides nothing here. A log that gets nothing does not need all of that
+(`find_known_tip`).
 """
 
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import attrgetter
 from typing import TypeVar
 
 from custody.archive.beyond import MOST_BEYOND, beyond_hole
-from custody.archive.reader import Tip, checkpoint_sizes, read_entry, read_valid
+from custody.archive.reader import Tip, checkpoint_sizes, read_entry, read_valid, tip_behind
 from custody.archive.trusted import Judge, find_signed_end, known_heads
 from custody.errors import FormatError, HeadRollback, ObjectMissing
 from custody.format import layout
@@ -46,7 +48,7 @@ def find_checked_tip(
         FormatError: the newest entry's tree does not hold together.
         StoreError: the store does not answer.
     """
-    known = [*known, *(KnownHead(head.size, head.root, origin) for origin, head in known_heads(trust, log))]
+    known = _all_known(log, trust, known)
     hint = max((head.size for head in known), default=0)
     try:
         tip = _past_history(store, form, judge, find_signed_end(store, form, judge, hint))
@@ -63,6 +65,42 @@ def find_checked_tip(
             digest,
         )
     return tip
+
+
+def find_known_tip(
+    store: Store, log: Log, form: Form[E], judge: Judge, trust: Trust, known: Sequence[KnownHead]
+) -> Tip[E] | None:
+    """Return the end of a log, with two requests, if that is the largest known head; else None.
+
+    Nothing behind the next slot is looked at. So find the end with `find_checked_tip` before anything is appended.
+
+    Args:
+        store: the archive.
+        log: the log.
+        form: the form of its entries.
+        judge: of this log.
+        trust: has known heads, and ends of keys.
+        known: other known heads.
+
+    Raises:
+        KeyUnavailable: the signature of the newest entry cannot be checked now.
+        StoreError: the store does not answer.
+    """
+    newest = max(_all_known(log, trust, known), key=attrgetter("size"), default=None)
+    if newest is None or not newest.size:
+        return None
+    sequence = newest.size - 1
+    with suppress(FormatError, HeadRollback, ObjectMissing):
+        entry = read_valid(store, form, sequence, judge.holds)
+        tip = tip_behind(form, entry, sequence)
+        is_known = tip.head.root == newest.root and judge.newer_before(entry, sequence) is None
+        if is_known and not store.exists(form.key(newest.size)):
+            return tip
+    return None
+
+
+def _all_known(log: Log, trust: Trust, known: Sequence[KnownHead]) -> list[KnownHead]:
+    return [*known, *(KnownHead(head.size, head.root, origin) for origin, head in known_heads(trust, log))]
 
 
 def rollback(store: Store, log: Log, message: str) -> HeadRollback:
@@ -105,7 +143,7 @@ def _check_nothing_beyond(store: Store, log: Log, form: Form[E], judge: Judge, t
 
     Anyone can put objects there, so only the first ones are read.
     """
-    for count, sequence in enumerate(beyond_hole(store, form, tip)):
+    for count, sequence in enumerate(() if tip.is_last else beyond_hole(store, form, tip)):
         key = form.key(sequence)
         if count == MOST_BEYOND:
             logger.warning("%s: more than %d %ss are after the head: %s", log, MOST_BEYOND, form.noun, _NOT_READ)

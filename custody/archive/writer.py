@@ -3,7 +3,8 @@
 The archive is the state: a writer finds where a log ends, and continues there. The rules of an append:
 
 1. Before its first append a writer checks the head that it found (`LogWriter.open`): its signature, and that it is
-   consistent with all known heads. Our own writer must never sign a second history.
+   consistent with all known heads. Our own writer must never sign a second history. `LogWriter.glance` leaves most of
+   that to the append, since nearly all runs of a quiet log append nothing.
 2. It puts the segment first, then the quarantine, and the manifest last, each create-only. The manifest is the commit:
    only its put decides a race.
 3. It puts the next manifest only after it knows that this one is stored.
@@ -25,13 +26,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from custody.archive.forms import AUDITS, form_of, statements_of
-from custody.archive.guesses import claimed_sizes
+from custody.archive.forms import AUDITS, statements_of
 from custody.archive.reader import Tip, read_archive, read_entry, read_manifest
-from custody.archive.resume import find_checked_tip, rollback
-from custody.archive.trusted import Judge, find_signed_end
+from custody.archive.resume import find_checked_tip, find_known_tip, rollback
+from custody.archive.trusted import Judge
 from custody.errors import (
-    ConfigurationError,
     Fenced,
     FormatError,
     HeadRollback,
@@ -50,9 +49,7 @@ from custody.format.layout import Log
 from custody.format.times import format_time
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
-from custody.tlog import checkpoint
-from custody.tlog.checkpoint import Note, NoteSigner
-from custody.tlog.head import Head, KnownHead
+from custody.tlog.head import KnownHead
 from custody.version import version
 
 __all__ = ["Entry", "LogWriter", "create_archive"]
@@ -160,53 +157,6 @@ def append_audit(
             return tip.behind(made)
 
 
-def put_checkpoint(store: Store, archive: str, log: Log, head: Head, signer: NoteSigner, judge: Judge) -> Note | None:
-    """Sign a log's head and write it as a checkpoint. An existing checkpoint with the same root is success.
-
-    Returns:
-        The checkpoint in the archive. None if an invalid object is under its key: this size gets no checkpoint, but the
-        next one does.
-
-    Raises:
-        HeadRollback: another root was signed for this size before.
-        KeyUnavailable: the signer cannot sign now.
-        FormatError: the key cannot sign checkpoints.
-        StoreError: the store does not take it.
-    """
-    key = layout.checkpoint_key(log, head.size)
-    note = checkpoint.sign_checkpoint(signer, archive, log, head)
-    try:
-        store.create(key, note.encode())
-    except ObjectExists:
-        signed, parsed = next(judge.checkpoints([head.size]), (None, None))
-        if signed is None or parsed is None:
-            logger.warning("%s is taken by an object that no trusted key signed: this size gets no checkpoint", key)
-            return None
-        if parsed.root != head.root:
-            raise HeadRollback(
-                f"{key} has another root than the log has now: run `custody verify`, and keep both as evidence"
-            ) from None
-        return signed
-    return note
-
-
-def write_checkpoint(store: Store, log: Log, archive: str, trust: Trust, signer: NoteSigner) -> Note | None:
-    """Sign a log's present head, write it, and return it. None if an invalid object is under its key.
-
-    Raises:
-        ConfigurationError: the log has no statement yet.
-        HeadRollback: the head's statement does not count, or another root was signed for this size before.
-        KeyUnavailable: the head's signature cannot be checked now, or the signer cannot sign.
-        StoreError: the store does not take it.
-    """
-    form = form_of(log)
-    judge = Judge(store, log, form, archive, trust)
-    tip = find_signed_end(store, form, judge, claimed_sizes(store).get(str(log), 0))
-    if not tip.head.size:
-        raise ConfigurationError(f"{log} has no statement yet")
-    return put_checkpoint(store, archive, log, tip.head, signer, judge)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """What one statement accounts for, and the bytes that it commits to.
@@ -288,6 +238,8 @@ class LogWriter:
         self.judge = Judge(store, self.log, self._form, archive, trust)
         self.tip: Tip[manifest.Manifest] = Tip()
         self._next_batch: int | None = None
+        self._glanced: Sequence[KnownHead] | None = None
+        """The known heads of a log whose end was only glanced at."""
 
     @property
     def next_offset(self) -> int | None:
@@ -308,6 +260,34 @@ class LogWriter:
             StoreError: the store does not answer.
         """
         tip = find_checked_tip(self._store, self.log, self._form, self.judge, self._trust, known)
+        self._glanced = None
+        return self._begin(tip)
+
+    def glance(self, known: Sequence[KnownHead]) -> Tip[manifest.Manifest] | None:
+        """Return the head if it is the largest known one, else None: then call `open`. Args and errors as there.
+
+        It takes two requests. What else `open` checks is checked before something is signed.
+        """
+        tip = find_known_tip(self._store, self.log, self._form, self.judge, self._trust, known)
+        if tip is None:
+            return None
+        self._glanced = known
+        return self._begin(tip)
+
+    def check(self) -> None:
+        """Check what `glance` left out.
+
+        Raises:
+            Fenced: another writer appended before the glance, and no known head told of it.
+            CustodyError: as `open`.
+        """
+        if self._glanced is None:
+            return
+        head = self.tip.head
+        if self.open(self._glanced).head != head:
+            raise Fenced(f"{self.log}: another writer appended first; this run's work on the log is thrown away")
+
+    def _begin(self, tip: Tip[manifest.Manifest]) -> Tip[manifest.Manifest]:
         if tip.newest is not None:
             _check_source(tip.newest.statement.log, self._log_id)
             self._next_batch = _following_batch(tip.newest.statement)
@@ -326,6 +306,7 @@ class LogWriter:
             KeyUnavailable: the signer cannot sign now.
             StoreError: the store does not take it. Objects put so far are orphans.
         """
+        self.check()
         _check_limits(entry)
         segment = manifest.SegmentRef(*self._put("events", entry, b"".join(entry.members))) if entry.members else None
         quarantine = None

@@ -147,10 +147,10 @@ def checkpoint(
 
     Where there are trusted keys (--keys, --trust, or the settings), print the newest that a trusted key signed.
     """
+    from custody.archive.checkpoints import write_checkpoint
     from custody.archive.guesses import claimed_sizes, nightly_audits
     from custody.archive.reader import checkpoint_sizes, choose_logs, list_logs, read_archive
     from custody.archive.trusted import check_keys, newest_checkpoint, require_trusted
-    from custody.archive.writer import write_checkpoint
     from custody.format.layout import AUDIT_LOG
     from custody.keys.open import keyring_path
     from custody.store.open import open_store

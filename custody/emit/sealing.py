@@ -24,9 +24,10 @@ from datetime import UTC, datetime
 from hashlib import sha256
 
 from custody.archive.assemble import TIME_CREATE, Assembler
+from custody.archive.checkpoints import put_checkpoint, write_checkpoint
 from custody.archive.reader import read_archive
 from custody.archive.trusted import require_trusted
-from custody.archive.writer import Entry, LogWriter, put_checkpoint, write_checkpoint, writer_name
+from custody.archive.writer import Entry, LogWriter, writer_name
 from custody.emit.identity import Source
 from custody.emit.quiet import QuietLog
 from custody.errors import CustodyError, Fenced, HeadRollback

@@ -30,10 +30,11 @@ from typing import Any
 
 import msgspec
 
+from custody.archive.checkpoints import put_checkpoint
 from custody.archive.forms import form_of
 from custody.archive.reader import Tip
 from custody.archive.trusted import Judge
-from custody.archive.writer import put_checkpoint, writer_name
+from custody.archive.writer import writer_name
 from custody.errors import Fenced
 from custody.findings import Severity
 from custody.format import audit, layout

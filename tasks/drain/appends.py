@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Self
 
-from custody.archive.writer import Entry, put_checkpoint
+from custody.archive.checkpoints import put_checkpoint
+from custody.archive.writer import Entry
 from custody.errors import CustodyError, LogChanged
 from custody.format import layout
 from custody.format.layout import Log
@@ -119,6 +120,7 @@ def put_checkpoints(context: Context, runs: Sequence[LogRun], *, once: bool) -> 
         writer = run.writer
         try:
             if _is_due(context, run, now, once=once):
+                writer.check()
                 put_checkpoint(context.store, context.archive.id, writer.log, writer.tip.head, signer, writer.judge)
         except CustodyError as error:
             logger.warning("no checkpoint of %s: %s", writer.log, error, extra={"log": writer.log})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
+from confluent_kafka import TopicPartition as Position
 
 from custody.errors import FormatError, KeyUnavailable
 from custody.format import envelope, limits
@@ -42,9 +43,10 @@ _decoder = msgspec.json.Decoder(_Claim)
 
 @dataclass(frozen=True, slots=True)
 class CommittedHead:
-    """A head from a committed offset. Its signature is not checked yet."""
+    """A head from a committed offset. Its signature is not checked yet, and the offset has none."""
 
     log: Log
+    offset: int
     head: Head
     message: bytes
     """The signed bytes."""
@@ -77,10 +79,11 @@ def commit_metadata(archive: str, log: Log, head: Head, signer: Signer) -> str:
     return metadata
 
 
-def parse_committed_head(text: str, archive: str, topic: str, partition: int) -> CommittedHead | None:
+def parse_committed_head(committed: Position, archive: str) -> CommittedHead | None:
     """Return the head in a committed offset's metadata; None if there is none of this archive and partition."""
+    topic, partition = committed.topic, committed.partition
     try:
-        line, second = envelope.split_lines(text.encode())
+        line, second = envelope.split_lines((committed.metadata or "").encode())
         claim = envelope.decode_strictly(_decoder, line, "the head")
         signatures = envelope.parse_signatures(second)
     except (FormatError, UnicodeError):
@@ -88,7 +91,8 @@ def parse_committed_head(text: str, archive: str, topic: str, partition: int) ->
     if (claim.archive, claim.topic, claim.partition) != (archive, topic, partition):
         return None
     head = Head(claim.size, bytes.fromhex(claim.root))
-    return CommittedHead(Log(topic, partition, claim.epoch), head, envelope.message(line, FORM), signatures)
+    log = Log(topic, partition, claim.epoch)
+    return CommittedHead(log, committed.offset, head, envelope.message(line, FORM), signatures)
 
 
 def check_committed_head(committed: CommittedHead, trust: Trust, proofs: Proofs) -> KnownHead | None:

@@ -401,9 +401,7 @@ class Broker:
             answers = read_committed(self._stable, asked, self.seconds)
         except KafkaException as error:
             raise self.refuse_group(error.args[0]) from None
-        heads = [
-            parse_committed_head(answer.metadata or "", archive, answer.topic, answer.partition) for answer in answers
-        ]
+        heads = (parse_committed_head(answer, archive) for answer in answers)
         return [head for head in heads if head is not None]
 
     def commit(self, log: Log, offset: int, archive: str, head: Head, signer: Signer) -> None:

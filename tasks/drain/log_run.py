@@ -24,6 +24,14 @@ TopicPartition = tuple[str, int]
 """A topic and a partition's number."""
 
 
+def is_idle(newest: Manifest, heartbeat: int, now: datetime) -> bool:
+    """Return whether a heartbeat is due: a log's newest statement is older than `heartbeat` seconds.
+
+    A statement from the future, by a wrong clock, does not keep the log silent until then.
+    """
+    return not 0 <= (now - parse_time(newest.statement.sealed_at)).total_seconds() < heartbeat
+
+
 @dataclass(slots=True)
 class LogResult:
     """What a run did to one log.

@@ -9,7 +9,6 @@ from itertools import groupby
 
 from custody.archive.writer import Entry
 from custody.errors import CustodyError, SourceRefused
-from custody.format.times import parse_time
 from tasks.drain.appends import Appends, held_bytes
 from tasks.drain.clients import queue_limit
 from tasks.drain.context import Context
@@ -25,7 +24,7 @@ from tasks.drain.kafka import (
 )
 from tasks.drain.kafka_errors import is_of_group, map_error, reading
 from tasks.drain.linger import Linger
-from tasks.drain.log_run import LogRun, TopicPartition
+from tasks.drain.log_run import LogRun, TopicPartition, is_idle
 from tasks.drain.outcome import report
 from tasks.drain.retention import Retentions
 from tasks.drain.signals import stop_requested
@@ -265,9 +264,7 @@ class Loop:
         # If the last record was not read again, the partition may be another one by now: write no heartbeat.
         if run.stopped or newest is None or run.reread is not None:
             return
-        idle = (datetime.now(UTC) - parse_time(newest.statement.sealed_at)).total_seconds()
-        # A statement from the future, by a wrong clock, does not keep the log silent until then.
-        if not 0 <= idle < self._context.archive.statement.heartbeat:
+        if is_idle(newest, self._context.archive.statement.heartbeat, datetime.now(UTC)):
             position = run.assembler.position
             # The last answer about this log may have come long ago.
             run.answered = begun

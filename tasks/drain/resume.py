@@ -16,11 +16,12 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 
 from custody.archive.assemble import Assembler
 from custody.archive.forms import statements_of
-from custody.archive.reader import list_logs, read_valid
+from custody.archive.reader import Tip, list_logs, read_valid
 from custody.archive.slots import sequence_of
 from custody.archive.trusted import Judge, find_signed_end, find_trusted_tip
 from custody.archive.writer import Entry, LogWriter
@@ -31,10 +32,10 @@ from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId, Manifest, PreviousEpoch
 from custody.keys.trust import Trust
 from custody.tlog.head import KnownHead
-from tasks.drain.committed_heads import check_committed_head
+from tasks.drain.committed_heads import CommittedHead, check_committed_head
 from tasks.drain.context import Context, open_context
 from tasks.drain.kafka import Bounds, Topic
-from tasks.drain.log_run import LogResult, LogRun, Reread, TopicPartition
+from tasks.drain.log_run import LogResult, LogRun, Reread, TopicPartition, is_idle
 from tasks.settings import Settings
 
 OPENERS = 8
@@ -49,12 +50,14 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
     logs = list_logs(context.store)
     archived = {log.topic for log in logs}
     try:
-        known = known_heads(context, [each for each in partitions if each[0] in topics])
+        committed = context.broker.remembered([each for each in partitions if each[0] in topics], context.archive.id)
     except SourceRefused:
         # Archiving does not wait for what only remembers: audits know heads, too. The run fails at its end.
         if context.broker.group_refusal is None:
             raise
-        known = known_heads(context, [])
+        committed = []
+    known = known_heads(context, committed)
+    ends = {each.log: each.offset for each in committed}
     epochs = find_epochs(logs, known, context.trust)
 
     def try_open(topic_partition: TopicPartition) -> LogRun | LogResult:
@@ -66,7 +69,7 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
                 vanished, missing = topic in archived, topic not in archived
                 raise refusal
             log = newest_epoch(context, epochs, topic_partition)
-            return open_log(context, topics[topic], log, known.get(str(log), ()))
+            return open_log(context, topics[topic], log, known.get(str(log), ()), ends.get(log))
         except CustodyError as error:
             result = LogResult(str(log), vanished=vanished, missing=missing)
             result.stop(error)
@@ -78,13 +81,13 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
     return runs, [result for result in opened if isinstance(result, LogResult)]
 
 
-def known_heads(context: Context, partitions: Iterable[TopicPartition]) -> dict[str, list[KnownHead]]:
+def known_heads(context: Context, committed: Iterable[CommittedHead]) -> dict[str, list[KnownHead]]:
     """Return the signed heads of logs in the newest audit and in the group's committed offsets."""
     known = {log: [head] for log, head in context.audited.items()}
-    for committed in context.broker.remembered(partitions, context.archive.id):
-        log = committed.log
+    for each in committed:
+        log = each.log
         judge = Judge(context.store, log, statements_of(log), context.archive.id, context.trust)
-        head = check_committed_head(committed, context.trust, judge.proofs)
+        head = check_committed_head(each, context.trust, judge.proofs)
         if head is not None:
             known.setdefault(str(log), []).append(head)
     return known
@@ -176,8 +179,19 @@ def log_id(context: Context, topic: Topic, log: Log) -> LogId:
     return LogId(context.cluster, topic.name, topic.id, log.partition, log.epoch)
 
 
-def open_log(context: Context, topic: Topic, log: Log, known: Sequence[KnownHead]) -> LogRun:
-    """Check a log's head against the known heads and the broker, and return a run that continues from it."""
+def open_log(
+    context: Context, topic: Topic, log: Log, known: Sequence[KnownHead], committed: int | None = None
+) -> LogRun:
+    """Check a log's head against the known heads and the broker, and return a run that continues from it.
+
+    Args:
+        context: what all logs of the run share.
+        topic: the log's topic, as it is now.
+        log: the log.
+        known: its known heads.
+        committed: the offset that the group committed last, where it is known. It is a hint: if nothing waits there,
+            the run probably appends nothing.
+    """
     layout.check_topic(log.topic, log.partition)
     bounds = context.broker.bounds(log.topic, log.partition)
     writer = LogWriter(
@@ -188,7 +202,9 @@ def open_log(context: Context, topic: Topic, log: Log, known: Sequence[KnownHead
         trust=context.trust,
         writer=context.writer,
     )
-    begun = writer.open(known)
+    begun = writer.glance(known) if committed == bounds.stable else None
+    if begun is None or not _is_quiet(context, begun, bounds):
+        begun = writer.open(known)
     result = LogResult(str(log))
     if begun.newest is None:
         # Written at once, so that offsets lost from now on are stated in the log.
@@ -215,6 +231,14 @@ def open_log(context: Context, topic: Topic, log: Log, known: Sequence[KnownHead
     if bounds.start > position:
         assembler.lose(bounds.start)
     return run
+
+
+def _is_quiet(context: Context, tip: Tip[Manifest], bounds: Bounds) -> bool:
+    """Return whether a run has nothing to append to a log yet: no record waits, and no heartbeat is due."""
+    newest = tip.newest
+    if newest is None or newest.statement.next_offset != bounds.stable or bounds.start > bounds.stable:
+        return False
+    return not is_idle(newest, context.archive.statement.heartbeat, datetime.now(UTC))
 
 
 def check_end(log: Log, position: int, bounds: Bounds) -> None:
@@ -272,7 +296,8 @@ def begin_epoch(settings: Settings, topic: str) -> list[EpochBegun]:
         current = next(iter(context.broker.topics([topic])), None)
         if current is None:
             raise context.broker.missing(topic)
-        known = known_heads(context, [(topic, partition) for partition in range(current.partitions)])
+        partitions = [(topic, partition) for partition in range(current.partitions)]
+        known = known_heads(context, context.broker.remembered(partitions, context.archive.id))
         epochs = find_epochs(list_logs(context.store), known, context.trust)
         for partition in range(current.partitions):
             earlier = newest_epoch(context, epochs, (topic, partition))

@@ -26,11 +26,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
+from custody.archive.checkpoints import put_checkpoint
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.guesses import claimed_sizes, nightly_audits
 from custody.archive.reader import Tip, list_logs, read_manifest
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, read_trusted_archive
-from custody.archive.writer import Entry, LogWriter, put_checkpoint, writer_name
+from custody.archive.writer import Entry, LogWriter, writer_name
 from custody.errors import (
     ConfigurationError,
     CustodyError,

@@ -18,10 +18,11 @@ from pathlib import Path
 import msgspec
 
 from custody.archive.assemble import TIME_APPEND, TIME_CREATE, Assembler
+from custody.archive.checkpoints import put_checkpoint
 from custody.archive.forms import form_of
 from custody.archive.reader import Tip, find_audit_tip
 from custody.archive.trusted import Judge
-from custody.archive.writer import Entry, LogWriter, append_audit, put_checkpoint
+from custody.archive.writer import Entry, LogWriter, append_audit
 from custody.format import archive_file, audit, envelope, layout
 from custody.format.archive_file import ArchiveStatement
 from custody.format.audit import Audit, Covered, Marks, SignedAudit

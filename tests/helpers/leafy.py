@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from custody.archive.checkpoints import write_checkpoint
 from custody.archive.reader import read_archive
-from custody.archive.writer import Entry, LogWriter, create_archive, write_checkpoint
+from custody.archive.writer import Entry, LogWriter, create_archive
 from custody.format import leaves, manifest
 from custody.format.envelope import Tree, seal
 from custody.format.layout import Log, manifest_key

@@ -4,6 +4,7 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -17,12 +18,14 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from custody.archive.assemble import Assembler
+from custody.archive.checkpoints import put_checkpoint
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.reader import Tip, choose_logs, find_audit_tip, find_tip, list_logs, read_archive, read_manifest
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip
-from custody.archive.writer import Entry, LogWriter, append_audit, create_archive, put_checkpoint
+from custody.archive.writer import Entry, LogWriter, append_audit, create_archive
 from custody.errors import (
     ConfigurationError,
+    CustodyError,
     Fenced,
     FormatError,
     HeadRollback,
@@ -35,7 +38,14 @@ from custody.findings import Accepted
 from custody.format import audit, envelope, limits, manifest
 from custody.format.audit import Audit, SignedAudit
 from custody.format.envelope import Algorithm, HeadRef, Tree
-from custody.format.layout import AUDIT_LOG, Log, audit_key, audit_object_key, checkpoint_key, manifest_key
+from custody.format.layout import (
+    AUDIT_LOG,
+    Log,
+    audit_key,
+    audit_object_key,
+    checkpoint_key,
+    manifest_key,
+)
 from custody.format.manifest import Batch, LogId, PreviousEpoch, Unreadable
 from custody.keys.key import HmacKey
 from custody.keys.keyring import Keyring
@@ -226,7 +236,7 @@ def test_opening_is_cheap(long: tuple[MemoryStore, list[Tip[manifest.Manifest]]]
     assert appending.open([KnownHead(4990, tips[4990].root, "an audit")]).size == 5000
     assert len(store.calls) < 40
     counts = Counter(what for what, _ in store.calls)
-    assert counts["list"] == 3
+    assert counts["list"] == 2
     # archive.json, the newest, and those of one root.
     assert counts["read"] <= 2 + (4990).bit_count()
 
@@ -677,17 +687,128 @@ def test_the_head_at_which_a_key_ended_is_known() -> None:
     assert writer(store, trust=trust).open().size == 5
 
 
+# --- a glance at the end, for a log that probably gets nothing
+
+
+def known(tip: Tip[manifest.Manifest]) -> KnownHead:
+    return KnownHead(tip.head.size, tip.head.root, "a test")
+
+
+def test_a_glance_takes_two_requests(long: tuple[MemoryStore, list[Tip[manifest.Manifest]]]) -> None:
+    """It reads the newest statement that is known, and looks whether another one follows."""
+    store, tips = long
+    appending = writer(store)
+    store.calls.clear()
+    tip = appending.glance([known(tips[10]), known(tips[5000]), known(tips[4000])])
+    assert tip is not None
+    assert (tip.head, tip.newest) == (tips[5000].head, tips[5000].newest)
+    assert (appending.tip, appending.next_offset) == (tip, 5000)
+    assert store.calls == [("read", manifest_key(LOG, 4999)), ("exists", manifest_key(LOG, 5000))]
+
+
+def test_where_a_glance_is_not_enough() -> None:
+    """Without the largest head, or if it is not the end, a writer has to open the log. Nothing is refused yet."""
+    store, tips = grown(6)
+    lost, changed = prefix(store, 5), store.copy()
+    changed.objects[manifest_key(LOG, 5)] = b"garbage"
+    garbage_behind = store.copy()
+    garbage_behind.objects[manifest_key(LOG, 6)] = b"garbage"
+    end = known(tips[6])
+    for there, heads in (
+        (store, []),
+        (store, [KnownHead(0, merkle.EMPTY_ROOT, "a test")]),
+        (store, [known(tips[5])]),
+        (store, [KnownHead(6, tips[5].root, "a test")]),
+        (store, [KnownHead(7, tips[5].root, "a test")]),
+        (lost, [end]),
+        (changed, [end]),
+        (garbage_behind, [end]),
+    ):
+        appending = writer(there)
+        assert appending.glance(heads) is None
+        assert appending.tip.newest is None
+    assert writer(store).glance([end]) is not None
+    assert writer(store, trust=replace(TRUST, heads={str(LOG): tips[6].head})).glance([]) is not None
+
+
+def test_an_append_after_a_glance() -> None:
+    """It checks the end once, and then goes on as after opening."""
+    store, tips = grown(6)
+    appending = writer(store)
+    assert appending.glance([known(tips[6])]) is not None
+    for sequence in range(6, 9):
+        store.calls.clear()
+        assert appending.append(gap(sequence)).statement.sequence == sequence
+        names = Counter(name for name, _ in store.calls)
+        assert (names["list"] > 0, names["create"]) == (sequence == 6, 1)
+    assert opened(store).tip == appending.tip
+
+
+BEYOND = ("a statement", "a checkpoint", "a version of a statement")
+
+
+@pytest.mark.parametrize("what", BEYOND)
+def test_nothing_is_signed_after_a_glance_alone(what: str) -> None:
+    """What shows that the log was longer is found before the first append, and before a checkpoint of its head."""
+    whole, tips = grown(6)
+    store = prefix(whole, 4)
+    if what == "a statement":
+        store.objects[manifest_key(LOG, 5)] = whole.objects[manifest_key(LOG, 5)]
+    elif what == "a checkpoint":
+        note = sign_checkpoint(SIGNERS.ed25519(), identity(store), LOG, tips[6].head)
+        store.objects[checkpoint_key(LOG, 6)] = note.encode()
+    else:
+        store.versions[manifest_key(LOG, 4)] = [None, whole.objects[manifest_key(LOG, 4)]]
+    before = dict(store.objects)
+    for sign in (lambda appending: appending.append(records(appending, 4, 3)), LogWriter.check):
+        appending = writer(store)
+        assert appending.glance([known(tips[4])]) is not None
+        for _ in range(2):
+            with pytest.raises(HeadRollback, match="custody verify"):
+                sign(appending)
+    assert store.objects == before
+
+
+def test_a_glance_that_misses_what_another_writer_appended() -> None:
+    """Behind an empty slot that was passed over there may be more. Then nothing is appended by this writer."""
+    store, tips = grown(4)
+    other = opened(store, name="another writer")
+    other.tip = other.tip.pass_over("00" * 32)
+    other.append(gap(4))
+    before = dict(store.objects)
+    appending = writer(store)
+    assert appending.glance([known(tips[4])]) is not None
+    with pytest.raises(Fenced, match="another writer appended first"):
+        appending.append(gap(4))
+    assert store.objects == before
+    assert opened(store).append(gap(5)).statement.sequence == 6
+
+
 # --- refusals
+
+
+def known_end(store: MemoryStore, trust: Trust) -> list[KnownHead]:
+    """Return the head at which the log seems to end; none if that cannot be told."""
+    with suppress(CustodyError):
+        return [known(find_tip(store, LOG, writer(store, trust=trust).judge.holds))]
+    return []
 
 
 def refuses(
     store: MemoryStore, match: str, known: Sequence[KnownHead] = (), *, trust: Trust = TRUST, log_id: LogId = LOG_ID
 ) -> None:
-    """Opening is refused with a message that says what is wrong and what to do; nothing is written."""
+    """Opening is refused with a message that says what is wrong and what to do; nothing is written.
+
+    After a glance at the end that is there, the first append is refused like that, or the glance itself.
+    """
     before = dict(store.objects)
     with pytest.raises(HeadRollback, match=match) as raised:
         writer(store, log_id, trust=trust).open(known)
     assert "custody verify" in str(raised.value)
+    appending = writer(store, log_id, trust=trust)
+    if appending.glance([*known, *known_end(store, trust)]) is not None:
+        with pytest.raises(HeadRollback, match=match):
+            appending.append(gap(appending.next_offset or 0))
     assert store.objects == before
 
 
@@ -994,7 +1115,7 @@ def test_winner_that_cannot_be_read() -> None:
 def test_head_found_while_another_writes() -> None:
     """A manifest that another writer puts between search and listing is no hole; the next append is fenced."""
     store, _ = grown(5)
-    for listing in (1, 2, 3):
+    for listing in (1, 2):
         part = store.copy()
         other = opened(part, name="other")
         seen = 0
@@ -1012,6 +1133,7 @@ def test_head_found_while_another_writes() -> None:
         late = writer(part)
         part.before = meanwhile
         tip = late.open()
+        assert seen == listing
         if tip.size == 5:
             with pytest.raises(Fenced):
                 late.append(records(late, 5, 1))

@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from custody.archive.checkpoints import write_checkpoint
 from custody.archive.evidence import FILE_LIMIT, Result, check_evidence, pack, unpack
 from custody.archive.prove import Made, make_evidence
-from custody.archive.writer import write_checkpoint
 from custody.cli.evidence import app
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
 from custody.findings import Severity

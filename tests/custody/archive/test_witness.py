@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from custody.archive.checkpoints import write_checkpoint
 from custody.archive.evidence import check_evidence
 from custody.archive.known_heads import State
 from custody.archive.prove import make_evidence
 from custody.archive.reader import Tip, find_audit_tip, read_archive
 from custody.archive.witness import Seen, Witness
-from custody.archive.writer import append_audit, create_archive, write_checkpoint
+from custody.archive.writer import append_audit, create_archive
 from custody.cli.evidence import app
 from custody.errors import ConfigurationError, HeadRollback, NoArchive
 from custody.findings import Accepted

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from custody.archive.checkpoints import put_checkpoint
 from custody.archive.forms import statements_of
 from custody.archive.reader import read_archive
 from custody.archive.trusted import Judge
-from custody.archive.writer import put_checkpoint
 from custody.errors import escape
 from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from custody.archive.checkpoints import put_checkpoint
 from custody.archive.forms import statements_of
 from custody.archive.reader import read_archive
 from custody.archive.trusted import Judge, find_trusted_tip
-from custody.archive.writer import put_checkpoint
 from custody.errors import ConfigurationError, CustodyError
 from custody.format.layout import Log
 from custody.format.times import format_time, parse_time

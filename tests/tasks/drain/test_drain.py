@@ -2138,7 +2138,8 @@ def test_a_memory_by_a_key_that_has_ended(tmp_path: Path, size: int | None, *, c
     judge = Judge(store, log, statements_of(log), read_archive(store).id, trust)
     head = Head(2, judge.proofs.root(2))
     archive = read_archive(store).id
-    memory = parse_committed_head(encode_committed_head(archive, log, head, signers.hmac()), archive, log.topic, 0)
+    committed = TopicPartition(log.topic, 0, 2, encode_committed_head(archive, log, head, signers.hmac()))
+    memory = parse_committed_head(committed, archive)
     assert memory is not None
     until = {} if size is None else {str(log): Head(size, judge.proofs.root(size))}
     ended = replace(trust, keys={id_: replace(key, until=until) for id_, key in trust.keys.items()})

@@ -1,0 +1,167 @@
+"""A log without news: what a run asks the archive for, and that nothing is signed without the checks of its end."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custody.archive.reader import find_tip, read_archive
+from custody.archive.writer import Entry, LogWriter
+from custody.format.layout import Log
+from custody.keys.open import open_signers
+from custody.keys.trust import open_trust
+from custody.store.folder import FolderStore
+from custody.store.open import open_store
+from custody.tlog.head import KnownHead
+from tasks.drain import loop, resume
+from tasks.drain.run import drain_logs
+from tests.helpers.environment import shifted
+from tests.helpers.reading import anything
+from tests.servers.kafka import KafkaServer
+from tests.tasks.drain.sites import Site, archived, events, make_site, send, until
+
+HEARTBEAT = 3600
+LOGS = 3
+
+
+@pytest.fixture
+def site(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.chdir(tmp_path)
+    return make_site(kafka, tmp_path, HEARTBEAT)
+
+
+@pytest.fixture
+def topic(site: Site) -> str:
+    topic = site.kafka.create_topic(site.kafka.unused_name("quiet"), LOGS)
+    producer = site.kafka.producer()
+    for partition in range(LOGS):
+        send(producer, topic, events(5, partition), partition=partition)
+    return topic
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, topic: str) -> Counter[str]:
+    """Count the calls to the archive that are about statements and checkpoints of the logs."""
+    calls: Counter[str] = Counter()
+
+    def counted(name: str) -> None:
+        real = getattr(FolderStore, name)
+
+        def call(self: FolderStore, key: str, *args: Any, **more: Any) -> Any:
+            calls[name] += key.startswith((f"manifests/{topic}/", f"checkpoints/{topic}/"))
+            return real(self, key, *args, **more)
+
+        monkeypatch.setattr(FolderStore, name, call)
+
+    for name in ("read", "exists", "list", "create"):
+        counted(name)
+    return calls
+
+
+def test_what_a_run_asks_of_a_log_without_news(site: Site, topic: str, asked: Counter[str]) -> None:
+    """It reads the newest statement, and looks for the next one; with `once`, also for the checkpoint of the head."""
+    site.drain(topic)
+    sizes = {name: result.size for name, result in site.drain(topic).items()}
+    asked.clear()
+    quiet = site.drain(topic)
+    assert +asked == {"read": LOGS, "exists": 2 * LOGS}
+    assert {name: (result.outcome, result.statements) for name, result in quiet.items()} == dict.fromkeys(
+        sizes, ("drained", 0)
+    )
+    assert {name: result.size for name, result in quiet.items()} == sizes
+
+
+def test_a_heartbeat_is_signed_after_all_checks(
+    site: Site, topic: str, asked: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run in which a heartbeat is due opens its logs as one does that has records."""
+    site.drain(topic)
+    asked.clear()
+    for module in (loop, resume):
+        monkeypatch.setattr(module, "datetime", shifted(timedelta(seconds=HEARTBEAT)))
+    assert {result.statements for result in site.drain(topic).values()} == {1}
+    assert asked["list"] >= 2 * LOGS
+    site.read()
+
+
+@pytest.mark.parametrize("remembers", [True, False], ids=["the offset", "nothing"])
+def test_a_log_with_records_is_opened_with_all_checks(
+    site: Site, topic: str, monkeypatch: pytest.MonkeyPatch, *, remembers: bool
+) -> None:
+    """If records wait, or if the group remembers no offset, a run does not begin with a glance."""
+    glances: list[str] = []
+    real = LogWriter.glance
+
+    def glance(self: LogWriter, *args: Any) -> Any:
+        glances.append(str(self.log))
+        return real(self, *args)
+
+    monkeypatch.setattr(LogWriter, "glance", glance)
+    site.drain(topic)
+    if remembers:
+        send(site.kafka.producer(), topic, events(5, 9), partition=1)
+    else:
+        site.group = site.kafka.unused_name("group")
+    glances.clear()
+    site.drain(topic)
+    assert sorted(glances) == ([f"{topic}/0", f"{topic}/2"] if remembers else [])
+
+
+def test_records_that_come_after_a_glance(site: Site, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are archived by the same run, after all checks."""
+    site.drain(topic)
+    results, sent = _drain_during(site, topic, monkeypatch)
+    assert {result.outcome for result in results} == {"drained"}
+    assert sum(result.events for result in results) == len(sent)
+    assert site.read()[f"{topic}/0"].events[-len(sent) :] == archived(sent)
+
+
+def test_a_writer_that_nobody_remembers(site: Site, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement behind a slot that was passed over is not seen by a glance: the run is fenced, and the next goes on.
+
+    The writer of that statement died before it committed its offset.
+    """
+    before = site.drain(topic)[f"{topic}/0"]
+    log = Log(topic, 0)
+    store, now = open_store(site.archive), datetime.now(UTC)
+    newest = find_tip(store, log, anything).newest
+    assert newest is not None
+    other = LogWriter(
+        store,
+        read_archive(store).id,
+        newest.statement.log,
+        signer=open_signers(site.keys, now).hmac(),
+        trust=open_trust([site.keys]),
+        writer="another writer",
+    )
+    other.open([KnownHead(before.size, bytes.fromhex(before.root), "a test")])
+    other.tip = other.tip.pass_over("00" * 32)
+    offset = other.next_offset or 0
+    other.append(Entry(first_offset=offset, next_offset=offset))
+    results, sent = _drain_during(site, topic, monkeypatch)
+    of_log = next(result for result in results if result.log == str(log))
+    assert (of_log.outcome, of_log.events) == ("fenced", 0)
+    after = site.drain(topic)[str(log)]
+    assert (after.outcome, after.events) == ("drained", len(sent))
+    assert site.read(3)[str(log)].events[-len(sent) :] == archived(sent)
+
+
+def _drain_during(site: Site, topic: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[Any]]:
+    """Send records to the first log after a run has glanced at all of them; return its results, and what was sent."""
+    opened: list[Log] = []
+    real = resume.open_log
+
+    def open_log(*args: Any) -> Any:
+        run = real(*args)
+        opened.append(run.writer.log)
+        return run
+
+    monkeypatch.setattr(resume, "open_log", open_log)
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(drain_logs, site.settings(topic, flush_seconds=1), seconds=8)
+        until(lambda: len(opened) == LOGS)
+        sent = send(site.kafka.producer(), topic, events(6, 8))
+        return run.result(60), sent
