@@ -170,6 +170,10 @@ def _drain(
     with ExitStack() as stack:
         context = open_context(settings, stack)
         runs, results = open_logs(context, find_partitions(settings) if partitions is None else partitions)
+        if follower is not None:
+            # Slots without a valid entry are the indexer's to report.
+            tips = [(run.writer.log, run.writer.tip) for run in runs]
+            follower.opened({log: tip.size for log, tip in tips if not tip.passed_over})
         if runs:
             deadline = max(deadline, time.monotonic() + min(seconds, READING_SECONDS))
             shares = [runs] if share_of else divide(runs, most_processes(settings.drain))

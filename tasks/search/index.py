@@ -8,14 +8,14 @@ A damaged statement does not stop the indexing. The result names a manifest that
 segment that is lost, differs from its statement or has an invalid line; later statements are still indexed.
 
 A `Follower` indexes while a drain runs, right after each manifest, in a thread of its own. The drain waits for it only
-at its end.
+at its end. It tells the follower where its logs end, so that nothing is asked of the archive about a log without news.
 """
 
 import logging
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -113,13 +113,16 @@ class Indexer:
         self._ended: set[Log] = set()
         """Logs whose end was compared with a listing. That costs more than a read, so it is done once."""
 
-    def index(self, log: Log, result: IndexResult, go_on: Callable[[], bool] = lambda: True) -> bool:
+    def index(
+        self, log: Log, result: IndexResult, go_on: Callable[[], bool] = lambda: True, end: int | None = None
+    ) -> bool:
         """Index a log from its cursor to its head.
 
         Args:
             log: the log.
             result: updated after each statement; it also gets the problem, if there is one.
             go_on: called before each statement; indexing stops if it returns False.
+            end: the log's size, if somebody who is trusted has just found it. With a cursor there, nothing is to do.
 
         Returns:
             False if Elasticsearch or the archive failed, so that it should be tried again.
@@ -127,7 +130,7 @@ class Indexer:
         failure = None
         result.listed = self._search.rejected
         try:
-            self._follow(log, result, go_on)
+            self._follow(log, result, go_on, end)
         except CustodyError as error:
             # Indexing a statement again does no harm.
             self._cursors.pop(log, None)
@@ -141,9 +144,12 @@ class Indexer:
         )
         return failure is None
 
-    def _follow(self, log: Log, result: IndexResult, go_on: Callable[[], bool]) -> None:
+    def _follow(self, log: Log, result: IndexResult, go_on: Callable[[], bool], end: int | None) -> None:
         oldest = datetime.now(UTC) - timedelta(days=self._settings.days)
-        written = self._cursors[log] if log in self._cursors else self._read_cursor(log)
+        written = self._cursors[log] if log in self._cursors else self._read_cursor(log, end)
+        if written is not None and written == end:
+            self._cursors[log] = result.sequence = written
+            return
         sequence, skipped, since = written or 0, self._skipped[log], time.monotonic()
         while go_on():
             result.sequence = sequence
@@ -191,17 +197,17 @@ class Indexer:
             " restored, `custody audit --full` indexes their events"
         )
 
-    def _read_cursor(self, log: Log) -> int | None:
+    def _read_cursor(self, log: Log, end: int | None) -> int | None:
         """Return the cursor in Elasticsearch; None, with a warning, if it cannot be true.
 
         Otherwise a cursor set far ahead could stop all indexing. The statement before a cursor must have a manifest,
-        which one request shows. If that manifest was lost, later ones must exist.
+        which one request shows, unless the log is known to end there. If that manifest was lost, later ones must exist.
         """
         cursor = read_cursor(self._search, self._archive, log)
         if cursor is None:
             problem = "is not a cursor"
         elif (
-            cursor
+            cursor not in {0, end}
             and not self._store.exists(layout.manifest_key(log, cursor - 1))
             and next_listed(self._store, log, cursor - 1) is None
         ):
@@ -304,6 +310,8 @@ class Follower:
         """
         self._settings, self._partitions = settings, None if partitions is None else set(partitions)
         self._left: set[tuple[str, int]] = set()
+        self._ends: dict[Log, int] | None = None
+        """Sizes of logs that the drain found, and that were not used yet. None until it has opened its logs."""
         self._sealed: set[Log] = set()
         self._changed = threading.Condition()
         self._deadline: float | None = None
@@ -311,6 +319,12 @@ class Follower:
         self._problem: str | None = None
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
         self._thread.start()
+
+    def opened(self, ends: Mapping[Log, int]) -> None:
+        """Take the sizes of the logs that the drain has opened, and begin."""
+        with self._changed:
+            self._ends = dict(ends)
+            self._changed.notify()
 
     def sealed(self, log: Log) -> None:
         """Note that a log has a new statement. Never waits."""
@@ -374,6 +388,8 @@ class Follower:
         others have no order, so that runs without time for all do not leave out the same ones each time.
         """
         chosen, is_last = self._partitions, False
+        with self._changed:
+            self._changed.wait_for(lambda: self._ends is not None or self._deadline is not None)
         waiting = {log for log in list_logs(store) if chosen is None or (log.topic, log.partition) in chosen}
         failed: set[Log] = set()
         while self._go_on():
@@ -386,10 +402,14 @@ class Follower:
                     is_last = self._deadline is not None
                     waiting, failed = failed, set()
                     continue
+                end = (self._ends or {}).pop(log, None)
+                if log in self._sealed:
+                    # It has a new statement by now.
+                    end = None
                 for logs in (self._sealed, waiting, failed):
                     logs.discard(log)
                 result = self._results.setdefault(log, IndexResult(str(log))) if self._is_ours(log) else None
-            if result is not None and not indexer.index(log, result, partial(self._is_ours, log)):
+            if result is not None and not indexer.index(log, result, partial(self._is_ours, log), end):
                 failed.add(log)
 
 

@@ -25,6 +25,7 @@ from custody.errors import ConfigurationError, CustodyError, SearchError, Transi
 from custody.format import layout, manifest
 from custody.format.members import pack
 from custody.store import retries
+from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from flows.operate import cli as operate
 from tasks.search import bulk, index
@@ -451,6 +452,7 @@ def test_follower(growing: Growing, given: Settings) -> None:
     """During a drain, old and new statements are indexed soon, and all of them by its end."""
     growing.append(1, now_event)
     follower = Follower(given)
+    follower.opened({})
     deadline = time.monotonic() + 30
     opened = Search(given.search)
     while not opened.client.options(ignore_status=[404, 503]).count(index=given.search.prefix).body.get("count"):
@@ -462,6 +464,42 @@ def test_follower(growing: Growing, given: Settings) -> None:
     (result,) = follower.end()
     assert (result.created, result.behind, result.problem) == (15, 0.0, None)
     assert len(documents(given)) == 15
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_a_log_that_ends_at_its_cursor(
+    growing: Growing, given: Settings, monkeypatch: pytest.MonkeyPatch, behind: int
+) -> None:
+    """The archive is asked nothing about it. A cursor before the end is followed."""
+    growing.append(2, now_event)
+    index_logs(given)
+    growing.append(behind, now_event)
+    size, asked = 2 + behind, Counter[str]()
+    for name in ("read", "exists", "list"):
+        real = getattr(FolderStore, name)
+
+        def call(self: FolderStore, key: str, *args: Any, name: str = name, real: Any = real, **more: Any) -> Any:
+            asked[name] += key.startswith(f"manifests/{growing.log}/")
+            return real(self, key, *args, **more)
+
+        monkeypatch.setattr(FolderStore, name, call)
+    follower = Follower(given)
+    follower.opened({LOG: size})
+    (result,) = follower.end()
+    assert (result.created, result.sequence, result.problem) == (5 * behind, size, None)
+    assert bool(+asked) == bool(behind)
+
+
+def test_an_end_that_is_not_the_end_any_more(growing: Growing, given: Settings) -> None:
+    """What is sealed before the follower looks at its log is indexed, although the cursor was at the end."""
+    growing.append(2, now_event)
+    index_logs(given)
+    growing.append(1, now_event)
+    follower = Follower(given)
+    follower.sealed(LOG)
+    follower.opened({LOG: 2})
+    (result,) = follower.end()
+    assert (result.created, result.sequence, result.problem) == (5, 3, None)
 
 
 def test_what_is_new_is_indexed_before_other_logs(
@@ -479,16 +517,10 @@ def test_what_is_new_is_indexed_before_other_logs(
             follower.sealed(LOG)
         return True
 
-    begin = threading.Event()
-
-    def list_them(_: object) -> list[layout.Log]:
-        assert begin.wait(60)
-        return others
-
     monkeypatch.setattr(Indexer, "index", look)
-    monkeypatch.setattr(index, "list_logs", list_them)
+    monkeypatch.setattr(index, "list_logs", lambda _: others)
     follower = Follower(given)
-    begin.set()
+    follower.opened({})
     results = follower.end()
     assert [result.problem for result in results] == [None] * len(results)
     assert looked[5] == LOG
@@ -520,6 +552,7 @@ def test_follower_of_a_server_that_hangs(
     with FaultyProxy(str(given.search.url)) as proxy:
         proxy.reset(always=Fault("timeout", effect=False), part=part)
         follower = Follower(search_settings(growing, proxy.endpoint_url, given.search.prefix))
+        follower.opened({})
         follower.sealed(LOG)
         deadline = time.monotonic() + 30
         while not any(part in call for call in proxy.calls):
