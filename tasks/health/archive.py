@@ -27,7 +27,7 @@ from custody.archive.reader import (
     read_archive,
     read_manifest,
 )
-from custody.archive.resume import check_known, find_checked_tip, rollback
+from custody.archive.resume import check_known, find_checked_tip, find_known_tip, rollback
 from custody.archive.trusted import Judge, check_archive, standing
 from custody.errors import (
     ConfigurationError,
@@ -76,6 +76,8 @@ class Opened:
         at_hand: what else is trusted if signatures are not checked, such as `trust.json` alone.
         heads: heads of logs that the newest audit and `trust.json` know.
         problems: why it is not trusted, or not checked.
+        seen: heads of logs that an earlier run saw: then only what metrics need is read. A log that still ends there
+            is not looked at any further. None to read and check everything.
     """
 
     store: Store
@@ -84,6 +86,7 @@ class Opened:
     at_hand: Trust = field(default_factory=Trust)
     heads: Mapping[str, KnownHead] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    seen: Mapping[str, KnownHead] | None = None
 
     @property
     def is_trusted(self) -> bool:
@@ -290,7 +293,7 @@ def _read_log(opened: Opened, log: Log, now: datetime, share: float) -> LogRead 
         message = f"none of its {counted(tip.size, 'slot')} has a statement that counts"
         return _with_problem(log, "log-damaged", message) if tip.size else None
     statement = tip.newest.statement
-    statements, problems = _read_recent(opened, log, tip.newest)
+    statements, problems = _read_recent(opened, log, tip.newest, now)
     ages = [age_seconds(statement.sealed_at, now) for statement in statements]
     age = next((age for age in ages if age is not None), None)
     if ages[0] is None:
@@ -327,6 +330,10 @@ def _find_tip(opened: Opened, log: Log) -> Tip[Manifest]:
     if opened.trust is not None and opened.file is not None:
         known = [opened.heads[str(log)]] if str(log) in opened.heads else []
         judge = Judge(store, log, form, opened.file.id, opened.trust)
+        if opened.seen is not None and str(log) in opened.seen:
+            tip = find_known_tip(store, log, form, judge, opened.trust, [*known, opened.seen[str(log)]])
+            if tip is not None:
+                return tip
         return find_checked_tip(store, log, form, judge, opened.trust, known)
     holds = opened.holds(log)
     tip = find_tip(store, log, holds)
@@ -342,12 +349,17 @@ def _find_tip(opened: Opened, log: Log) -> Tip[Manifest]:
     return tip
 
 
-def _read_recent(opened: Opened, log: Log, newest: Manifest) -> tuple[list[Statement], list[Problem]]:
-    """Return a log's newest statements, the newest one first, and the problems of reading them."""
+def _read_recent(opened: Opened, log: Log, newest: Manifest, now: datetime) -> tuple[list[Statement], list[Problem]]:
+    """Return a log's newest statements, the newest one first, and the problems of reading them.
+
+    For metrics, that is the newest one alone, unless it is of the future.
+    """
     statements, problems = [newest.statement], []
     holds = opened.holds(log)
     sequence = newest.statement.sequence - len(newest.statement.passed_over) - 1
     while sequence >= 0 and len(statements) < RECENT:
+        if opened.seen is not None and age_seconds(statements[-1].sealed_at, now) is not None:
+            break
         try:
             statement = read_manifest(opened.store, log, sequence, holds).statement
         except (ObjectMissing, FormatError) as error:

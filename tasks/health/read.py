@@ -1,6 +1,6 @@
 """Reads the health of an installation from all of its parts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
@@ -8,6 +8,7 @@ from datetime import datetime
 from custody.errors import StoreError, TransientStoreError
 from custody.store.open import open_store
 from custody.store.s3_errors import KeyRefused
+from custody.tlog.head import KnownHead
 from tasks.alert import CORRECT, TRY, UNREADABLE, receivers, unreadable
 from tasks.health.archive import LogRead, Opened, open_archive, read_logs
 from tasks.health.audit import AuditRead, read_audit_health
@@ -17,7 +18,12 @@ from tasks.health.model import Health, LogHealth, Problem
 from tasks.settings import Settings
 
 
-def read_health(settings: Settings, now: datetime, deadline: Deadline | None = None) -> Health:
+def read_health(
+    settings: Settings,
+    now: datetime,
+    deadline: Deadline | None = None,
+    seen: Mapping[str, KnownHead] | None = None,
+) -> Health:
     """Return the health of an installation. Neither Kafka nor Elasticsearch nor a key is required.
 
     Args:
@@ -25,6 +31,7 @@ def read_health(settings: Settings, now: datetime, deadline: Deadline | None = N
         now: the time, timezone-aware.
         deadline: how long an answer of the archive's storage is waited for, and then the other parts are returned
             without it. None: as long as it takes, and then its error is raised.
+        seen: heads of logs that an earlier run saw, if only what metrics need is wanted; None for everything.
 
     Raises:
         ConfigurationError: there is no archive, or a setting cannot be used.
@@ -34,7 +41,7 @@ def read_health(settings: Settings, now: datetime, deadline: Deadline | None = N
     with closing(waits.watch(open_store(settings.archive, settings.s3))) as store:
         audit, silent = AuditRead(None), list[Problem]()
         try:
-            opened = waits.call(lambda: open_archive(settings, store))
+            opened = replace(waits.call(lambda: open_archive(settings, store)), seen=seen)
             reads, unlisted = read_logs(opened, settings, now, waits)
         except (KeyRefused, TransientStoreError) as error:
             if deadline is None:

@@ -66,9 +66,9 @@ def test_a_slow_storage_is_not_silent(tmp_path: Path, monkeypatch: pytest.Monkey
     fast = read_health(settings, datetime.now(UTC))
     slow = SlowStore(open_store(settings.archive))
     monkeypatch.setattr("tasks.health.read.open_store", lambda *_: slow)
-    health = read_health(settings, datetime.now(UTC), Deadline(8 * SLOW))
+    health = read_health(settings, datetime.now(UTC), Deadline(7 * SLOW))
     # More answers than fit into the limit of the three steps and the log.
-    assert slow.answers > 4 * 8
+    assert slow.answers > 4 * 7
     assert [(log.log, log.size, log.level) for log in health.logs] == [
         (log.log, log.size, log.level) for log in fast.logs
     ]

@@ -2,9 +2,11 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,18 +17,23 @@ from custody.archive.reader import Holds, manifests_from
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.format.reasons import KINDS
+from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from custody.store.protocol import Store
+from custody.tlog.head import KnownHead
 from tasks.health import kafka as health_kafka
 from tasks.health.archive import open_archive
 from tasks.health.model import LogHealth
+from tasks.health.read import read_health
 from tasks.metrics import catalogue, totals
 from tasks.metrics.collect import collect, read_now
-from tasks.metrics.state import LogTotals, State, open_state
+from tasks.metrics.export import show
+from tasks.metrics.state import LogTotals, State, open_state, seen_heads
 from tasks.metrics.totals import count_logs
 from tasks.settings import AuditSettings, KafkaSettings, Settings
 from tests.helpers.audit import audit
 from tests.helpers.environment import clear_settings
+from tests.helpers.metrics import values_of
 from tests.helpers.sample import Growing, event
 from tests.servers.ports import free_ports
 
@@ -266,3 +273,73 @@ def test_what_is_gone_since_an_audit_is_not_counted(growing: Growing, monkeypatc
     for sequence in (5, 12):
         (growing.folder / "manifests" / growing.log / f"{sequence:012}.json").unlink()
     assert shown(count(growing, State("", 0.0))) == stated(growing) | {"size": growing.size}
+
+
+# --- reading the heads of many logs each minute
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, growing: Growing) -> Counter[str]:
+    """Count the calls to the archive that are about statements and checkpoints of the log."""
+    calls: Counter[str] = Counter()
+
+    def counted(name: str) -> None:
+        real = getattr(FolderStore, name)
+
+        def call(self: FolderStore, key: str, *args: Any, **more: Any) -> Any:
+            calls[name] += key.startswith((f"manifests/{growing.log}/", f"checkpoints/{growing.log}/"))
+            return real(self, key, *args, **more)
+
+        monkeypatch.setattr(FolderStore, name, call)
+
+    for name in ("read", "exists", "list"):
+        counted(name)
+    return calls
+
+
+def events_in(text: bytes) -> float:
+    return sum(value for key, value in values_of(text).items() if key[0] == "custody_events_archived_total")
+
+
+def test_a_log_without_news_takes_two_requests(growing: Growing, asked: Counter[str]) -> None:
+    """Its newest statement is read, and the next one looked for, however many it has: it was counted before."""
+    growing.append(12)
+    settings = settings_of(growing)
+    first = show(settings)
+    asked.clear()
+    again = show(settings)
+    assert +asked == {"read": 1, "exists": 1}
+    before, after = values_of(first), values_of(again)
+    assert after.keys() == before.keys()
+    assert ("custody_head_age_seconds", growing.log) in after
+    assert events_in(again) == events_in(first) == sum(stated(growing)["events"].values())
+
+
+def test_what_came_since_is_counted(growing: Growing, asked: Counter[str]) -> None:
+    """A log that has grown, or of which the newest statement is gone, is looked at as at first."""
+    settings = settings_of(growing)
+    show(settings)
+    growing.append(1)
+    asked.clear()
+    assert events_in(show(settings)) == sum(stated(growing)["events"].values())
+    assert asked["list"] > 0
+    (growing.folder / f"manifests/{growing.log}/{3:012}.json").unlink()
+    asked.clear()
+    assert events_in(show(settings)) == sum(stated(growing)["events"].values())
+    assert asked["list"] > 0
+
+
+def test_a_file_of_heads_that_cannot_be_used(growing: Growing, tmp_path: Path) -> None:
+    """Whatever stands there, no head is known; a root that is wrong, or of another log, changes no result."""
+    file = tmp_path / "state.json"
+    assert seen_heads(file) == {}
+    for data in (b"", b"{", b"[]", b'{"archive":"","since":0,"logs":{"a/0":{"size":1,"root":"xx"}}}', b"\xff"):
+        file.write_bytes(data)
+        assert seen_heads(file) == {}
+    settings = settings_of(growing)
+    whole = read_health(settings, datetime.now(UTC)).logs[0]
+    for head in (KnownHead(2, bytes(32), "a test"), KnownHead(9, bytes(32), "a test"), KnownHead(3, None, "a test")):
+        (log,) = read_health(settings, datetime.now(UTC), seen={growing.log: head}).logs
+        assert (log.size, log.root, log.sealed_at, log.next_offset) == (
+            whole.size, whole.root, whole.sealed_at, whole.next_offset,
+        )  # fmt: skip
