@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Literal
 
 from custody.errors import ConfigurationError
-from custody.format.times import DIGITS, EPOCH, kafka_moment
+from custody.format.times import DIGITS, EPOCH, HEX_DIGITS, kafka_moment
 
 __all__ = ["AUDIT_LOG", "Log", "parse_log", "parse_log_text"]
 
@@ -36,9 +36,12 @@ _MANIFEST_NAME = b"%b.json" % _NUMBER
 _AUDIT = re.compile(r"audits/(?P<number>[0-9]{12})\.json")
 _AUDIT_OBJECT = re.compile(r"audits/objects/(?P<digest>[0-9a-f]{64})")
 _DATE = b"/0000/00/00/00/00/00"
+_OFFSETS = b"-%b-%b-" % (b"0" * 20, b"0" * 20)
+_DIGEST_NAME = b"%b.jsonl.gz" % (b"0" * 16)
+_PARTITION = re.compile(rf"(?P<log>{_LOG})-(?P<partition>0|[1-9][0-9]{{0,9}})")
 _RECORDS = re.compile(
     r"(?P<kind>events|quarantine)/[0-9]{4}/(?:[0-9]{2}/){4}[0-9]{2}-"
-    rf"(?P<log>{_LOG})-(?P<partition>0|[1-9][0-9]{{0,9}})-(?P<first>[0-9]{{20}})-(?P<last>[0-9]{{20}})-(?P<digest>[0-9a-f]{{16}})\.jsonl\.gz"
+    rf"{_PARTITION.pattern}-(?P<first>[0-9]{{20}})-(?P<last>[0-9]{{20}})-(?P<digest>[0-9a-f]{{16}})\.jsonl\.gz"
 )
 
 Kind = Literal["events", "quarantine"]
@@ -210,9 +213,9 @@ def _numbered(prefix: str, form: bytes, key: str) -> tuple[Log, int] | None:
     return (log, int(name[: len(_NUMBER)])) if log else None
 
 
-def _has_form(text: str, form: bytes) -> bool:
+def _has_form(text: str, form: bytes, digits: bytes = DIGITS) -> bool:
     """Return whether a text has a digit wherever `form` has a 0, and else the same characters."""
-    return text.isascii() and text.encode().translate(DIGITS) == form
+    return text.isascii() and text.encode().translate(digits) == form
 
 
 # Each of a listing's keys is in the folder of a log, and logs are few.
@@ -222,9 +225,27 @@ def _log_in(prefix: str, folder: str) -> Log | None:
 
 
 def names_records(key: str) -> bool:
-    """Return whether a key is of the form of a segment's or quarantine object's: whether it can be parsed."""
-    match = _RECORDS.fullmatch(key)
-    return match is not None and match["log"].partition("@")[0] not in {".", ".."}
+    """Return whether a key is of the form of a segment's or quarantine object's: whether it can be parsed.
+
+    A listing asks this of each object, so it takes a quarter of the time of parsing.
+    """
+    kind, digest = key.find("/"), len(key) - len(_DIGEST_NAME)
+    begin, end = kind + len(_DATE), digest - len(_OFFSETS)
+    return (
+        key[: kind + 1] in RECORDS
+        and _has_form(key[kind:begin], _DATE)
+        and _has_form(key[end:digest], _OFFSETS)
+        and _has_form(key[digest:], _DIGEST_NAME, HEX_DIGITS)
+        and _names_partition(key[begin:end])
+    )
+
+
+# Partitions are few.
+@lru_cache(maxsize=1024)
+def _names_partition(text: str) -> bool:
+    """Return whether a text is `-<log>-<partition>`."""
+    match = _PARTITION.fullmatch(text, 1)
+    return text.startswith("-") and match is not None and match["log"].partition("@")[0] not in {".", ".."}
 
 
 def parse_records_key(key: str) -> RecordsKey | None:

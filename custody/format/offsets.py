@@ -26,8 +26,14 @@ class Counts(NamedTuple):
     unreadable: int
 
 
+_NONE = Counts(0, 0, 0, 0)
+
+
 def counts_of(statement: Statement) -> Counts:
     """Return how many of a statement's offsets are no events."""
+    if not (statement.quarantine or statement.skipped or statement.lost or statement.unreadable):
+        # Nearly all statements.
+        return _NONE
     return Counts(
         quarantined=statement.quarantine.records if statement.quarantine else 0,
         skipped=sum(end - start for start, end in statement.skipped),

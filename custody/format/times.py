@@ -18,6 +18,8 @@ YEAR_10000_US: Final = YEAR_10000 * 1_000_000
 
 DIGITS: Final = bytes.maketrans(b"123456789", b"0" * 9)
 """Makes each digit a 0: a text of a fixed form is compared as a whole then, in a tenth of what a pattern takes."""
+HEX_DIGITS: Final = bytes.maketrans(b"123456789abcdef", b"0" * 15)
+"""The same for hexadecimal digits, in lower case."""
 _FORM = b"0000-00-00T00:00:00.000000Z"
 
 
