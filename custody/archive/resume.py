@@ -8,7 +8,6 @@ all objects after the end. Unsigned data decides nothing here. A log that gets n
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from operator import attrgetter
 from typing import TypeVar
 
 from custody.archive.beyond import MOST_BEYOND, beyond_hole
@@ -70,9 +69,10 @@ def find_checked_tip(
 def find_known_tip(
     store: Store, log: Log, form: Form[E], judge: Judge, trust: Trust, known: Sequence[KnownHead]
 ) -> Tip[E] | None:
-    """Return the end of a log, with two requests, if that is the largest known head; else None.
+    """Return the largest known head of a log if its statement is there and the next slot is empty; else None.
 
-    Nothing behind the next slot is looked at. So find the end with `find_checked_tip` before anything is appended.
+    It takes two requests; more if a key was replaced (`Judge.newer_before`). Nothing behind the next slot is looked at,
+    and smaller heads are not compared: `find_checked_tip` does that, before anything is appended.
 
     Args:
         store: the archive.
@@ -86,15 +86,16 @@ def find_known_tip(
         KeyUnavailable: the signature of the newest entry cannot be checked now.
         StoreError: the store does not answer.
     """
-    newest = max(_all_known(log, trust, known), key=attrgetter("size"), default=None)
-    if newest is None or not newest.size:
+    known = _all_known(log, trust, known)
+    size = max((head.size for head in known), default=0)
+    roots = {head.root for head in known if head.size == size}
+    if not size:
         return None
-    sequence = newest.size - 1
     with suppress(FormatError, HeadRollback, ObjectMissing):
-        entry = read_valid(store, form, sequence, judge.holds)
-        tip = tip_behind(form, entry, sequence)
-        is_known = tip.head.root == newest.root and judge.newer_before(entry, sequence) is None
-        if is_known and not store.exists(form.key(newest.size)):
+        entry = read_valid(store, form, size - 1, judge.holds)
+        tip = tip_behind(form, entry, size - 1)
+        is_known = roots == {tip.head.root} and judge.newer_before(entry, size - 1) is None
+        if is_known and not store.exists(form.key(size)):
             return tip
     return None
 

@@ -6,7 +6,8 @@ input, with what it may do. Where it is held back:
 
 - `archive.json` and its id: `check_archive`; memories are kept by URL (`known_heads.State`, `witness`).
 - names of folders and objects, their order: `reader.named_logs` and `slots.sequence_of` only propose.
-- statements, audits, checkpoints: `Judge`; ends of logs: `find_signed_end`, and `resume.find_checked_tip` to append.
+- statements, audits, checkpoints: `Judge`; ends of logs: `find_signed_end`, and `resume.find_checked_tip` to append;
+  `resume.find_known_tip` where nothing is.
 - heads in committed offsets: `tasks.drain.committed_heads`.
 - tables and their lists, results of pieces, reports: `signed_notes.read`; findings' objects: by SHA-256 in an audit.
 - Elasticsearch's documents and cursors: `tasks.search.reconcile`; the broker's answers: `tasks.drain.resume`, `change`.

@@ -264,9 +264,14 @@ class LogWriter:
         return self._begin(tip)
 
     def glance(self, known: Sequence[KnownHead]) -> Tip[manifest.Manifest] | None:
-        """Return the head if it is the largest known one, else None: then call `open`. Args and errors as there.
+        """Return the head if it is the largest known one, by two requests, else None: then call `open`.
 
-        It takes two requests. What else `open` checks is checked before something is signed.
+        What else `open` checks is checked before the first append (`check`).
+
+        Raises:
+            LogChanged: as `open`.
+            KeyUnavailable: as `open`.
+            StoreError: as `open`.
         """
         tip = find_known_tip(self._store, self.log, self._form, self.judge, self._trust, known)
         if tip is None:
@@ -278,14 +283,18 @@ class LogWriter:
         """Check what `glance` left out.
 
         Raises:
-            Fenced: another writer appended before the glance, and no known head told of it.
+            Fenced: another writer appended before the glance, and no known head tells of it.
             CustodyError: as `open`.
         """
         if self._glanced is None:
             return
-        head = self.tip.head
-        if self.open(self._glanced).head != head:
-            raise Fenced(f"{self.log}: another writer appended first; this run's work on the log is thrown away")
+        tip = find_checked_tip(self._store, self.log, self._form, self.judge, self._trust, self._glanced)
+        if tip.head != self.tip.head:
+            raise Fenced(
+                f"{self.log}: another writer appended before this run, and no known head tells of it; nothing was"
+                " appended"
+            )
+        self.tip, self._glanced = tip, None
 
     def _begin(self, tip: Tip[manifest.Manifest]) -> Tip[manifest.Manifest]:
         if tip.newest is not None:

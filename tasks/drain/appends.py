@@ -11,7 +11,7 @@ from typing import Self
 
 from custody.archive.checkpoints import put_checkpoint
 from custody.archive.writer import Entry
-from custody.errors import CustodyError, LogChanged
+from custody.errors import CustodyError, Fenced, HeadRollback, LogChanged
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
@@ -108,7 +108,8 @@ class Appends:
 def put_checkpoints(context: Context, runs: Sequence[LogRun], *, once: bool) -> None:
     """Sign the heads of logs for which a checkpoint is due.
 
-    A checkpoint only covers what is in the archive already, so the drain does not fail if one cannot be written.
+    A checkpoint only covers what is in the archive already, so the drain does not fail if one cannot be written. A log
+    whose end contradicts what is known gets none, and fails.
     """
     now = datetime.now(UTC)
     signer = context.signers.checkpoints
@@ -119,9 +120,14 @@ def put_checkpoints(context: Context, runs: Sequence[LogRun], *, once: bool) -> 
     def put(run: LogRun) -> None:
         writer = run.writer
         try:
-            if _is_due(context, run, now, once=once):
+            if not _is_due(context, run, now, once=once):
+                return
+            try:
                 writer.check()
-                put_checkpoint(context.store, context.archive.id, writer.log, writer.tip.head, signer, writer.judge)
+            except (Fenced, HeadRollback) as error:
+                run.fail(error)
+                return
+            put_checkpoint(context.store, context.archive.id, writer.log, writer.tip.head, signer, writer.judge)
         except CustodyError as error:
             logger.warning("no checkpoint of %s: %s", writer.log, error, extra={"log": writer.log})
 

@@ -184,6 +184,8 @@ def open_log(
 ) -> LogRun:
     """Check a log's head against the known heads and the broker, and return a run that continues from it.
 
+    If nothing waits, most of that is left to the run's first append (`LogWriter.glance`).
+
     Args:
         context: what all logs of the run share.
         topic: the log's topic, as it is now.

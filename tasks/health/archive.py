@@ -3,6 +3,8 @@
 Rules:
 - A log costs the same number of requests however old it is: its end, and `RECENT` statements. If too many of their
   records are in quarantine, a few of those objects are read too (`tasks.health.quarantine`).
+- Metrics need less, each minute: a log's newest statement, and whether it still ends where it was counted. What lies
+  behind that end is for `custody status`.
 - With keys, a log's end is the newest statement that they signed, and a log that lacks statements is damaged. Without
   keys, signatures are not checked, which is a problem of its own. What `trust.json` pins and knows is checked anyway.
 - One log that cannot be read hides no other, and logs that cannot be listed hide no other part.
@@ -76,8 +78,9 @@ class Opened:
         at_hand: what else is trusted if signatures are not checked, such as `trust.json` alone.
         heads: heads of logs that the newest audit and `trust.json` know.
         problems: why it is not trusted, or not checked.
-        seen: heads of logs that an earlier run saw: then only what metrics need is read. A log that still ends there
-            is not looked at any further. None to read and check everything.
+        brief: whether only what metrics need is read.
+        counted: known heads of logs that metrics have counted, if it is brief. A log that still ends there is not
+            looked at any further.
     """
 
     store: Store
@@ -86,7 +89,8 @@ class Opened:
     at_hand: Trust = field(default_factory=Trust)
     heads: Mapping[str, KnownHead] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
-    seen: Mapping[str, KnownHead] | None = None
+    brief: bool = False
+    counted: Mapping[str, KnownHead] = field(default_factory=dict)
 
     @property
     def is_trusted(self) -> bool:
@@ -310,7 +314,7 @@ def _read_log(opened: Opened, log: Log, now: datetime, share: float) -> LogRead 
         statement.next_offset,
         statement.sealed_at,
         age,
-        recent=_sum_up(opened.store, statements, share),
+        recent=Recent() if opened.brief else _sum_up(opened.store, statements, share),
         problems=tuple(problems),
     )
     return LogRead(log, health, statement)
@@ -330,8 +334,8 @@ def _find_tip(opened: Opened, log: Log) -> Tip[Manifest]:
     if opened.trust is not None and opened.file is not None:
         known = [opened.heads[str(log)]] if str(log) in opened.heads else []
         judge = Judge(store, log, form, opened.file.id, opened.trust)
-        if opened.seen is not None and str(log) in opened.seen:
-            tip = find_known_tip(store, log, form, judge, opened.trust, [*known, opened.seen[str(log)]])
+        if str(log) in opened.counted:
+            tip = find_known_tip(store, log, form, judge, opened.trust, [*known, opened.counted[str(log)]])
             if tip is not None:
                 return tip
         return find_checked_tip(store, log, form, judge, opened.trust, known)
@@ -358,7 +362,7 @@ def _read_recent(opened: Opened, log: Log, newest: Manifest, now: datetime) -> t
     holds = opened.holds(log)
     sequence = newest.statement.sequence - len(newest.statement.passed_over) - 1
     while sequence >= 0 and len(statements) < RECENT:
-        if opened.seen is not None and age_seconds(statements[-1].sealed_at, now) is not None:
+        if opened.brief and age_seconds(statements[-1].sealed_at, now) is not None:
             break
         try:
             statement = read_manifest(opened.store, log, sequence, holds).statement

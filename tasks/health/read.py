@@ -22,7 +22,7 @@ def read_health(
     settings: Settings,
     now: datetime,
     deadline: Deadline | None = None,
-    seen: Mapping[str, KnownHead] | None = None,
+    counted: Mapping[str, KnownHead] | None = None,
 ) -> Health:
     """Return the health of an installation. Neither Kafka nor Elasticsearch nor a key is required.
 
@@ -31,7 +31,7 @@ def read_health(
         now: the time, timezone-aware.
         deadline: how long an answer of the archive's storage is waited for, and then the other parts are returned
             without it. None: as long as it takes, and then its error is raised.
-        seen: heads of logs that an earlier run saw, if only what metrics need is wanted; None for everything.
+        counted: known heads of logs that metrics have counted, if only what metrics need is wanted; None for all of it.
 
     Raises:
         ConfigurationError: there is no archive, or a setting cannot be used.
@@ -41,7 +41,8 @@ def read_health(
     with closing(waits.watch(open_store(settings.archive, settings.s3))) as store:
         audit, silent = AuditRead(None), list[Problem]()
         try:
-            opened = replace(waits.call(lambda: open_archive(settings, store)), seen=seen)
+            opened = waits.call(lambda: open_archive(settings, store))
+            opened = replace(opened, brief=counted is not None, counted=counted or {})
             reads, unlisted = read_logs(opened, settings, now, waits)
         except (KeyRefused, TransientStoreError) as error:
             if deadline is None:

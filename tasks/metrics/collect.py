@@ -16,7 +16,7 @@ from tasks.metrics import catalogue
 from tasks.metrics.detected import detected
 from tasks.metrics.run import Run
 from tasks.metrics.samples import Distribution, Sample, Snapshot
-from tasks.metrics.state import State, seen_heads
+from tasks.metrics.state import State, counted_heads
 from tasks.metrics.totals import count_logs
 from tasks.settings import Settings
 
@@ -26,7 +26,7 @@ COUNT_SECONDS = 5.0
 
 def read_now(settings: Settings) -> Health:
     """Return what metrics have of the installation's health now; raises as `read_health`."""
-    return read_health(settings, datetime.now(UTC), seen=seen_heads(settings.metrics.state))
+    return read_health(settings, datetime.now(UTC), counted=counted_heads(settings.metrics.state))
 
 
 def collect(

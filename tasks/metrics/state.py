@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from custody.errors import CustodyError
+from custody.format import limits
 from custody.store.durable import replace_file
 from custody.store.retries import Retries
 from custody.tlog.head import KnownHead
@@ -142,14 +143,19 @@ def open_state(path: Path) -> Iterator[State]:
         os.close(descriptor)
 
 
-def seen_heads(path: Path) -> dict[str, KnownHead]:
+def counted_heads(path: Path) -> dict[str, KnownHead]:
     """Return the heads of the logs that were counted whole; none if the file cannot be used.
 
-    They only make reading cheaper. Signatures decide where a log ends.
+    A head counts if a trusted key signed its statement, and the next slot is empty. So who can change this file and the
+    archive can make metrics show an older end.
     """
     try:
         logs = msgspec.json.decode(path.read_bytes(), type=State).logs
-        roots = {log: (totals.size, bytes.fromhex(totals.root)) for log, totals in logs.items() if totals.root}
+        roots = {
+            log: (totals.size, bytes.fromhex(totals.root))
+            for log, totals in logs.items()
+            if totals.root and 0 < totals.size <= limits.INT_MAX
+        }
     except (OSError, ValueError):
         return {}
     return {log: KnownHead(size, root, str(path)) for log, (size, root) in roots.items()}

@@ -9,6 +9,7 @@ segment that is lost, differs from its statement or has an invalid line; later s
 
 A `Follower` indexes while a drain runs, right after each manifest, in a thread of its own. The drain waits for it only
 at its end. It tells the follower where its logs end, so that nothing is asked of the archive about a log without news.
+If it takes long to open them, the follower begins without that.
 """
 
 import logging
@@ -321,7 +322,7 @@ class Follower:
         self._thread.start()
 
     def opened(self, ends: Mapping[Log, int]) -> None:
-        """Take the sizes of the logs that the drain has opened, and begin."""
+        """Take the sizes of the logs that the drain has opened."""
         with self._changed:
             self._ends = dict(ends)
             self._changed.notify()
@@ -389,7 +390,7 @@ class Follower:
         """
         chosen, is_last = self._partitions, False
         with self._changed:
-            self._changed.wait_for(lambda: self._ends is not None or self._deadline is not None)
+            self._changed.wait_for(lambda: self._ends is not None or self._deadline is not None, _LOOK_SECONDS)
         waiting = {log for log in list_logs(store) if chosen is None or (log.topic, log.partition) in chosen}
         failed: set[Log] = set()
         while self._go_on():

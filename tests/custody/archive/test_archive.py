@@ -38,14 +38,7 @@ from custody.findings import Accepted
 from custody.format import audit, envelope, limits, manifest
 from custody.format.audit import Audit, SignedAudit
 from custody.format.envelope import Algorithm, HeadRef, Tree
-from custody.format.layout import (
-    AUDIT_LOG,
-    Log,
-    audit_key,
-    audit_object_key,
-    checkpoint_key,
-    manifest_key,
-)
+from custody.format.layout import AUDIT_LOG, Log, audit_key, audit_object_key, checkpoint_key, manifest_key
 from custody.format.manifest import Batch, LogId, PreviousEpoch, Unreadable
 from custody.keys.key import HmacKey
 from custody.keys.keyring import Keyring
@@ -714,17 +707,19 @@ def test_where_a_glance_is_not_enough() -> None:
     garbage_behind = store.copy()
     garbage_behind.objects[manifest_key(LOG, 6)] = b"garbage"
     end = known(tips[6])
-    for there, heads in (
+    for archive, heads in (
         (store, []),
         (store, [KnownHead(0, merkle.EMPTY_ROOT, "a test")]),
         (store, [known(tips[5])]),
         (store, [KnownHead(6, tips[5].root, "a test")]),
+        (store, [end, KnownHead(6, tips[5].root, "a test")]),
+        (store, [KnownHead(6, None, "a test")]),
         (store, [KnownHead(7, tips[5].root, "a test")]),
         (lost, [end]),
         (changed, [end]),
         (garbage_behind, [end]),
     ):
-        appending = writer(there)
+        appending = writer(archive)
         assert appending.glance(heads) is None
         assert appending.tip.newest is None
     assert writer(store).glance([end]) is not None
@@ -744,17 +739,14 @@ def test_an_append_after_a_glance() -> None:
     assert opened(store).tip == appending.tip
 
 
-BEYOND = ("a statement", "a checkpoint", "a version of a statement")
-
-
-@pytest.mark.parametrize("what", BEYOND)
-def test_nothing_is_signed_after_a_glance_alone(what: str) -> None:
-    """What shows that the log was longer is found before the first append, and before a checkpoint of its head."""
+@pytest.mark.parametrize("evidence", ["a statement", "a checkpoint", "a version"])
+def test_nothing_is_signed_after_a_glance_alone(evidence: str) -> None:
+    """What shows that the log was longer is found before the first append, or when somebody asks for the check."""
     whole, tips = grown(6)
     store = prefix(whole, 4)
-    if what == "a statement":
+    if evidence == "a statement":
         store.objects[manifest_key(LOG, 5)] = whole.objects[manifest_key(LOG, 5)]
-    elif what == "a checkpoint":
+    elif evidence == "a checkpoint":
         note = sign_checkpoint(SIGNERS.ed25519(), identity(store), LOG, tips[6].head)
         store.objects[checkpoint_key(LOG, 6)] = note.encode()
     else:
@@ -778,8 +770,9 @@ def test_a_glance_that_misses_what_another_writer_appended() -> None:
     before = dict(store.objects)
     appending = writer(store)
     assert appending.glance([known(tips[4])]) is not None
-    with pytest.raises(Fenced, match="another writer appended first"):
-        appending.append(gap(4))
+    for _ in range(2):
+        with pytest.raises(Fenced, match="another writer appended before this run"):
+            appending.append(gap(4))
     assert store.objects == before
     assert opened(store).append(gap(5)).statement.sequence == 6
 
@@ -796,20 +789,22 @@ def known_end(store: MemoryStore, trust: Trust) -> list[KnownHead]:
 
 def refuses(
     store: MemoryStore, match: str, known: Sequence[KnownHead] = (), *, trust: Trust = TRUST, log_id: LogId = LOG_ID
-) -> None:
+) -> bool:
     """Opening is refused with a message that says what is wrong and what to do; nothing is written.
 
-    After a glance at the end that is there, the first append is refused like that, or the glance itself.
+    Where a glance at the end that is there is enough, the first append is refused like that. Return whether it was.
     """
     before = dict(store.objects)
     with pytest.raises(HeadRollback, match=match) as raised:
         writer(store, log_id, trust=trust).open(known)
     assert "custody verify" in str(raised.value)
     appending = writer(store, log_id, trust=trust)
-    if appending.glance([*known, *known_end(store, trust)]) is not None:
+    glanced = appending.glance([*known, *known_end(store, trust)]) is not None
+    if glanced:
         with pytest.raises(HeadRollback, match=match):
             appending.append(gap(appending.next_offset or 0))
     assert store.objects == before
+    return glanced
 
 
 def test_known_head_of_a_larger_size() -> None:
@@ -850,6 +845,7 @@ def test_known_head_whose_root_cannot_be_recomputed() -> None:
 def test_hole_below_a_later_manifest() -> None:
     """A signed manifest beyond a hole is found, wherever the search ended."""
     store, _ = grown(12)
+    glanced = 0
     for hole in range(12):
         holed = store.copy()
         del holed.objects[manifest_key(LOG, hole)]
@@ -858,7 +854,8 @@ def test_hole_below_a_later_manifest() -> None:
         elif find_tip(holed, LOG, anything).size == 12:
             continue  # below the head, which is the verifier's to find
         else:
-            refuses(holed, "is missing, but")
+            glanced += refuses(holed, "is missing, but")
+    assert glanced > 5
 
 
 def test_manifest_beyond_the_head_that_nobody_signed(caplog: pytest.LogCaptureFixture) -> None:
@@ -885,7 +882,7 @@ def test_checkpoint_beyond_the_head() -> None:
     store, tips = grown(6)
     store.objects[checkpoint_key(LOG, 6)] = checkpointed(store, tips[6].head)
     assert writer(store).open().size == 6
-    refuses(prefix(store, 5), "there is a checkpoint checkpoints/audit.events/0/000000000006")
+    assert refuses(prefix(store, 5), "there is a checkpoint checkpoints/audit.events/0/000000000006")
     refuses(prefix(store, 0), "the head has size 0, but there is a checkpoint")
 
 
@@ -938,7 +935,7 @@ def test_history_of_the_next_key() -> None:
     for kept in histories:
         bucket = prefix(store, 6)
         bucket.versions[manifest_key(LOG, 6)] = kept
-        refuses(bucket, "was deleted")
+        assert refuses(bucket, "was deleted")
     forged = prefix(store, 6)
     forged.versions[manifest_key(LOG, 6)] = [None, resealed(manifest.parse(taken), FOREIGN)]
     refuses(forged, "'foreign'")

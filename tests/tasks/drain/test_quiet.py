@@ -1,5 +1,6 @@
 """A log without news: what a run asks the archive for, and that nothing is signed without the checks of its end."""
 
+import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -17,9 +18,12 @@ from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from custody.tlog.head import KnownHead
 from tasks.drain import loop, resume
-from tasks.drain.run import drain_logs
+from tasks.drain.run import drain_and_index, drain_logs
+from tasks.settings import SearchSettings
 from tests.helpers.environment import shifted
 from tests.helpers.reading import anything
+from tests.helpers.search import delete_indices
+from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.tasks.drain.sites import Site, archived, events, make_site, send, until
 
@@ -74,17 +78,65 @@ def test_what_a_run_asks_of_a_log_without_news(site: Site, topic: str, asked: Co
     assert {name: result.size for name, result in quiet.items()} == sizes
 
 
-def test_a_heartbeat_is_signed_after_all_checks(
-    site: Site, topic: str, asked: Counter[str], monkeypatch: pytest.MonkeyPatch
+def test_the_indexer_beside_it_asks_nothing(
+    site: Site, topic: str, asked: Counter[str], elastic: ElasticsearchServer
 ) -> None:
-    """A run in which a heartbeat is due opens its logs as one does that has records."""
-    site.drain(topic)
+    """Beside a drain, a log without news costs the archive nothing more if it is indexed."""
+    search = SearchSettings(url=elastic.url, prefix=elastic.unused_prefix(), replicas=0, days=36_500)
+    settings = site.settings(topic).model_copy(update={"search": search})
+    drain_and_index(settings, once=True)
     asked.clear()
+    drained, indexed = drain_and_index(settings, once=True)
+    assert +asked == {"read": LOGS, "exists": 2 * LOGS}
+    assert [(each.log, each.sequence, each.problem) for each in indexed] == [
+        (each.log, each.size, None) for each in drained
+    ]
+    delete_indices(settings)
+
+
+def test_a_log_with_a_heartbeat_due_is_opened_with_all_checks(
+    site: Site, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A glance is not enough then, whether the heartbeat is written or not."""
+    site.drain(topic)
+    opened: list[str] = []
+    real = LogWriter.open
+
+    def open_it(self: LogWriter, *args: Any) -> Any:
+        opened.append(str(self.log))
+        return real(self, *args)
+
+    monkeypatch.setattr(LogWriter, "open", open_it)
+    assert {result.statements for result in site.drain(topic).values()} == {0}
+    assert opened == []
     for module in (loop, resume):
         monkeypatch.setattr(module, "datetime", shifted(timedelta(seconds=HEARTBEAT)))
     assert {result.statements for result in site.drain(topic).values()} == {1}
-    assert asked["list"] >= 2 * LOGS
+    assert len(opened) == LOGS
     site.read()
+
+
+def test_no_checkpoint_of_a_log_that_was_longer(site: Site, topic: str) -> None:
+    """A run that owes a checkpoint looks at all that is behind the end first. It fails if more was signed."""
+    size = site.drain(topic)[f"{topic}/0"].size
+    folder = Path(site.archive)
+    (checkpoint,) = folder.glob(f"checkpoints/{topic}/0/*")
+    checkpoint.unlink()
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    other = _writer(site, str(copy), Log(topic, 0))
+    other.open()
+    offset = other.next_offset or 0
+    for _ in range(2):
+        other.append(Entry(first_offset=offset, next_offset=offset))
+    behind = f"manifests/{topic}/0/{size + 1:012}.json"
+    shutil.copy(copy / behind, folder / behind)
+    results = site.drain(topic)
+    assert {name: result.outcome for name, result in results.items()} == {
+        f"{topic}/0": "failed", f"{topic}/1": "drained", f"{topic}/2": "drained",
+    }  # fmt: skip
+    assert "is missing, but" in str(results[f"{topic}/0"].problem)
+    assert not checkpoint.exists()
 
 
 @pytest.mark.parametrize("remembers", [True, False], ids=["the offset", "nothing"])
@@ -126,17 +178,7 @@ def test_a_writer_that_nobody_remembers(site: Site, topic: str, monkeypatch: pyt
     """
     before = site.drain(topic)[f"{topic}/0"]
     log = Log(topic, 0)
-    store, now = open_store(site.archive), datetime.now(UTC)
-    newest = find_tip(store, log, anything).newest
-    assert newest is not None
-    other = LogWriter(
-        store,
-        read_archive(store).id,
-        newest.statement.log,
-        signer=open_signers(site.keys, now).hmac(),
-        trust=open_trust([site.keys]),
-        writer="another writer",
-    )
+    other = _writer(site, site.archive, log)
     other.open([KnownHead(before.size, bytes.fromhex(before.root), "a test")])
     other.tip = other.tip.pass_over("00" * 32)
     offset = other.next_offset or 0
@@ -147,6 +189,21 @@ def test_a_writer_that_nobody_remembers(site: Site, topic: str, monkeypatch: pyt
     after = site.drain(topic)[str(log)]
     assert (after.outcome, after.events) == ("drained", len(sent))
     assert site.read(3)[str(log)].events[-len(sent) :] == archived(sent)
+
+
+def _writer(site: Site, archive: str, log: Log) -> LogWriter:
+    """Return another writer of a log, with the same keys."""
+    store = open_store(archive)
+    newest = find_tip(store, log, anything).newest
+    assert newest is not None
+    return LogWriter(
+        store,
+        read_archive(store).id,
+        newest.statement.log,
+        signer=open_signers(site.keys, datetime.now(UTC)).hmac(),
+        trust=open_trust([site.keys]),
+        writer="another writer",
+    )
 
 
 def _drain_during(site: Site, topic: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[Any]]:

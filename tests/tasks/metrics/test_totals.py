@@ -28,7 +28,7 @@ from tasks.health.read import read_health
 from tasks.metrics import catalogue, totals
 from tasks.metrics.collect import collect, read_now
 from tasks.metrics.export import show
-from tasks.metrics.state import LogTotals, State, open_state, seen_heads
+from tasks.metrics.state import LogTotals, State, counted_heads, open_state
 from tasks.metrics.totals import count_logs
 from tasks.settings import AuditSettings, KafkaSettings, Settings
 from tests.helpers.audit import audit
@@ -332,14 +332,14 @@ def test_what_came_since_is_counted(growing: Growing, asked: Counter[str]) -> No
 def test_a_file_of_heads_that_cannot_be_used(growing: Growing, tmp_path: Path) -> None:
     """Whatever stands there, no head is known; a root that is wrong, or of another log, changes no result."""
     file = tmp_path / "state.json"
-    assert seen_heads(file) == {}
+    assert counted_heads(file) == {}
     for data in (b"", b"{", b"[]", b'{"archive":"","since":0,"logs":{"a/0":{"size":1,"root":"xx"}}}', b"\xff"):
         file.write_bytes(data)
-        assert seen_heads(file) == {}
+        assert counted_heads(file) == {}
     settings = settings_of(growing)
     whole = read_health(settings, datetime.now(UTC)).logs[0]
     for head in (KnownHead(2, bytes(32), "a test"), KnownHead(9, bytes(32), "a test"), KnownHead(3, None, "a test")):
-        (log,) = read_health(settings, datetime.now(UTC), seen={growing.log: head}).logs
+        (log,) = read_health(settings, datetime.now(UTC), counted={growing.log: head}).logs
         assert (log.size, log.root, log.sealed_at, log.next_offset) == (
             whole.size, whole.root, whole.sealed_at, whole.next_offset,
         )  # fmt: skip
