@@ -12,11 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Final
 
 import msgspec
 
+from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, find_tip, list_logs, read_manifest
+from custody.archive.slots import slots_after
 from custody.archive.trusted import standing
 from custody.errors import FormatError, ObjectArchived, ObjectMissing, counted
 from custody.format import layout, limits, lines
@@ -31,13 +34,15 @@ from tasks.detect.memory import SPAN
 from tasks.detect.positions import Late
 from tasks.detect.state import REBUILD
 from tasks.detect.views import Events, plain
-from tasks.search.following import next_listed, next_statement
+from tasks.search.following import next_statement
 
 MOST: Final = 100_000
 """Events of a chunk. They and what DuckDB makes of them take about half a gigabyte."""
 CLOCKS: Final = timedelta(hours=1)
 """How far the clock of who emits an event may be ahead of the drain's."""
 _PARALLEL: Final = 32
+_LISTED: Final = 100
+"""Slots of a log that are listed at once. What is sealed between two runs is less."""
 _EPOCH: Final = plain(EPOCH)
 _APART: Final = timedelta(minutes=10)
 """Late events that are nearer to each other are looked at together."""
@@ -73,6 +78,21 @@ class Past:
     log: Log
     sequence: int
     events: int = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """The slots of a log that have an object, from one on.
+
+    Attributes:
+        begins: whether there are any.
+        last: the last one that was listed; -1 without any.
+        is_all: whether there are no more.
+    """
+
+    begins: bool
+    last: int
+    is_all: bool
 
 
 class Reading:
@@ -184,35 +204,42 @@ class Reading:
         """Yield the statements behind the positions, the oldest sealed first."""
         heap: list[tuple[str, str, Log, Statement]] = []
 
-        def push(log: Log, sequence: int) -> bool:
-            statement, unread = next_statement(self._store, log, sequence, self._holds(log), holes=True)
+        def push(log: Log, statement: Statement | None, unread: Mapping[int, str]) -> None:
             self.problems |= {(str(log), number): problem for number, problem in unread.items()}
             if statement is not None:
                 self._forgive(log, statement)
                 heapq.heappush(heap, (statement.sealed_at, str(log), log, statement))
-            return statement is not None
 
-        logs = {str(log): log for log in self.logs()}
-        for name, log in logs.items():
-            if not push(log, positions.get(name, 0)):
-                self._check_end(log, positions.get(name, 0))
-        for name in positions.keys() - logs.keys():
+        logs = self.logs()
+        begins = [positions.get(str(log), 0) for log in logs]
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            listed = dict(zip(logs, pool.map(self._list, logs, begins), strict=True))
+            first = pool.map(lambda log, begin: self._next(log, begin, listed[log]), logs, begins)
+            for log, begin, (statement, unread) in zip(logs, begins, first, strict=True):
+                push(log, statement, unread)
+                if begin and not listed[log].begins:
+                    self.problems[str(log), begin] = (
+                        f"the state of detection says that {counted(begin, 'statement')} of {log} were read, but the"
+                        f" log has fewer: find out who wrote it, and {REBUILD}"
+                    )
+        for name in positions.keys() - set(map(str, logs)):
             if positions[name]:
                 self.problems[name, positions[name]] = f"{name[:300]} is gone: run `custody verify`"
         while heap:
             _, _, log, statement = heapq.heappop(heap)
             yield log, statement
-            push(log, statement.sequence + 1)
+            push(log, *self._next(log, statement.sequence + 1, listed[log]))
 
-    def _check_end(self, log: Log, position: int) -> None:
-        """Note that a position cannot be true: no statement is behind it, and none before it."""
-        if not position or self._store.exists(layout.manifest_key(log, position - 1)):
-            return
-        if next_listed(self._store, log, position - 1) is None:
-            self.problems[str(log), position] = (
-                f"the state of detection says that {counted(position, 'statement')} of {log} were read, but the log has"
-                f" fewer: find out who wrote it, and {REBUILD}"
-            )
+    def _list(self, log: Log, position: int) -> "_Listed":
+        """Return the slots of a log that have an object, from the one before a position on."""
+        several = list(islice(slots_after(self._store, statements_of(log), max(position - 2, -1)), _LISTED + 1))
+        return _Listed(bool(several), several[-1] if several else -1, is_all=len(several) <= _LISTED)
+
+    def _next(self, log: Log, sequence: int, listed: "_Listed") -> tuple[Statement | None, dict[int, str]]:
+        """Return the next statement of a log, and the problems of slots before it. Most logs have none."""
+        if listed.is_all and sequence > listed.last:
+            return None, {}
+        return next_statement(self._store, log, sequence, self._holds(log), holes=True)
 
     def _forgive(self, log: Log, statement: Statement) -> None:
         """Remove problems that a signed statement explains: slots that it passes over, and segments that expired."""

@@ -37,16 +37,16 @@ def detected(store: Store, archive: str, logs: Sequence[LogHealth], now: datetim
     yield Sample(catalogue.DETECT_DROPPED, (), totals.dropped)
     for log in logs:
         if log.drained and not log.ended:
-            yield Sample(catalogue.DETECT_LAG, (log.log,), _behind(store, facts, log.log, now))
+            yield Sample(catalogue.DETECT_LAG, (log.log,), _behind(store, facts, log, now))
 
 
-def _behind(store: Store, facts: Facts, name: str, now: datetime) -> float:
+def _behind(store: Store, facts: Facts, health: LogHealth, now: datetime) -> float:
     """Return how long ago the next statement was sealed, 0 if there is none. It only tells how long it waits."""
-    log = parse_log_text(name)
-    if log is None:
+    log, position = parse_log_text(health.log), facts.positions.get(health.log, 0)
+    if log is None or 0 < health.size == position:
         return 0.0
     try:
-        statement = read_manifest(store, log, facts.positions.get(name, 0), lambda _, __: True).statement
+        statement = read_manifest(store, log, position, lambda _, __: True).statement
     except (FormatError, ObjectMissing):
         return 0.0
     return max((now - parse_time(statement.sealed_at)).total_seconds(), 0.0)
