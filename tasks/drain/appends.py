@@ -40,7 +40,7 @@ def held_bytes(processes: int) -> int:
 class Appends:
     """The appends that are under way."""
 
-    def __init__(self, context: Context, runs: Sequence[LogRun], sealed: Callable[[Log], None] | None) -> None:
+    def __init__(self, context: Context, runs: Sequence[LogRun], sealed: Callable[[Log, int], None] | None) -> None:
         self._context, self._runs, self._sealed = context, runs, sealed
         self._limit = held_bytes(context.processes)
         self._topic_ids = TopicIds(lambda topic: context.broker.topic_id(topic, context.cluster))
@@ -102,7 +102,7 @@ class Appends:
         result.bytes_in += sum(batch.inflated for batch in statement.batches)
         result.bytes_out += statement.segment.size if statement.segment else 0
         if self._sealed is not None:
-            self._sealed(log)
+            self._sealed(log, head.size)
 
 
 def put_checkpoints(context: Context, runs: Sequence[LogRun], *, once: bool) -> None:

@@ -8,7 +8,7 @@ A damaged statement does not stop the indexing. The result names a manifest that
 segment that is lost, differs from its statement or has an invalid line; later statements are still indexed.
 
 A `Follower` indexes while a drain runs, right after each manifest, in a thread of its own. The drain waits for it only
-at its end. It tells the follower where its logs end, so that nothing is asked of the archive about a log without news.
+at its end. It tells the follower where its logs end, so that nothing is asked of the archive but what is to be indexed.
 If it takes long to open them, the follower begins without that.
 """
 
@@ -123,7 +123,7 @@ class Indexer:
             log: the log.
             result: updated after each statement; it also gets the problem, if there is one.
             go_on: called before each statement; indexing stops if it returns False.
-            end: the log's size, if somebody who is trusted has just found it. With a cursor there, nothing is to do.
+            end: the log's size, if somebody who is trusted has just found it. What is there later waits.
 
         Returns:
             False if Elasticsearch or the archive failed, so that it should be tried again.
@@ -148,12 +148,12 @@ class Indexer:
     def _follow(self, log: Log, result: IndexResult, go_on: Callable[[], bool], end: int | None) -> None:
         oldest = datetime.now(UTC) - timedelta(days=self._settings.days)
         written = self._cursors[log] if log in self._cursors else self._read_cursor(log, end)
-        if written is not None and written == end:
-            self._cursors[log] = result.sequence = written
-            return
         sequence, skipped, since = written or 0, self._skipped[log], time.monotonic()
         while go_on():
             result.sequence = sequence
+            if sequence == end:
+                result.behind = 0.0
+                break
             statement, unread = next_statement(
                 self._store, log, sequence, self._holds(log), holes=log not in self._ended
             )
@@ -311,8 +311,9 @@ class Follower:
         """
         self._settings, self._partitions = settings, None if partitions is None else set(partitions)
         self._left: set[tuple[str, int]] = set()
-        self._ends: dict[Log, int] | None = None
-        """Sizes of logs that the drain found, and that were not used yet. None until it has opened its logs."""
+        self._ends: dict[Log, int] = {}
+        """Sizes of logs, by the drain."""
+        self._opened = False
         self._sealed: set[Log] = set()
         self._changed = threading.Condition()
         self._deadline: float | None = None
@@ -324,13 +325,14 @@ class Follower:
     def opened(self, ends: Mapping[Log, int]) -> None:
         """Take the sizes of the logs that the drain has opened."""
         with self._changed:
-            self._ends = dict(ends)
+            self._ends, self._opened = {**ends, **self._ends}, True
             self._changed.notify()
 
-    def sealed(self, log: Log) -> None:
-        """Note that a log has a new statement. Never waits."""
+    def sealed(self, log: Log, size: int) -> None:
+        """Note that a log has a new statement, and how many it has now. Never waits."""
         with self._changed:
             self._sealed.add(log)
+            self._ends[log] = size
             self._changed.notify()
 
     def leave(self, partitions: Sequence[tuple[str, int]]) -> None:
@@ -390,7 +392,7 @@ class Follower:
         """
         chosen, is_last = self._partitions, False
         with self._changed:
-            self._changed.wait_for(lambda: self._ends is not None or self._deadline is not None, _LOOK_SECONDS)
+            self._changed.wait_for(lambda: self._opened or self._deadline is not None, _LOOK_SECONDS)
         waiting = {log for log in list_logs(store) if chosen is None or (log.topic, log.partition) in chosen}
         failed: set[Log] = set()
         while self._go_on():
@@ -403,10 +405,7 @@ class Follower:
                     is_last = self._deadline is not None
                     waiting, failed = failed, set()
                     continue
-                end = (self._ends or {}).pop(log, None)
-                if log in self._sealed:
-                    # It has a new statement by now.
-                    end = None
+                end = self._ends.get(log)
                 for logs in (self._sealed, waiting, failed):
                     logs.discard(log)
                 result = self._results.setdefault(log, IndexResult(str(log))) if self._is_ours(log) else None

@@ -162,11 +162,11 @@ def test_logs_that_were_left_are_not_indexed(site: Site, elastic: ElasticsearchS
     topic, held = fill(site, 2)
     search = SearchSettings(url=elastic.url, prefix=elastic.unused_prefix(), replicas=0, days=DAYS)
     settings = site.settings(topic, workers=1).model_copy(update={"search": search})
-    drain_logs(settings, once=True)
+    sizes = {result.log: result.size for result in drain_logs(settings, once=True)}
     follower = Follower(settings)
     follower.leave([(topic, 0)])
     name = f"{topic}/0"
-    follower.sealed(Log(topic, 0))
+    follower.sealed(Log(topic, 0), sizes[name])
     indexed = {result.log: result for result in follower.end()}
     assert indexed[f"{topic}/1"].created == len(held[f"{topic}/1"])
     begun = indexed.get(name, IndexResult(name))
