@@ -5,7 +5,6 @@ keep them. Parsing is strict: unknown, missing, doubled or reordered fields, wro
 floats, deep nesting, trailing bytes and sizes beyond the limits are all a `FormatError`. Nothing else is ever raised.
 """
 
-import base64
 import json
 import re
 from binascii import a2b_base64, b2a_base64
@@ -127,7 +126,8 @@ def seal(line: bytes, form: str, signers: Iterable[Signer]) -> bytes:
     """
     text = message(line, form)
     signatures = [
-        Signature(signer.key_id, signer.algorithm, base64.b64encode(signer.sign(text)).decode()) for signer in signers
+        Signature(signer.key_id, signer.algorithm, b2a_base64(signer.sign(text), newline=False).decode())
+        for signer in signers
     ]
     second = json.dumps({"signatures": [msgspec.structs.asdict(s) for s in signatures]}, separators=(",", ":"))
     return line + b"\n" + second.encode() + b"\n"

@@ -229,14 +229,14 @@ def names_records(key: str) -> bool:
 
     A listing asks this of each object, so it takes a quarter of the time of parsing.
     """
-    kind, digest = key.find("/"), len(key) - len(_DIGEST_NAME)
-    begin, end = kind + len(_DATE), digest - len(_OFFSETS)
+    date, name = key.find("/"), len(key) - len(_DIGEST_NAME)
+    partition, offsets = date + len(_DATE), name - len(_OFFSETS)
     return (
-        key[: kind + 1] in RECORDS
-        and _has_form(key[kind:begin], _DATE)
-        and _has_form(key[end:digest], _OFFSETS)
-        and _has_form(key[digest:], _DIGEST_NAME, HEX_DIGITS)
-        and _names_partition(key[begin:end])
+        key[: date + 1] in RECORDS
+        and _has_form(key[date:partition], _DATE)
+        and _has_form(key[offsets:name], _OFFSETS)
+        and _has_form(key[name:], _DIGEST_NAME, HEX_DIGITS)
+        and _names_partition(key[partition:offsets])
     )
 
 

@@ -46,7 +46,7 @@ def test_records_keys_come_back(
 
 @given(
     st.sampled_from(["events", "quarantine"]), logs, offsets, offsets, st.integers(0, 2**45), st.integers(0, 200),
-    st.sampled_from("/-0a\n."),
+    st.sampled_from(["/", "-", "0", "a", "A", "g", "\n", ".", "@", "@2", "\u0660", "\ud800"]),
 )  # fmt: skip
 def test_whose_key_it_is(
     kind: layout.Kind, log: Log, first: int, last: int, kafka_ms: int, place: int, character: str
@@ -58,6 +58,8 @@ def test_whose_key_it_is(
     for given_key in (key, key[:place] + character + key[place + 1 :], key[:place] + key[place + 1 :], key + character):
         named = layout.parse_records_key(given_key) == expected
         assert layout.is_records_key(given_key, kind, log, first, last, DIGEST) is named
+        assert layout.names_records(given_key) is (layout.parse_records_key(given_key) is not None)
+        assert layout.names_records(given_key) or given_key != key
     other: layout.Kind = "quarantine" if kind == "events" else "events"
     assert not layout.is_records_key(key, other, log, first, last, DIGEST)
     assert not layout.is_records_key(key, kind, log, first, last + 1, DIGEST)
@@ -154,6 +156,7 @@ def test_foreign_keys_are_none_of_ours(key: str) -> None:
     assert layout.parse_manifest_key(key) is None
     assert layout.parse_checkpoint_key(key) is None
     assert layout.parse_records_key(key) is None
+    assert not layout.names_records(key)
 
 
 @given(logs, st.integers(0, 10**12 - 1), st.data())
