@@ -283,17 +283,14 @@ class LogWriter:
         """Check what `glance` left out.
 
         Raises:
-            Fenced: another writer appended before the glance, and no known head tells of it.
+            Fenced: another writer appended after the glance, or before it where no known head tells of that.
             CustodyError: as `open`.
         """
         if self._glanced is None:
             return
         tip = find_checked_tip(self._store, self.log, self._form, self.judge, self._trust, self._glanced)
         if tip.head != self.tip.head:
-            raise Fenced(
-                f"{self.log}: another writer appended before this run, and no known head tells of it; nothing was"
-                " appended"
-            )
+            raise Fenced(f"{self.log}: another writer appended behind the head that this run began from")
         self.tip, self._glanced = tip, None
 
     def _begin(self, tip: Tip[manifest.Manifest]) -> Tip[manifest.Manifest]:

@@ -28,7 +28,7 @@ from custody.format.manifest import Manifest, Statement
 from custody.format.members import inflate_batch
 from custody.format.times import EPOCH, parse_time
 from custody.keys.trust import Trust
-from custody.store.protocol import Store
+from custody.store.protocol import Store, is_local
 from custody.verify.work import work_of
 from tasks.detect.memory import SPAN
 from tasks.detect.positions import Late
@@ -85,12 +85,10 @@ class _Listed:
     """The slots of a log that have an object, from one on.
 
     Attributes:
-        begins: whether there are any.
         last: the last one that was listed; -1 without any.
         is_all: whether there are no more.
     """
 
-    begins: bool
     last: int
     is_all: bool
 
@@ -212,12 +210,13 @@ class Reading:
 
         logs = self.logs()
         begins = [positions.get(str(log), 0) for log in logs]
-        with ThreadPoolExecutor(_PARALLEL) as pool:
+        # In a folder several at once are not faster, and a listing may have all names of a long log in memory.
+        with ThreadPoolExecutor(1 if is_local(self._store) else _PARALLEL) as pool:
             listed = dict(zip(logs, pool.map(self._list, logs, begins), strict=True))
             first = pool.map(lambda log, begin: self._next(log, begin, listed[log]), logs, begins)
             for log, begin, (statement, unread) in zip(logs, begins, first, strict=True):
                 push(log, statement, unread)
-                if begin and not listed[log].begins:
+                if begin and listed[log].last < 0:
                     self.problems[str(log), begin] = (
                         f"the state of detection says that {counted(begin, 'statement')} of {log} were read, but the"
                         f" log has fewer: find out who wrote it, and {REBUILD}"
@@ -230,12 +229,12 @@ class Reading:
             yield log, statement
             push(log, *self._next(log, statement.sequence + 1, listed[log]))
 
-    def _list(self, log: Log, position: int) -> "_Listed":
+    def _list(self, log: Log, position: int) -> _Listed:
         """Return the slots of a log that have an object, from the one before a position on."""
         several = list(islice(slots_after(self._store, statements_of(log), max(position - 2, -1)), _LISTED + 1))
-        return _Listed(bool(several), several[-1] if several else -1, is_all=len(several) <= _LISTED)
+        return _Listed(several[-1] if several else -1, is_all=len(several) <= _LISTED)
 
-    def _next(self, log: Log, sequence: int, listed: "_Listed") -> tuple[Statement | None, dict[int, str]]:
+    def _next(self, log: Log, sequence: int, listed: _Listed) -> tuple[Statement | None, dict[int, str]]:
         """Return the next statement of a log, and the problems of slots before it. Most logs have none."""
         if listed.is_all and sequence > listed.last:
             return None, {}

@@ -108,8 +108,8 @@ class Appends:
 def put_checkpoints(context: Context, runs: Sequence[LogRun], *, once: bool) -> None:
     """Sign the heads of logs for which a checkpoint is due.
 
-    A checkpoint only covers what is in the archive already, so the drain does not fail if one cannot be written. A log
-    whose end contradicts what is known gets none, and fails.
+    A checkpoint only covers what is in the archive already, so the drain does not fail if one cannot be written. But a
+    log whose end contradicts what is known, or its own checkpoint, fails. One that another writer continued is fenced.
     """
     now = datetime.now(UTC)
     signer = context.signers.checkpoints
@@ -120,14 +120,11 @@ def put_checkpoints(context: Context, runs: Sequence[LogRun], *, once: bool) -> 
     def put(run: LogRun) -> None:
         writer = run.writer
         try:
-            if not _is_due(context, run, now, once=once):
-                return
-            try:
+            if _is_due(context, run, now, once=once):
                 writer.check()
-            except (Fenced, HeadRollback) as error:
-                run.fail(error)
-                return
-            put_checkpoint(context.store, context.archive.id, writer.log, writer.tip.head, signer, writer.judge)
+                put_checkpoint(context.store, context.archive.id, writer.log, writer.tip.head, signer, writer.judge)
+        except (Fenced, HeadRollback) as error:
+            run.fail(error)
         except CustodyError as error:
             logger.warning("no checkpoint of %s: %s", writer.log, error, extra={"log": writer.log})
 

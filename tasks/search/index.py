@@ -202,13 +202,13 @@ class Indexer:
         """Return the cursor in Elasticsearch; None, with a warning, if it cannot be true.
 
         Otherwise a cursor set far ahead could stop all indexing. The statement before a cursor must have a manifest,
-        which one request shows, unless the log is known to end there. If that manifest was lost, later ones must exist.
+        which one request shows, unless the log is known to be as long. If it was lost, later ones must exist.
         """
         cursor = read_cursor(self._search, self._archive, log)
         if cursor is None:
             problem = "is not a cursor"
         elif (
-            cursor not in {0, end}
+            cursor > (end or 0)
             and not self._store.exists(layout.manifest_key(log, cursor - 1))
             and next_listed(self._store, log, cursor - 1) is None
         ):

@@ -771,10 +771,25 @@ def test_a_glance_that_misses_what_another_writer_appended() -> None:
     appending = writer(store)
     assert appending.glance([known(tips[4])]) is not None
     for _ in range(2):
-        with pytest.raises(Fenced, match="another writer appended before this run"):
-            appending.append(gap(4))
+        with pytest.raises(Fenced, match="another writer appended behind the head that this run began from"):
+            appending.append(records(appending, 4, 2))
     assert store.objects == before
     assert opened(store).append(gap(5)).statement.sequence == 6
+
+
+def test_another_writer_appends_after_a_glance() -> None:
+    """The first append is fenced, however many there are by then, and leaves no orphan."""
+    for several in (1, 3):
+        store, tips = grown(4)
+        appending = writer(store)
+        assert appending.glance([known(tips[4])]) is not None
+        other = opened(store, name="another writer")
+        for sequence in range(4, 4 + several):
+            other.append(gap(sequence))
+        before = dict(store.objects)
+        with pytest.raises(Fenced, match="another writer appended behind the head"):
+            appending.append(records(appending, 4, 2))
+        assert store.objects == before
 
 
 # --- refusals

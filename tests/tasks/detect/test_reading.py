@@ -8,8 +8,9 @@ import pytest
 
 from custody.archive.reader import read_archive
 from custody.format.layout import manifest_key, parse_log_text
-from custody.keys.trust import Trust, open_trust
+from custody.keys.trust import open_trust
 from custody.store.open import open_store
+from custody.store.protocol import Store
 from tasks.detect.reading import Reading
 from tests.helpers.memory import MemoryStore
 from tests.helpers.sample import Growing
@@ -20,7 +21,7 @@ BEGUN = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 
 class Archive:
-    """An archive of several logs in memory, which counts its calls about statements."""
+    """An archive of several logs, which is read from memory."""
 
     def __init__(self, folder: Path) -> None:
         self.logs = [Growing(folder, partition, BEGUN) for partition in range(LOGS)]
@@ -33,18 +34,23 @@ class Archive:
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return MemoryStore({path.relative_to(self.folder).as_posix(): path.read_bytes() for path in files})
 
-    def read(
-        self, store: MemoryStore, positions: dict[str, int], trust: Trust | None = None
-    ) -> tuple[list[tuple[str, int]], Reading, Counter[str]]:
-        """Return where each log is after all chunks, the reading, and the calls about statements."""
-        reading = Reading(store, self.id, trust or self.trust)
-        store.calls.clear()
+    def reach(self, store: Store, positions: dict[str, int]) -> tuple[list[tuple[str, int]], Reading]:
+        """Return where each log is after all chunks, and the reading."""
+        reading = Reading(store, self.id, self.trust)
         reached = dict(positions)
         day = timedelta(days=1)
         for chunk in reading.chunks(positions, None, slack=day, late=day):
             reached |= chunk.positions
+        return sorted(reached.items()), reading
+
+    def read(
+        self, store: MemoryStore, positions: dict[str, int]
+    ) -> tuple[list[tuple[str, int]], Reading, Counter[str]]:
+        """Return the same, and the calls about statements."""
+        store.calls.clear()
+        reached, reading = self.reach(store, positions)
         calls = Counter(name for name, key in store.calls if key.startswith("manifests/audit.grows/"))
-        return sorted(reached.items()), reading, calls
+        return reached, reading, calls
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +69,63 @@ def test_a_log_without_news_takes_one_listing(archive: Archive) -> None:
 
 @pytest.mark.parametrize("position", range(STATEMENTS))
 def test_what_is_new_takes_a_read_each(archive: Archive, position: int) -> None:
-    """After its last statement a log is not looked at again: what is sealed meanwhile is for the next run."""
+    """After its last statement a log is not looked at again."""
     reached, reading, calls = archive.read(archive.store(), {log.log: position for log in archive.logs})
     assert (reached, reading.problems) == (sorted((log.log, STATEMENTS) for log in archive.logs), {})
     assert calls == {"list": LOGS + 1, "read": LOGS * (STATEMENTS - position)}
+
+
+def test_what_is_sealed_meanwhile_is_for_the_next_run(archive: Archive) -> None:
+    """A statement that comes after the listing is not lost."""
+    store = archive.store()
+    late = {key: store.objects.pop(key) for key in list(store.objects) if key.endswith(f"{STATEMENTS - 1:012}.json")}
+    assert len(late) == LOGS
+
+    def seal(what: str, key: str) -> None:
+        if what == "read" and key.startswith("manifests/"):
+            store.objects.update(late)
+
+    store.before = seal
+    first, reading, _ = archive.read(store, {})
+    assert (first, reading.problems) == (sorted((log.log, STATEMENTS - 1) for log in archive.logs), {})
+    second, reading, _ = archive.read(store, dict(first))
+    assert (second, reading.problems) == (sorted((log.log, STATEMENTS) for log in archive.logs), {})
+
+
+@pytest.mark.parametrize("few", [0, 5000])
+@pytest.mark.parametrize("position", [0, 1, STATEMENTS - 1, STATEMENTS])
+def test_a_folder(archive: Archive, position: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder the same is found, whether it is listed or its slots are looked for."""
+    monkeypatch.setattr("custody.archive.slots._FEW", few)
+    positions = {log.log: position for log in archive.logs}
+    reached, reading = archive.reach(open_store(str(archive.folder)), positions)
+    assert (reached, reading.problems) == (sorted((log.log, STATEMENTS) for log in archive.logs), {})
+
+
+def test_the_statement_before_a_position_is_gone(archive: Archive) -> None:
+    """Later ones show that the position is true."""
+    store = archive.store()
+    log = parse_log_text(archive.logs[0].log)
+    assert log is not None
+    del store.objects[manifest_key(log, 2)]
+    reached, reading, _ = archive.read(store, {str(log): 3})
+    assert reading.problems == {}
+    assert dict(reached)[str(log)] == STATEMENTS
+
+
+@pytest.mark.parametrize("listed", [1, 100])
+def test_a_slot_that_was_passed_over(tmp_path: Path, listed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signed statement that passes over it ends the problem."""
+    monkeypatch.setattr("tasks.detect.reading._LISTED", listed)
+    archive = Archive(tmp_path / "site")
+    growing = archive.logs[0]
+    log = parse_log_text(growing.log)
+    assert log is not None
+    (archive.folder / manifest_key(log, STATEMENTS)).write_bytes(b"garbage")
+    growing.append(2)
+    reached, reading, _ = archive.read(archive.store(), {growing.log: STATEMENTS})
+    assert reading.problems == {}
+    assert dict(reached)[growing.log] == STATEMENTS + 3
 
 
 @pytest.mark.parametrize("listed", [1, 2, 3, 100])

@@ -11,6 +11,7 @@ import pytest
 
 from custody.archive.reader import find_tip, read_archive
 from custody.archive.writer import Entry, LogWriter
+from custody.errors import CustodyError, Fenced, HeadRollback, StoreError
 from custody.format.layout import Log
 from custody.keys.open import open_signers
 from custody.keys.trust import open_trust
@@ -160,6 +161,20 @@ def test_a_log_with_records_is_opened_with_all_checks(
     glances.clear()
     site.drain(topic)
     assert sorted(glances) == ([f"{topic}/0", f"{topic}/2"] if remembers else [])
+
+
+@pytest.mark.parametrize(("error", "outcome"), [(HeadRollback, "failed"), (Fenced, "fenced"), (StoreError, "drained")])
+def test_a_checkpoint_that_cannot_be_put(
+    site: Site, topic: str, error: type[CustodyError], outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log fails if another history was signed. Otherwise its records are archived all the same."""
+
+    def refuse(*_: object) -> None:
+        raise error("no checkpoint")
+
+    monkeypatch.setattr("tasks.drain.appends.put_checkpoint", refuse)
+    results = site.drain(topic).values()
+    assert {(result.outcome, result.events) for result in results} == {(outcome, 5)}
 
 
 def test_records_that_come_after_a_glance(site: Site, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:

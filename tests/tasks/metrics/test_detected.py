@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def test_samples_of_detection(store: Store, position: int, seconds: float) -> None:
     """Nothing before its first run; then its counts, and the age of what it has not seen in each drained log."""
     archive = read_archive(store).id
-    logs = [LogHealth("audit.grows/0"), LogHealth("ended/0", ended=True), LogHealth("others/0", drained=False)]
+    logs = [LogHealth("audit.grows/0", 4), LogHealth("ended/0", ended=True), LogHealth("others/0", drained=False)]
     assert list(detected(store, archive, logs, NOW)) == []
     totals = Totals(alerts={"a/high": 2, "b/low": 0}, suppressed={"a/high": 1}, failures={"b": 3}, late=4, dropped=5)
     States(store, archive).commit(State().with_facts(positions={"audit.grows/0": position}, totals=totals), NOW)
