@@ -17,10 +17,11 @@ from tests.helpers.aged import aged
 from tests.servers.elasticsearch import elastic
 from tests.servers.kafka import kafka
 from tests.servers.kms import fake_kms
+from tests.servers.prefect import prefect_database
 from tests.servers.s3 import moto, seaweed
 from tests.servers.shared import SHARED, end_shared
 
-__all__ = ["aged", "elastic", "fake_kms", "kafka", "moto", "seaweed"]
+__all__ = ["aged", "elastic", "fake_kms", "kafka", "moto", "prefect_database", "seaweed"]
 
 # No deadline: it would measure how busy the machine is.
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)

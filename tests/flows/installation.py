@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,10 +26,15 @@ UP = "import sys; from pathlib import Path; from flows.operate.up import up; up(
 
 
 class Installation:
-    """A folder with settings and deployments, in which `custody up` runs."""
+    """A folder with settings, deployments and a copy of Prefect's database, in which `custody up` runs.
 
-    def __init__(self, folder: Path, settings: str, deployments: str) -> None:
+    The first start of all, without a database, is that of tests/test_readme.py and tests/test_page_commands.py.
+    """
+
+    def __init__(self, folder: Path, settings: str, deployments: str, database: Path) -> None:
         self.folder = folder
+        (folder / "prefect").mkdir(mode=0o700)
+        shutil.copy(database, folder / "prefect/prefect.db")
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self._token: tuple[str, str] | None = None

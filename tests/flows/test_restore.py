@@ -73,7 +73,7 @@ def given(
 
 
 @pytest.fixture
-def installation(tmp_path: Path, given: Settings) -> Iterator[Installation]:
+def installation(tmp_path: Path, given: Settings, prefect_database: Path) -> Iterator[Installation]:
     """An installation with the deployment of backfills that operators get, and no other."""
     settings = f"""
         archive = "{given.archive}"
@@ -90,7 +90,7 @@ def installation(tmp_path: Path, given: Settings) -> Iterator[Installation]:
         one for one in deployments["deployments"] if one["entrypoint"] == "flows.backfill.backfill"
     ]
     (tmp_path / "up").mkdir()
-    made = Installation(tmp_path / "up", settings, yaml.safe_dump(deployments))
+    made = Installation(tmp_path / "up", settings, yaml.safe_dump(deployments), prefect_database)
     with ended(made):
         yield made
 

@@ -31,7 +31,7 @@ BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
 class Drained(Installation):
     """An installation with an archive, and with a topic that the schedule drains."""
 
-    def __init__(self, folder: Path, kafka: KafkaServer) -> None:
+    def __init__(self, folder: Path, kafka: KafkaServer, database: Path) -> None:
         self.kafka = kafka
         self.topic = kafka.create_topic(kafka.unused_name("audit.schedule"), 2)
         self.produced: list[bytes] = []
@@ -51,7 +51,7 @@ class Drained(Installation):
         each_minute = r'- cron: "\* \* \* \* \*"\n +timezone: UTC\n'
         often = re.sub(each_minute, f"- interval: {INTERVAL}\n", schedule, count=1)
         assert often != schedule
-        super().__init__(folder, settings, often)
+        super().__init__(folder, settings, often, database)
         self.run("init")
 
     def run(self, *arguments: str) -> str:
@@ -120,9 +120,9 @@ class Drained(Installation):
 
 
 @pytest.fixture
-def installation(tmp_path: Path, kafka: KafkaServer) -> Iterator[Drained]:
+def installation(tmp_path: Path, kafka: KafkaServer, prefect_database: Path) -> Iterator[Drained]:
     """An installation whose processes are gone after the test, whatever became of it."""
-    made = Drained(tmp_path, kafka)
+    made = Drained(tmp_path, kafka, prefect_database)
     with ended(made):
         yield made
 

@@ -52,13 +52,13 @@ class Guarded(Installation):
 
 
 @pytest.fixture
-def installation(tmp_path: Path) -> Iterator[Guarded]:
+def installation(tmp_path: Path, prefect_database: Path) -> Iterator[Guarded]:
     """An installation whose processes are gone after the test, whatever became of it."""
     # Without an archive and keys, `up` would start nothing.
     ring = new_keyring(tmp_path / "keyring.json", datetime.now(UTC), PASSPHRASE)
     create_archive(FolderStore(str(tmp_path / "archive")), ring.signers(datetime.now(UTC)).both)
     settings = 'archive = "archive"\nkafka.bootstrap_servers = "127.0.0.1:1"\n'
-    made = Guarded(tmp_path, settings, DEPLOYMENTS.read_text())
+    made = Guarded(tmp_path, settings, DEPLOYMENTS.read_text(), prefect_database)
     with ended(made):
         yield made
 

@@ -65,6 +65,12 @@ _started: list[Server] = []
 """What this process started for others too: it must not collect the processes while they run."""
 
 
+def shared_folder(config: pytest.Config) -> Path:
+    """Return the folder that all processes of the session share, by the configuration of one of them."""
+    workerinput: Mapping[str, str] | None = getattr(config, "workerinput", None)
+    return config.stash[SHARED] if workerinput is None else Path(workerinput["shared_folder"])
+
+
 def one_for_all(config: pytest.Config, name: str, make: Callable[[Path], S]) -> Iterator[S]:
     """Yield a running server, for a fixture of a session. Without it the test is skipped or fails (`unavailable`).
 
@@ -73,9 +79,8 @@ def one_for_all(config: pytest.Config, name: str, make: Callable[[Path], S]) -> 
         name: the server's, in the session.
         make: returns it, not started yet, given a folder that it may use.
     """
-    workerinput: Mapping[str, str] | None = getattr(config, "workerinput", None)
-    folder = config.stash[SHARED] if workerinput is None else Path(workerinput["shared_folder"])
-    owner = os.getpid() if workerinput is None else os.getppid()
+    folder = shared_folder(config)
+    owner = os.getppid() if hasattr(config, "workerinput") else os.getpid()
     saved = folder / f"{name}.pickle"
     with locked(folder / f"{name}.lock"):
         if saved.exists():
