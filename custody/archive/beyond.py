@@ -33,6 +33,8 @@ def after_hole(store: Store, form: Form[E], tip: Tip[E], holds: Holds[E]) -> int
 
 def beyond_hole(store: Store, form: Form[E], tip: Tip[E]) -> Iterator[int]:
     """Yield the sequences of the objects after an empty slot at a log's tip, in order. They may be garbage."""
+    if tip.is_last:
+        return
     for sequence in slots_after(store, form, tip.size):
         # A writer at work may have put one more since the tip was found.
         if store.exists(form.key(tip.size)):

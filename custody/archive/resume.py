@@ -72,15 +72,8 @@ def find_known_tip(
     """Return the largest known head of a log if its statement is there and the next slot is empty; else None.
 
     It takes two requests; more if a key was replaced (`Judge.newer_before`). Nothing behind the next slot is looked at,
-    and smaller heads are not compared: `find_checked_tip` does that, before anything is appended.
-
-    Args:
-        store: the archive.
-        log: the log.
-        form: the form of its entries.
-        judge: of this log.
-        trust: has known heads, and ends of keys.
-        known: other known heads.
+    and smaller heads are not compared: `find_checked_tip` does that, before anything is appended. Args are those of
+    `find_checked_tip`.
 
     Raises:
         KeyUnavailable: the signature of the newest entry cannot be checked now.
@@ -144,7 +137,7 @@ def _check_nothing_beyond(store: Store, log: Log, form: Form[E], judge: Judge, t
 
     Anyone can put objects there, so only the first ones are read.
     """
-    for count, sequence in enumerate(() if tip.is_last else beyond_hole(store, form, tip)):
+    for count, sequence in enumerate(beyond_hole(store, form, tip)):
         key = form.key(sequence)
         if count == MOST_BEYOND:
             logger.warning("%s: more than %d %ss are after the head: %s", log, MOST_BEYOND, form.noun, _NOT_READ)

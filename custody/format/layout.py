@@ -245,7 +245,7 @@ def names_records(key: str) -> bool:
 def _names_partition(text: str) -> bool:
     """Return whether a text is `-<log>-<partition>`."""
     match = _PARTITION.fullmatch(text, 1)
-    return text.startswith("-") and match is not None and match["log"].partition("@")[0] not in {".", ".."}
+    return text.startswith("-") and match is not None and _log(match["log"], int(match["partition"])) is not None
 
 
 def parse_records_key(key: str) -> RecordsKey | None:

@@ -10,9 +10,12 @@ from typing import Any
 
 from confluent_kafka import Producer
 
-from custody.archive.writer import create_archive
+from custody.archive.reader import find_tip, read_archive
+from custody.archive.writer import LogWriter, create_archive
 from custody.format.events import reason
+from custody.format.layout import Log as LogName
 from custody.keys.keyring import new_keyring
+from custody.keys.open import open_signers
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
@@ -21,7 +24,7 @@ from flows.operate.sample import sample_events
 from tasks.drain.log_run import LogResult
 from tasks.drain.run import drain_logs
 from tasks.settings import DrainSettings, KafkaSettings, Settings
-from tests.helpers.reading import Log, read_archive_records
+from tests.helpers.reading import Log, anything, read_archive_records
 from tests.servers.kafka import KafkaServer
 
 BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -121,6 +124,21 @@ def make_site(kafka: KafkaServer, folder: Path, heartbeat: int = 3600, checkpoin
         open_store(str(archive)), ring.signers(datetime.now(UTC)).both, heartbeat=heartbeat, checkpoint=checkpoint
     )
     return Site(kafka, str(archive), f"file:{keyring}", kafka.unused_name("group"), S3Options(), lambda: archive)
+
+
+def another_writer(site: Site, log: LogName, archive: str | None = None) -> LogWriter:
+    """Return a writer of a log with the site's keys, not opened yet: of the site's archive, or of a copy."""
+    store = open_store(archive or site.archive)
+    newest = find_tip(store, log, anything).newest
+    assert newest is not None
+    return LogWriter(
+        store,
+        read_archive(store).id,
+        newest.statement.log,
+        signer=open_signers(site.keys, datetime.now(UTC)).hmac(),
+        trust=open_trust([site.keys]),
+        writer="another writer",
+    )
 
 
 def archived(sent: Sequence[Sent]) -> list[tuple[int, bytes]]:

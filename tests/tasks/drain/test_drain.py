@@ -79,7 +79,17 @@ from tests.servers.kms import HMAC_ARN
 from tests.servers.ports import free_ports
 from tests.servers.require import unavailable
 from tests.servers.s3 import SeaweedServer
-from tests.tasks.drain.sites import Sent, Site, archived, child_environment, events, make_site, send, until
+from tests.tasks.drain.sites import (
+    Sent,
+    Site,
+    another_writer,
+    archived,
+    child_environment,
+    events,
+    make_site,
+    send,
+    until,
+)
 
 SMALL_FETCHES = {"queued.max.messages.kbytes": 64, "fetch.message.max.bytes": 20_000}
 """Nearly nothing is fetched ahead, so that what a test does to the topic comes before the next fetch."""
@@ -866,17 +876,7 @@ def test_end_below_the_head(site: Site) -> None:
     producer = site.kafka.producer()
     sent = send(producer, topic, events(10))
     site.drain(topic)
-    store = open_store(site.archive)
-    newest = find_tip(store, LogName(topic, 0), anything).newest
-    assert newest is not None
-    writer = LogWriter(
-        store,
-        read_archive(store).id,
-        newest.statement.log,
-        signer=open_signers(site.keys, datetime.now(UTC)).hmac(),
-        trust=open_trust([site.keys]),
-        writer="a test",
-    )
+    writer = another_writer(site, LogName(topic, 0))
     writer.open()
     writer.append(Entry(first_offset=10, next_offset=500, skipped=[(10, 500)]))
     send(producer, topic, events(10, 2))

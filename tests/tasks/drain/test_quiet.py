@@ -3,30 +3,25 @@
 import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from custody.archive.reader import find_tip, read_archive
 from custody.archive.writer import Entry, LogWriter
 from custody.errors import CustodyError, Fenced, HeadRollback, StoreError
 from custody.format.layout import Log
-from custody.keys.open import open_signers
-from custody.keys.trust import open_trust
-from custody.store.folder import FolderStore
-from custody.store.open import open_store
 from custody.tlog.head import KnownHead
 from tasks.drain import loop, resume
 from tasks.drain.run import drain_and_index, drain_logs
 from tasks.settings import SearchSettings
+from tests.helpers.asked import count_calls
 from tests.helpers.environment import shifted
-from tests.helpers.reading import anything
 from tests.helpers.search import delete_indices
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
-from tests.tasks.drain.sites import Site, archived, events, make_site, send, until
+from tests.tasks.drain.sites import Site, another_writer, archived, events, make_site, send, until
 
 HEARTBEAT = 3600
 LOGS = 3
@@ -50,20 +45,7 @@ def topic(site: Site) -> str:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, topic: str) -> Counter[str]:
     """Count the calls to the archive that are about statements and checkpoints of the logs."""
-    calls: Counter[str] = Counter()
-
-    def counted(name: str) -> None:
-        real = getattr(FolderStore, name)
-
-        def call(self: FolderStore, key: str, *args: Any, **more: Any) -> Any:
-            calls[name] += key.startswith((f"manifests/{topic}/", f"checkpoints/{topic}/"))
-            return real(self, key, *args, **more)
-
-        monkeypatch.setattr(FolderStore, name, call)
-
-    for name in ("read", "exists", "list", "create"):
-        counted(name)
-    return calls
+    return count_calls(monkeypatch, f"manifests/{topic}/", f"checkpoints/{topic}/")
 
 
 def test_what_a_run_asks_of_a_log_without_news(site: Site, topic: str, asked: Counter[str]) -> None:
@@ -100,14 +82,7 @@ def test_a_log_with_a_heartbeat_due_is_opened_with_all_checks(
 ) -> None:
     """A glance is not enough then, whether the heartbeat is written or not."""
     site.drain(topic)
-    opened: list[str] = []
-    real = LogWriter.open
-
-    def open_it(self: LogWriter, *args: Any) -> Any:
-        opened.append(str(self.log))
-        return real(self, *args)
-
-    monkeypatch.setattr(LogWriter, "open", open_it)
+    opened = _logs_of(monkeypatch, "open")
     assert {result.statements for result in site.drain(topic).values()} == {0}
     assert opened == []
     for module in (loop, resume):
@@ -125,7 +100,7 @@ def test_no_checkpoint_of_a_log_that_was_longer(site: Site, topic: str) -> None:
     checkpoint.unlink()
     copy = folder.with_name("copy")
     shutil.copytree(folder, copy)
-    other = _writer(site, str(copy), Log(topic, 0))
+    other = another_writer(site, Log(topic, 0), str(copy))
     other.open()
     offset = other.next_offset or 0
     for _ in range(2):
@@ -145,14 +120,7 @@ def test_a_log_with_records_is_opened_with_all_checks(
     site: Site, topic: str, monkeypatch: pytest.MonkeyPatch, *, remembers: bool
 ) -> None:
     """If records wait, or if the group remembers no offset, a run does not begin with a glance."""
-    glances: list[str] = []
-    real = LogWriter.glance
-
-    def glance(self: LogWriter, *args: Any) -> Any:
-        glances.append(str(self.log))
-        return real(self, *args)
-
-    monkeypatch.setattr(LogWriter, "glance", glance)
+    glances = _logs_of(monkeypatch, "glance")
     site.drain(topic)
     if remembers:
         send(site.kafka.producer(), topic, events(5, 9), partition=1)
@@ -193,7 +161,7 @@ def test_a_writer_that_nobody_remembers(site: Site, topic: str, monkeypatch: pyt
     """
     before = site.drain(topic)[f"{topic}/0"]
     log = Log(topic, 0)
-    other = _writer(site, site.archive, log)
+    other = another_writer(site, log)
     other.open([KnownHead(before.size, bytes.fromhex(before.root), "a test")])
     other.tip = other.tip.pass_over("00" * 32)
     offset = other.next_offset or 0
@@ -206,19 +174,17 @@ def test_a_writer_that_nobody_remembers(site: Site, topic: str, monkeypatch: pyt
     assert site.read(3)[str(log)].events[-len(sent) :] == archived(sent)
 
 
-def _writer(site: Site, archive: str, log: Log) -> LogWriter:
-    """Return another writer of a log, with the same keys."""
-    store = open_store(archive)
-    newest = find_tip(store, log, anything).newest
-    assert newest is not None
-    return LogWriter(
-        store,
-        read_archive(store).id,
-        newest.statement.log,
-        signer=open_signers(site.keys, datetime.now(UTC)).hmac(),
-        trust=open_trust([site.keys]),
-        writer="another writer",
-    )
+def _logs_of(monkeypatch: pytest.MonkeyPatch, method: str) -> list[str]:
+    """Return the logs for whose writers a method is called from now on."""
+    logs: list[str] = []
+    real = getattr(LogWriter, method)
+
+    def call(self: LogWriter, *args: Any) -> Any:
+        logs.append(str(self.log))
+        return real(self, *args)
+
+    monkeypatch.setattr(LogWriter, method, call)
+    return logs
 
 
 def _drain_during(site: Site, topic: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[Any]]:

@@ -17,7 +17,6 @@ from custody.archive.reader import Holds, manifests_from
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.format.reasons import KINDS
-from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
@@ -31,6 +30,7 @@ from tasks.metrics.export import show
 from tasks.metrics.state import LogTotals, State, counted_heads, open_state
 from tasks.metrics.totals import count_logs
 from tasks.settings import AuditSettings, KafkaSettings, Settings
+from tests.helpers.asked import count_calls
 from tests.helpers.audit import audit
 from tests.helpers.environment import clear_settings
 from tests.helpers.metrics import values_of
@@ -281,20 +281,7 @@ def test_what_is_gone_since_an_audit_is_not_counted(growing: Growing, monkeypatc
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, growing: Growing) -> Counter[str]:
     """Count the calls to the archive that are about statements and checkpoints of the log."""
-    calls: Counter[str] = Counter()
-
-    def counted(name: str) -> None:
-        real = getattr(FolderStore, name)
-
-        def call(self: FolderStore, key: str, *args: Any, **more: Any) -> Any:
-            calls[name] += key.startswith((f"manifests/{growing.log}/", f"checkpoints/{growing.log}/"))
-            return real(self, key, *args, **more)
-
-        monkeypatch.setattr(FolderStore, name, call)
-
-    for name in ("read", "exists", "list"):
-        counted(name)
-    return calls
+    return count_calls(monkeypatch, f"manifests/{growing.log}/", f"checkpoints/{growing.log}/")
 
 
 def events_in(text: bytes) -> float:

@@ -25,7 +25,6 @@ from custody.errors import ConfigurationError, CustodyError, SearchError, Transi
 from custody.format import layout, manifest
 from custody.format.members import pack
 from custody.store import retries
-from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from flows.operate import cli as operate
 from tasks.search import bulk, index
@@ -35,6 +34,7 @@ from tasks.search.index import Follower, Indexer, IndexResult, index_logs
 from tasks.search.indices import prepare, put_cursor, read_cursor
 from tasks.search.queries import delete_documents
 from tasks.settings import SearchSettings, Settings
+from tests.helpers.asked import count_calls
 from tests.helpers.commands import Command
 from tests.helpers.commands import custody as custody_fixture
 from tests.helpers.corpus import EVENTS
@@ -474,15 +474,7 @@ def test_a_log_that_ends_at_its_cursor(
     growing.append(2, now_event)
     index_logs(given)
     growing.append(behind, now_event)
-    size, asked = 2 + behind, Counter[str]()
-    for name in ("read", "exists", "list"):
-        real = getattr(FolderStore, name)
-
-        def call(self: FolderStore, key: str, *args: Any, name: str = name, real: Any = real, **more: Any) -> Any:
-            asked[name] += key.startswith(f"manifests/{growing.log}/")
-            return real(self, key, *args, **more)
-
-        monkeypatch.setattr(FolderStore, name, call)
+    size, asked = 2 + behind, count_calls(monkeypatch, f"manifests/{growing.log}/")
     follower = Follower(given)
     follower.opened({LOG: size})
     (result,) = follower.end()
