@@ -6,12 +6,14 @@ Rules:
 - A share whose worker dies is run again by Dask, on another worker. That costs time alone: drains continue from the
   archive's head, audits after the last piece that they signed, backfills and indexing from what the target has.
 - A cluster that cannot be reached, or has no worker, ends the run with one line, and does not keep it waiting.
+- Workers that a run starts come back whenever they die. If none does, the run ends too.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import dask
 import distributed
 from distributed.scheduler import NoWorkerError
 from prefect import Task
@@ -22,6 +24,23 @@ from custody.errors import ConfigurationError, CustodyError
 from tasks.spread import DaskSettings
 
 _AGAIN = "Nothing is lost: the next run continues"
+
+# What Dask's files and variables say comes first, unless it is Dask's default.
+dask.config.update_defaults(
+    {
+        "distributed": {
+            # A cluster looks 15 seconds after each death of a worker whether that worker is there. If it was just
+            # starting again, slowly or because it died once more, it would be dropped for good, and with the last one
+            # the run would wait for ever. A worker starts again by itself, so there is nothing to look for.
+            "deploy": {"lost-worker-timeout": "1 day"},
+            # The last worker could not be started again.
+            "scheduler": {"no-workers-timeout": "5 minutes"},
+            # Dask looks 100 times a second where a worker's threads are. Before CPython 3.11.9 that can hang the worker
+            # for ever (python/cpython#106883), and nobody looks at what it finds.
+            "worker": {"profile": {"enabled": False}},
+        }
+    }
+)
 
 
 class _UnsentSettings(SettingsContext):
@@ -68,9 +87,6 @@ def cluster_runner(settings: DaskSettings, workers: int) -> ClusterTaskRunner:
         "dashboard_address": "127.0.0.1:0",
         # Keys made for this run: else everybody on this machine could run programs as this user.
         "security": True,
-        # Dask looks 100 times a second where a worker's threads are. Before CPython 3.11.9 that can hang the worker for
-        # ever (python/cpython#106883), and nobody looks at what it finds.
-        "config": {"distributed.worker.profile.enabled": False},
     }
     adapt = {"minimum": 1, "maximum": workers} if settings.adaptive else None
     return ClusterTaskRunner(cluster_kwargs=local, adapt_kwargs=adapt)

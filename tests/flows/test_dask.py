@@ -12,6 +12,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -53,10 +54,10 @@ from tests.servers.ports import free_ports
 PARTITIONS = 3
 EVENTS = 300
 NOBODY: Any = None
+UNPROFILED = {"distributed.worker.profile.enabled": False}
+"""Of workers that an operator starts, as docs/machines.md has it."""
 ANSWERED = ("elastic_transport:Transport.perform_request", "/_bulk", "after")
 """Where documents were created, and who asked for that has not heard of it (`Kill`)."""
-UNPROFILED = {"distributed.worker.profile.enabled": False}
-"""Of workers, as docs/machines.md has it: by looking where its threads are, Dask can hang a worker."""
 SECRETS = ("passphrase-of-the-keyring", "prefect:credentials-of-its-api")
 
 
@@ -393,20 +394,50 @@ def test_a_backfill_to_elasticsearch_whose_worker_is_killed(
 def test_a_run_starts_workers_of_its_own(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without an address a run starts its workers. What they say to each other is encrypted; Dask does not profile."""
+    """Without an address a run starts its workers, whom Dask does not profile. What is said there is encrypted.
+
+    The scheduler is told to end the run when all of them have been gone for five minutes.
+    """
 
     @task
-    def repeated() -> set[str]:
-        return set(distributed.get_worker().periodic_callbacks)
+    def repeated() -> tuple[set[str], float]:
+        worker = distributed.get_worker()
+        client: Any = worker.client
+        wait = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.no_workers_timeout)
+        return set(worker.periodic_callbacks), wait
 
     monkeypatch.setattr(site, "cluster_of_runs", "adaptive = true")
     site.use("own", "nothing", "dask")
     caplog.set_level("INFO", "distributed")
-    for names in run_parallel(repeated, [(), ()], "dask", 1):
+    for names, wait in run_parallel(repeated, [(), ()], "dask", 1):
         assert names & {"heartbeat", "profile"} == {"heartbeat"}
+        assert wait == 300
     assert "Register worker addr: tls://127.0.0.1" in caplog.text
     # The nanny of an earlier test may still say that it has closed.
     assert not re.search(r"(Scheduler at|Start Nanny at|Register worker addr): +'?tcp://", caplog.text)
+
+
+def test_a_worker_that_dies_again_comes_back(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask does not drop a worker of the run that is just starting when Dask looks, 15 seconds after a death.
+
+    The test takes those 15 seconds.
+    """
+
+    @task
+    def dying(folder: str) -> int:
+        died = len(list(Path(folder).iterdir()))
+        if died == 1:
+            (first,) = Path(folder).iterdir()
+            # A worker takes a second at least to start, so it is not there when Dask looks.
+            time.sleep(max(0, first.stat().st_mtime + 14.6 - time.time()))
+        if died < 2:
+            (Path(folder) / str(died)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return died
+
+    monkeypatch.setattr(site, "cluster_of_runs", "")
+    site.use("own", "nothing", "dask")
+    assert run_parallel(dying, [(str(tmp_path),)], "dask", 1) == [2]
 
 
 def test_a_cluster_that_does_not_answer_fails_in_one_line() -> None:
