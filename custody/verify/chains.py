@@ -37,7 +37,8 @@ from custody.tlog.head import Head, KnownHead
 from custody.tlog.signatures import are_good
 from custody.verify.accounting import LogAccount
 from custody.verify.archive_file import Promises
-from custody.verify.listing import DIGEST_BYTES, Names, Sequences
+from custody.verify.listing import Sequences
+from custody.verify.names import DIGEST_BYTES, Names
 from custody.verify.protection import UNPROTECTED, Locks
 from custody.verify.reading import Hands, Reader, follow
 from custody.verify.scope import Part, Span

@@ -1,21 +1,17 @@
-"""Lists an archive: which sequences exist, which objects are listed, which are named.
+"""Lists an archive: which sequences exist, and which objects.
 
-Memory stays bounded for any size of archive: a log's sequences are a bitmap, and names of objects are digests, which go
-to a temporary file when there are many.
+Memory stays bounded for any size of archive: a log's sequences are a bitmap, and names of objects are digests.
 """
 
-import os
 import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from itertools import chain
-from tempfile import TemporaryFile
-from typing import IO, Self
+from typing import Self
 
 from custody.archive.forms import statements_of
 from custody.archive.slots import slots_after
@@ -23,6 +19,7 @@ from custody.errors import CustodyError, ObjectMissing
 from custody.findings import FOREIGN_LIMIT, Findings, finding, loss_digest
 from custody.format import layout
 from custody.store.protocol import ObjectInfo, Store, is_local
+from custody.verify.names import Names
 from custody.verify.scope import KeyRange, Scope, Span
 
 _PAGE = 512
@@ -40,10 +37,6 @@ _DEPTHS = {"events": 3, "quarantine": 3, "manifests": 3, "checkpoints": 3}
 _FRAME = frozenset({*layout.RECORDS, layout.MANIFESTS, layout.CHECKPOINTS, layout.AUDITS, *layout.REBUILDABLE})
 _STATEMENTS = (layout.MANIFESTS, layout.CHECKPOINTS, layout.AUDITS)
 NO_NAMES = frozenset({"", ".", ".."})
-_BUCKETS = 64
-_BUCKET_BYTES = 131_072
-"""What is more in a bucket goes to a file: that is with more than a million objects."""
-DIGEST_BYTES = 8
 
 Failed = Callable[[str, CustodyError], None]
 """Called for each folder that cannot be listed, with the error. The others are still listed."""
@@ -143,7 +136,7 @@ class Listing:
     stored: int = 0
     """Their bytes."""
 
-    def add(self, info: ObjectInfo, names: "Names") -> bool:
+    def add(self, info: ObjectInfo, names: Names) -> bool:
         """Add an object. Return False if no object of an archive can have this key."""
         key = info.key
         if key.startswith(layout.RECORDS):
@@ -298,92 +291,6 @@ def _from_slot(
     return (info for info in infos if (parsed := parse(info.key)) is None or parsed[1] >= least)
 
 
-class Names:
-    """Which objects are listed, and which are named: 64-bit digests with a random key, in buckets.
-
-    What is more than fits in memory goes to one temporary file. Where this machine has no room for it, all stays in
-    memory: the verdict is worth more than the bound. The buckets are compared one by one.
-    """
-
-    def __init__(self, key: bytes | None = None) -> None:
-        """Begin. A worker process gets the `key` of the digests, so that they can be compared."""
-        self.key = key or os.urandom(16)
-        self._keyed = blake2b(digest_size=DIGEST_BYTES, key=self.key)
-        # One thread lists objects while another reads the statements that name them.
-        self._lock = threading.Lock()
-        self._listed = [_Bucket() for _ in range(_BUCKETS)]
-        self._named = [_Bucket() for _ in range(_BUCKETS)]
-        self._file: IO[bytes] | None = None
-        self._end = 0
-        self._room = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file:
-            self._file.close()
-
-    def list(self, key: str) -> None:
-        """Add an object that was listed."""
-        self._put(self._listed, self.digest(key))
-
-    def name(self, key: str) -> None:
-        """Add an object that a manifest names."""
-        self._put(self._named, self.digest(key))
-
-    def take_named(self, digests: bytes) -> None:
-        """Add objects that manifests name, by their digests, one after another."""
-        for start in range(0, len(digests), DIGEST_BYTES):
-            self._put(self._named, digests[start : start + DIGEST_BYTES])
-
-    def unnamed(self) -> frozenset[bytes]:
-        """Return the digests of objects that were listed but not named."""
-        unnamed: set[bytes] = set()
-        for listed, named in zip(self._listed, self._named, strict=True):
-            unnamed |= self._digests(listed) - self._digests(named)
-        return frozenset(unnamed)
-
-    def digest(self, key: str) -> bytes:
-        """Return an object's digest."""
-        # A copy of what has the key already takes half the time.
-        digest = self._keyed.copy()
-        digest.update(key.encode())
-        return digest.digest()
-
-    def _put(self, buckets: Sequence["_Bucket"], digest: bytes) -> None:
-        with self._lock:
-            bucket = buckets[digest[0] % _BUCKETS]
-            bucket.kept += digest
-            if len(bucket.kept) >= _BUCKET_BYTES and self._room:
-                self._spill(bucket)
-
-    def _spill(self, bucket: "_Bucket") -> None:
-        """Move a bucket's digests to the temporary file, if they can be written."""
-        try:
-            self._file = self._file or TemporaryFile(buffering=0)  # noqa: SIM115 - see __exit__
-            self._room = os.pwrite(self._file.fileno(), bucket.kept, self._end) == len(bucket.kept)
-        except OSError:
-            self._room = False
-        if self._room:
-            bucket.blocks.append((self._end, len(bucket.kept)))
-            self._end += len(bucket.kept)
-            bucket.kept.clear()
-
-    def _digests(self, bucket: "_Bucket") -> set[bytes]:
-        blocks = [os.pread(self._file.fileno(), size, start) for start, size in bucket.blocks] if self._file else []
-        data = b"".join((*blocks, bucket.kept))
-        return {data[start : start + DIGEST_BYTES] for start in range(0, len(data), DIGEST_BYTES)}
-
-
-@dataclass(slots=True)
-class _Bucket:
-    """Some of the digests: those in memory, and where in the file the others are."""
-
-    kept: bytearray = field(default_factory=bytearray)
-    blocks: list[tuple[int, int]] = field(default_factory=list)
-
-
 @dataclass(slots=True)
 class Listed:
     """The result of a listing: whether it is complete, and findings."""
@@ -437,14 +344,27 @@ class Lister:
         self._over.set()
         self._thread.shutdown()
 
-    def others(self) -> Future[Listed]:
+    def both(self) -> tuple[Listed, Future[Listed]]:
+        """List the statements. Return their listing, and that of all other objects, which may still go on."""
+        if is_local(self._store) and not self._scope.contents:
+            # Statements first: workers follow the chains while a thread lists the rest. Both listings at once would
+            # take turns on one processor.
+            statements = self._statements()
+            return statements, self._others()
+        others = self._others()
+        if self._scope.contents:
+            # Objects are listed before the statements that name them. Their size decides how many workers read them.
+            wait([others])
+        return self._statements(), others
+
+    def _others(self) -> Future[Listed]:
         """Start listing all objects except statements."""
         within = self._scope.within
         if within is None:
             return self._thread.submit(self._list, _list_others)
         return self._thread.submit(self._list, _list_frame if within.frame else _list_nothing)
 
-    def statements(self) -> Listed:
+    def _statements(self) -> Listed:
         """List the statements."""
         return self._list(_list_statements if self._scope.within is None else self._ranges)
 

@@ -25,7 +25,7 @@ from custody.store.protocol import Store
 from custody.verify.accounting import Holes, LogAccount
 from custody.verify.accounts import Accounts, Logs
 from custody.verify.audits import check_unreferred
-from custody.verify.listing import Names
+from custody.verify.names import Names
 
 WRITER_TIME = timedelta(days=1)
 """How long a writer may take between an object and the statement that names it: much longer than any run."""

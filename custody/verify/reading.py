@@ -15,7 +15,8 @@ from custody.store.protocol import Store, is_local
 from custody.tlog.log import Fault, SignedLog
 from custody.verify.accounting import LogAccount
 from custody.verify.audits import AuditLog
-from custody.verify.listing import Names, Sequences
+from custody.verify.listing import Sequences
+from custody.verify.names import Names
 from custody.verify.pool import Pool
 from custody.verify.protection import Locks
 from custody.verify.scope import WHOLE, Part, Span

@@ -19,7 +19,8 @@ from custody.format.manifest import Statement
 from custody.store.protocol import ObjectInfo, Store
 from custody.verify.accounts import Logs
 from custody.verify.expiry import report_history
-from custody.verify.listing import NO_NAMES, Failed, Listed, Names, list_parts
+from custody.verify.listing import NO_NAMES, Failed, Listed, list_parts
+from custody.verify.names import Names
 from custody.verify.orphans import Accounting, Extent, check_unnamed
 from custody.verify.protection import UNPROTECTED, look_beneath
 from custody.verify.scope import KeyRange

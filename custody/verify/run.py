@@ -11,7 +11,6 @@ It shares with the writer only the code that reads and defines the format, none 
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import wait
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -33,7 +32,8 @@ from custody.verify.audits import AuditLog, check_referred, referred
 from custody.verify.chains import LEAST_MANIFESTS, Chain, Chains, alone, can_follow
 from custody.verify.checkpoints import Checkpoints, audited_heads, known_heads
 from custody.verify.expiry import Missing, grant_expiries, report_history
-from custody.verify.listing import Listed, Lister, Listing, Names, Sequences
+from custody.verify.listing import Listed, Lister, Listing, Sequences
+from custody.verify.names import Names
 from custody.verify.orphans import Unnamed
 from custody.verify.pool import Pool
 from custody.verify.protection import UNPROTECTED, Beneath, Locks, Protection, look_beneath
@@ -96,11 +96,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     identity = check_archive_file(store, trust, state_file.pin(store.url) if state_file else None, findings)
     run = _Run(trust, now, scope, findings, beneath, identity, live=live, progress=progress, each=each)
     with Names() as names, Lister(store, run.listing, names, scope) as lister:
-        records = lister.others()
-        if scope.contents:
-            # Objects are listed before the statements that name them. Their size decides how many workers read them.
-            wait([records])
-        statements = lister.statements()
+        statements, records = lister.both()
         locks = Locks(store, protection, findings)
         pool = Pool(store, run.processes(0 if sink is not None else workers), run.take_outcome, sink, trust.leaves)
         with pool, Reader(store) as reader, locks:

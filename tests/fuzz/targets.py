@@ -45,6 +45,7 @@ from custody.tlog.signatures import note_keys
 from custody.verify import acceptance, contents, listing, orphans
 from custody.verify.accounting import LogAccount
 from custody.verify.audits import AuditLog
+from custody.verify.names import Names
 from custody.verify.run import verify
 from custody.verify.work import Work
 from tests.fuzz.edits import Edit, apply
@@ -576,7 +577,7 @@ def check_rows(payload: bytes) -> None:
 def check_keys(data: bytes) -> None:
     """Keys in a listing, whatever they are: each is counted or foreign, and none costs more than another."""
     listing_ = listing.Listing()
-    with listing.Names() as names:
+    with Names() as names:
         for key in data.decode("utf-8", "backslashreplace").split("\n"):
             listing_.add(ObjectInfo(key, 1), names)
         names.unnamed()

@@ -19,7 +19,7 @@ from custody.keys.trust import Trust, TrustedKey
 from custody.store.open import open_store
 from custody.tlog import log
 from custody.verify import accounting, chains, run
-from custody.verify.listing import Names
+from custody.verify.names import Names
 from custody.verify.report import Report
 from custody.verify.scope import WHOLE, Scope
 from tests.helpers.archives import (

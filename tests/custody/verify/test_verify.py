@@ -31,7 +31,8 @@ from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import Head
 from custody.verify import expiry
 from custody.verify.accounting import LogAccount
-from custody.verify.listing import Listing, Names, Sequences
+from custody.verify.listing import Listing, Sequences
+from custody.verify.names import Names
 from custody.verify.report import Progress, Report
 from custody.verify.run import verify
 from custody.verify.scope import Scope
@@ -1068,7 +1069,7 @@ def test_manifest_that_came_while_listing(archive: Builder) -> None:
 
 def test_names_spill_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of objects are compared in the same way when they are too many for memory."""
-    monkeypatch.setattr("custody.verify.listing._BUCKET_BYTES", 64)
+    monkeypatch.setattr("custody.verify.names._BUCKET_BYTES", 64)
     with Names() as held:
         for number in range(1000):
             held.list(f"events/{number}")
