@@ -24,14 +24,17 @@ _FINDINGS_TOLD = 10
 """Findings of which an alert has a line."""
 _FINDINGS_SHOWN = 100
 """Findings on Prefect's page; it lives in Prefect's database."""
+_DRAINED_SHOWN = 50
+"""Of more logs than these, those of which a drain has nothing to say have one row together."""
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~&])")
 """What Markdown would not show as it is."""
 
 
 def drain_table(results: "Sequence[LogResult]") -> render.Fitted:
-    """Return a table with one row a log: what a run of the drain did to it."""
+    """Return a table with one row a log: what a run of the drain did to it. Of many logs, those with news have one."""
     table = render.table("log", "#events", "#quarantined", "#segments", "#lost", "#lag", "#headroom", "!head")
-    for result in results:
+    shown = results if len(results) <= _DRAINED_SHOWN else [result for result in results if _has_news(result)]
+    for result in shown:
         table.add_row(
             render.safe(result.log, style="" if result.outcome == "drained" else "bold red"),
             f"{result.events:,}",
@@ -46,7 +49,15 @@ def drain_table(results: "Sequence[LogResult]") -> render.Fitted:
             else duration_text(result.headroom),
             f"{result.size} {result.root[:12]}" if result.outcome == "drained" else result.outcome,
         )
+    if quiet := len(results) - len(shown):
+        table.add_row(f"{counted(quiet, 'log')}: no new events", "0", "0", "0", "0", "0", "-", "-")
     return render.Fitted(table, ("head", "segments", "headroom"))
+
+
+def _has_news(result: "LogResult") -> bool:
+    """Return whether a run archived events of a log, or noted losses, or did not reach its end."""
+    archived = result.events or result.quarantined or result.lost or result.unreadable
+    return bool(archived or result.lag != 0 or result.headroom_unknown or result.outcome != "drained")
 
 
 def _duration(seconds: float | None) -> str:

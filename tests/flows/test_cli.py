@@ -181,6 +181,31 @@ def test_a_table_of_logs_shows_whole_names() -> None:
         assert whole in rows
 
 
+def test_a_table_of_many_logs_shows_those_with_news() -> None:
+    """Among hundreds of quiet logs, one that failed is seen. A table of few logs has them all."""
+    quiet = [LogResult(f"audit.quiet/{number}", lag=0, size=7, root="0" * 64) for number in range(300)]
+    news = [
+        LogResult("audit.drained/0", lag=0, events=5),
+        LogResult("audit.quarantined/0", lag=0, quarantined=1),
+        LogResult("audit.lost/0", lag=0, lost=1),
+        LogResult("audit.unreadable/0", lag=0, unreadable=1),
+        LogResult("audit.behind/0", lag=1),
+        LogResult("audit.unknown/0"),
+        LogResult("audit.headroom/0", lag=0, headroom_unknown="Kafka says no"),
+        LogResult("audit.failed/0", "failed", lag=0),
+    ]
+
+    def first_column(results: list[LogResult]) -> list[str]:
+        console = Console(width=160)
+        with console.capture() as captured:
+            console.print(drain_table(results))
+        return [line.split("  ")[0].strip() for line in captured.get().splitlines()[3:] if line.strip()]
+
+    assert first_column([*quiet, *news]) == [*(result.log for result in news), "300 logs: no new events"]
+    assert first_column(quiet[:50]) == [result.log for result in quiet[:50]]
+    assert first_column(quiet[:51]) == ["51 logs: no new events"]
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_an_audit_as_json(
     capsys: pytest.CaptureFixture[str],
