@@ -10,7 +10,8 @@ from custody.format.times import duration_text, moment_of
 from tasks.check import clock
 from tasks.check.model import Line, Reporter
 from tasks.check.sample import Sample, read_samples
-from tasks.drain.kafka import MOCK_CLUSTER, Bounds, Broker, Topic
+from tasks.drain.bounds import Bounds
+from tasks.drain.kafka import MOCK_CLUSTER, Broker, Topic
 from tasks.drain.linger import least_headroom
 from tasks.drain.retention import read_retention
 from tasks.settings import Settings

@@ -9,7 +9,8 @@ from confluent_kafka import TopicPartition
 
 from custody.archive.assemble import TIME_APPEND
 from custody.format.events import check
-from tasks.drain.kafka import PARTITION_EOF, Bounds, Feed, Received
+from tasks.drain.bounds import Bounds
+from tasks.drain.kafka import PARTITION_EOF, Feed, Received
 from tasks.drain.kafka_errors import map_error, reading
 from tasks.settings import Settings
 

@@ -21,7 +21,7 @@ from tasks.drain.context import Context
 from tasks.drain.log_run import LogRun
 from tasks.drain.topic_ids import TopicIds
 
-UPLOADERS = 8
+UPLOADERS = 16
 """Appends, or checkpoints, that run at the same time, each of another log."""
 HELD_BYTES = 64 * 1024 * 1024
 """Assembled bytes of all logs of all processes. Above this limit the largest log is cut. The same amount may be in

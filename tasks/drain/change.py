@@ -5,10 +5,13 @@ from functools import partial
 from custody.findings import Finding, finding
 from custody.format.layout import Log
 from custody.format.manifest import Statement
+from tasks.drain.bounds import Bounds
 from tasks.drain.kafka import Broker, Topic
 
 
-def find_change(broker: Broker, cluster: str, topic: Topic | None, log: Log, newest: Statement) -> Finding | None:
+def find_change(
+    broker: Broker, cluster: str, topic: Topic | None, log: Log, newest: Statement, bounds: Bounds | None = None
+) -> Finding | None:
     """Return how a partition differs from the one that a log was made from; None if it continues the log.
 
     Args:
@@ -17,6 +20,7 @@ def find_change(broker: Broker, cluster: str, topic: Topic | None, log: Log, new
         topic: the topic as it is now, None if there is none.
         log: the log.
         newest: its newest statement.
+        bounds: where the partition began and ended after that statement was read; asked if None.
 
     Raises:
         SourceError: Kafka does not answer, or refuses.
@@ -34,7 +38,7 @@ def find_change(broker: Broker, cluster: str, topic: Topic | None, log: Log, new
     if archived.topic_id != topic.id:
         message = "the topic was deleted and created again"
         return changed(message, expected=f"topic id {archived.topic_id}", found=f"topic id {topic.id}")
-    bounds = broker.bounds(log.topic, log.partition)
+    bounds = bounds or broker.bounds(log.topic, log.partition)
     if bounds.end < newest.next_offset:
         message = "the partition ends before the log: it was truncated"
         expected, actual = f"offset {newest.next_offset}", f"offset {bounds.end}"

@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
 
@@ -27,6 +27,7 @@ from custody.format.manifest import LastRecord
 from custody.store import retries
 from custody.store.protocol import CLOCK_SLACK
 from custody.tlog.head import Head
+from tasks.drain.bounds import Bounds, bounds_of
 from tasks.drain.clients import make_admin, make_reader, read_committed
 from tasks.drain.committed_heads import CommittedHead, commit_metadata, parse_committed_head
 from tasks.drain.kafka_errors import AWAY, TERMINAL, is_of_group, map_error, reading, reason_of
@@ -61,15 +62,6 @@ class Topic:
     name: str
     id: str | None
     partitions: int
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Offsets of a partition: the log start, the last stable offset, and the read-uncommitted end."""
-
-    start: int
-    stable: int
-    end: int
 
 
 class Received(Record, Protocol):
@@ -294,12 +286,17 @@ class Broker:
         """
         topic_partition = TopicPartition(topic, partition)
         try:
-            start, stable = self._stable.get_watermark_offsets(topic_partition, timeout=self.seconds, cached=False)
+            # In this order, for the reason that `bounds_of` gives.
             _, end = self._probe.get_watermark_offsets(topic_partition, timeout=self.seconds, cached=False)
+            start, stable = self._stable.get_watermark_offsets(topic_partition, timeout=self.seconds, cached=False)
         except KafkaException as error:
             step = f"{topic}/{partition}: its offsets cannot be read"
             raise self._error(error.args[0], step, reading(topic)) from None
         return Bounds(start, stable, max(stable, end))
+
+    def all_bounds(self, partitions: Collection[tuple[str, int]], cluster: str) -> dict[tuple[str, int], Bounds]:
+        """Return where partitions begin and end now. Those whose broker did not answer are missing: ask `bounds`."""
+        return {} if cluster.startswith(MOCK_CLUSTER) else bounds_of(self._admin, partitions, self.seconds)
 
     def waits_since(self, topic: str, partition: int, offset: int) -> float | None:
         """Return the Kafka timestamp, in seconds since 1970, of the first record from an offset on, stable or not.

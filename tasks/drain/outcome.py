@@ -9,8 +9,9 @@ from custody.archive.assemble import written_at
 from custody.errors import CustodyError, SourceError, TransientSourceError, counted
 from custody.format.times import EPOCH, kafka_moment, parse_time
 from custody.store.protocol import CLOCK_SLACK, Store, host_ahead
+from tasks.drain.bounds import Bounds
 from tasks.drain.context import Context
-from tasks.drain.log_run import LogRun
+from tasks.drain.log_run import LogRun, TopicPartition
 from tasks.drain.retention import Retentions, read_headroom
 from tasks.drain.signals import stop_requested
 
@@ -24,8 +25,9 @@ logger = logging.getLogger(__name__)
 def report(context: Context, runs: Sequence[LogRun], retentions: Retentions) -> None:
     """Fill in the results of a run's logs. Logs of which nothing was archived, although records waited, fail."""
     silence = timedelta(days=1, seconds=context.archive.statement.heartbeat)
+    ends = _ask_ends(context, runs)
     for run in runs:
-        _report_head(context, run)
+        _report_head(context, run, ends.get(run.topic_partition))
         run.result.clock = _clock_error(context.store, run, silence)
     worst = max((run.result.clock or 0.0 for run in runs), key=abs, default=0.0)
     if worst:
@@ -38,14 +40,27 @@ def report(context: Context, runs: Sequence[LogRun], retentions: Retentions) -> 
     _report_behind(context, runs, retentions)
 
 
-def _report_head(context: Context, run: LogRun) -> None:
-    """Fill in the log's head and lag at the end of the run."""
+def _ask_ends(context: Context, runs: Iterable[LogRun]) -> dict[TopicPartition, Bounds]:
+    """Return where the logs' partitions begin and end, of those of which Kafka says it."""
+    found = context.broker.all_bounds([run.topic_partition for run in runs], context.cluster)
+    for run in runs:
+        if run.topic_partition in found:
+            continue
+        try:
+            found[run.topic_partition] = context.broker.bounds(*run.topic_partition)
+        except CustodyError as error:
+            logger.warning("%s: the lag is not known: %s", run.result.log, error, extra={"log": run.result.log})
+            if isinstance(error, TransientSourceError):
+                # The others that are missing would wait for the same broker, one after the other.
+                break
+    return found
+
+
+def _report_head(context: Context, run: LogRun, bounds: Bounds | None) -> None:
+    """Fill in the log's head at the end of the run, and its lag, if it is known where its partition ends."""
     head, result, options = run.writer.tip.head, run.result, context.settings.drain
     result.size, result.root, result.next_offset = head.size, head.root.hex(), run.writer.next_offset
-    try:
-        bounds = context.broker.bounds(*run.topic_partition)
-    except CustodyError as error:
-        logger.warning("%s: the lag is not known: %s", result.log, error, extra={"log": result.log})
+    if bounds is None:
         return
     result.lag = max(0, bounds.end - (run.writer.next_offset or 0))
     if bounds.stable < bounds.end and run.assembler.position >= bounds.stable:

@@ -32,13 +32,14 @@ from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId, Manifest, PreviousEpoch
 from custody.keys.trust import Trust
 from custody.tlog.head import KnownHead
+from tasks.drain.bounds import Bounds
 from tasks.drain.committed_heads import CommittedHead, check_committed_head
 from tasks.drain.context import Context, open_context
-from tasks.drain.kafka import Bounds, Topic
+from tasks.drain.kafka import Topic
 from tasks.drain.log_run import LogResult, LogRun, Reread, TopicPartition, is_idle
 from tasks.settings import Settings
 
-OPENERS = 8
+OPENERS = 32
 """Logs opened at the same time."""
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
     known = known_heads(context, committed)
     ends = {each.log: each.offset for each in committed}
     epochs = find_epochs(logs, known, context.trust)
+    bounds = context.broker.all_bounds([each for each in partitions if each[0] in topics], context.cluster)
 
     def try_open(topic_partition: TopicPartition) -> LogRun | LogResult:
         log, topic = Log(*topic_partition), topic_partition[0]
@@ -69,7 +71,8 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
                 vanished, missing = topic in archived, topic not in archived
                 raise refusal
             log = newest_epoch(context, epochs, topic_partition)
-            return open_log(context, topics[topic], log, known.get(str(log), ()), ends.get(log))
+            found = bounds.get(topic_partition)
+            return open_log(context, topics[topic], log, known.get(str(log), ()), ends.get(log), found)
         except CustodyError as error:
             result = LogResult(str(log), vanished=vanished, missing=missing)
             result.stop(error)
@@ -180,7 +183,12 @@ def log_id(context: Context, topic: Topic, log: Log) -> LogId:
 
 
 def open_log(
-    context: Context, topic: Topic, log: Log, known: Sequence[KnownHead], committed: int | None = None
+    context: Context,
+    topic: Topic,
+    log: Log,
+    known: Sequence[KnownHead],
+    committed: int | None = None,
+    bounds: Bounds | None = None,
 ) -> LogRun:
     """Check a log's head against the known heads and the broker, and return a run that continues from it.
 
@@ -193,9 +201,10 @@ def open_log(
         known: its known heads.
         committed: the offset that the group committed last, where it is known. It is a hint: if nothing waits there,
             the run probably appends nothing.
+        bounds: where its partition began and ended before logs were opened; asked if None.
     """
     layout.check_topic(log.topic, log.partition)
-    bounds = context.broker.bounds(log.topic, log.partition)
+    bounds = bounds or context.broker.bounds(log.topic, log.partition)
     writer = LogWriter(
         context.store,
         context.archive.id,
@@ -214,6 +223,9 @@ def open_log(
         writer.append(Entry(first_offset=bounds.start, next_offset=bounds.start, previous_epoch=previous))
         result.statements += 1
     position = writer.next_offset or 0
+    if bounds.end < position:
+        # Another writer may have archived records that came after Kafka was asked.
+        bounds = context.broker.bounds(log.topic, log.partition)
     check_end(log, position, bounds)
     options, leaves = context.settings.drain, context.signers.leaves
     assembler = Assembler(

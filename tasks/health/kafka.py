@@ -16,6 +16,7 @@ from datetime import datetime
 from custody.errors import SourceError, SourceRefused, counted
 from custody.format.manifest import Statement
 from custody.format.times import duration_text
+from tasks.drain.bounds import Bounds
 from tasks.drain.change import find_change
 from tasks.drain.kafka import Broker, Topic, is_wanted
 from tasks.drain.retention import read_headroom
@@ -70,7 +71,9 @@ def read_kafka(settings: Settings, logs: Sequence[LogRead], now: datetime, *, li
         except SourceError as error:
             problem = Problem("failed", "kafka-unreachable", "kafka", *_split(error))
             return KafkaRead(ServerHealth(servers, reachable=False), tuple(logs), None, (problem,))
-        comparison = _Comparison(settings, broker, cluster, topics, now, deadline)
+        partitions = [(topic.name, number) for topic in topics.values() for number in range(topic.partitions)]
+        bounds = broker.all_bounds(partitions, cluster)
+        comparison = _Comparison(settings, broker, cluster, topics, now, deadline, bounds)
         compared = tuple(map(comparison.compare, logs))
         missing = tuple(comparison.missing(logs))
         without, waiting = _topics_without_log(comparison, logs) if listed else (None, ())
@@ -110,14 +113,20 @@ class _Comparison:
         topics: Mapping[str, Topic],
         now: datetime,
         deadline: float,
+        known_bounds: Mapping[tuple[str, int], Bounds],
     ) -> None:
         self._settings, self._broker, self._cluster = settings, broker, cluster
         self.topics, self._now, self._deadline = topics, now, deadline
         self._left_out = 0
+        self._known_bounds = known_bounds
 
     def is_late(self) -> bool:
         """Return whether no more may be asked."""
         return time.monotonic() > self._deadline
+
+    def _bounds(self, topic: str, partition: int) -> Bounds:
+        """Return where a partition begins and ends: what Kafka said when all were asked, if it did."""
+        return self._known_bounds.get((topic, partition)) or self._broker.bounds(topic, partition)
 
     def wanted(self) -> list[Topic]:
         """Return the topics that `kafka.topics` names."""
@@ -156,7 +165,7 @@ class _Comparison:
         with suppress(SourceError):
             if self.is_late():
                 return _Waiting()
-            bounds = self._broker.bounds(topic, partition)
+            bounds = self._bounds(topic, partition)
             records = bounds.end - bounds.start
             if not records or self.is_late():
                 return _Waiting(records)
@@ -205,7 +214,8 @@ class _Comparison:
         if self._leaves_out():
             return read
         try:
-            changed = find_change(self._broker, self._cluster, self.topics.get(log.topic), log, read.newest)
+            bounds = self._known_bounds.get((log.topic, log.partition))
+            changed = find_change(self._broker, self._cluster, self.topics.get(log.topic), log, read.newest, bounds)
             if changed is not None:
                 differs = f" (archived: {changed.expected}; now: {changed.found})" if changed.found else ""
                 message = f"{changed.message}{differs}"
@@ -221,7 +231,7 @@ class _Comparison:
         log, position = read.name, newest.next_offset
         if self._leaves_out():
             return read
-        lag = max(0, self._broker.bounds(log.topic, log.partition).end - position)
+        lag = max(0, self._bounds(log.topic, log.partition).end - position)
         read = read.with_health(replace(read.health, lag_records=lag))
         if not lag:
             return read.with_health(replace(read.health, lag_seconds=0.0))

@@ -21,7 +21,7 @@ from tasks.settings import Settings
 
 STORE_CALLS = ("create", "read", "exists", "list", "level")
 FILE_STEPS = ("mkdir", "open", "write", "fsync", "link", "unlink")
-KAFKA_CALLS = ("cluster", "topics", "topic_id", "bounds", "remembered", "commit")
+KAFKA_CALLS = ("cluster", "topics", "topic_id", "all_bounds", "bounds", "remembered", "commit")
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def test_every_kind_of_call_is_counted(world: World) -> None:
     names = calls(world)
     assert {"store.create", "store.exists", "store.read", "store.list"} <= set(names)
     assert {"os.open", "os.write", "os.fsync", "os.link", "os.unlink"} <= set(names)
-    assert {"kafka.read", "kafka.commit", "kafka.topic_id", "kafka.bounds", "kafka.remembered"} <= set(names)
+    assert {"kafka.read", "kafka.commit", "kafka.topic_id", "kafka.all_bounds", "kafka.remembered"} <= set(names)
     assert names.count("store.create") >= 12
 
 

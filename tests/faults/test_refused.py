@@ -20,7 +20,8 @@ from custody.store.caller import user
 from custody.store.open import open_store
 from custody.verify.run import verify
 from tasks.check import retention
-from tasks.drain.kafka import Bounds, Broker, Topic
+from tasks.drain.bounds import Bounds
+from tasks.drain.kafka import Broker, Topic
 from tasks.drain.run import find_partitions
 from tasks.health.model import Health
 from tasks.health.read import read_health
@@ -445,7 +446,8 @@ def test_status_of_a_refusing_kafka(
     """A broker that refuses, or does not answer, leaves the lag unknown. That is one problem, and the head is shown."""
     monkeypatch.setenv("CUSTODY_KEYS", local[2])
     topics = [Topic("audit.events", "topic-id", 1)]
-    answers = {"cluster": "cluster", "topics": topics, "bounds": Bounds(0, 10**6, 10**6), "disagreement": None}
+    bounds = Bounds(0, 10**6, 10**6)
+    answers = {"cluster": "cluster", "topics": topics, "all_bounds": {}, "bounds": bounds, "disagreement": None}
     for name, answer in answers.items():
         refused = raising(error("the broker said no"))
         monkeypatch.setattr(Broker, name, refused if name == call else lambda *_, answer=answer: answer)

@@ -31,7 +31,8 @@ from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from flows.operate.sample import sample_events
 from tasks.audit import conclude
-from tasks.drain.kafka import Bounds, Broker
+from tasks.drain.bounds import Bounds
+from tasks.drain.kafka import Broker
 from tasks.drain.retention import Headroom, read_headroom
 from tasks.drain.run import drain_logs
 from tasks.health import kafka as health_kafka
@@ -406,6 +407,7 @@ def test_kafka_has_its_time_for_one_log_too(site: Site, monkeypatch: pytest.Monk
         now[0] += 0.6 * health_kafka.KAFKA_SECONDS
         return bounds(broker, *arguments)
 
+    monkeypatch.setattr(Broker, "all_bounds", lambda *_: {})
     monkeypatch.setattr(Broker, "bounds", slow)
     monkeypatch.setattr(health_kafka, "time", SimpleNamespace(monotonic=lambda: now[0]))
     health = health_of(site.settings(topic, "no.such.topic"))
@@ -413,6 +415,23 @@ def test_kafka_has_its_time_for_one_log_too(site: Site, monkeypatch: pytest.Monk
     problems = {problem.subject: problem.message for problem in of(health, "lag-unknown")}
     assert "1 log was not compared within 15 s" in problems["kafka"]
     assert "no.such.topic" in problems
+
+
+def test_to_ask_for_all_partitions_takes_of_kafka_s_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that spends the time of all logs with the first question is asked no more."""
+    topic = site.topic("health.slow")
+    site.drain(topic)
+    now, real = [0.0], Broker.all_bounds
+
+    def slow(broker: Broker, *arguments: Any) -> Any:
+        now[0] += 1.1 * health_kafka.KAFKA_SECONDS
+        return real(broker, *arguments)
+
+    monkeypatch.setattr(Broker, "all_bounds", slow)
+    monkeypatch.setattr(health_kafka, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    health = health_of(site.settings(topic))
+    assert only(health).lag_records is None
+    assert ["1 log was not compared" in problem.message for problem in of(health, "lag-unknown")] == [True]
 
 
 # --- without a broker
