@@ -31,9 +31,9 @@ from tasks.settings import AuditSettings, SearchSettings, Settings
 from tests.helpers.audit import audit
 from tests.helpers.environment import shifted
 from tests.helpers.reading import anything
-from tests.helpers.roll import LATER, NOW, roll
+from tests.helpers.roll import LATER, NOW, event_to_roll, roll
 from tests.helpers.sample import Growing
-from tests.helpers.search import daily_indices, delete_indices, now_event
+from tests.helpers.search import daily_indices, delete_indices
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.proxy import Fault, FaultyProxy
 
@@ -41,7 +41,7 @@ from tests.servers.proxy import Fault, FaultyProxy
 @pytest.fixture
 def growing(tmp_path: Path) -> Growing:
     made = Growing(tmp_path, retention_days=1)
-    made.append(3, now_event)
+    made.append(3, event_to_roll)
     return made
 
 
@@ -85,7 +85,7 @@ def test_tomorrow(given: Settings, search: Search) -> None:
 def test_old_indices_are_closed_and_merged(growing: Growing, given: Settings, search: Search) -> None:
     """Some days after its day, an index is read-only and has one segment. The next roll has nothing to do."""
     search.client.indices.flush(index=f"{search.prefix}*")
-    growing.append(3, now_event)
+    growing.append(3, event_to_roll)
     index_logs(given)
     search.client.indices.flush(index=f"{search.prefix}*")
     today = max(daily_indices(search))
@@ -105,7 +105,7 @@ def test_old_indices_are_closed_and_merged(growing: Growing, given: Settings, se
 def test_what_comes_late_opens_its_day(growing: Growing, given: Settings) -> None:
     """A late event opens a read-only index. The next roll makes the index read-only again."""
     roll(given, NOW + timedelta(days=4))
-    growing.append(1, now_event)
+    growing.append(1, event_to_roll)
     (result,) = index_logs(given)
     assert (result.created, result.rejected, result.problem) == (5, 0, None)
     assert [one.what for one in roll(given, NOW + timedelta(days=4)) if one.outcome == "done"][:1] == ["read-only"]
@@ -123,7 +123,7 @@ def test_nothing_is_deleted_on_the_word_of_a_timer(given: Settings, search: Sear
 
 def test_what_is_not_seen_yet_is_there(growing: Growing, given: Settings, search: Search) -> None:
     """An index whose documents cannot be searched yet does not count as empty."""
-    growing.append(1, now_event)
+    growing.append(1, event_to_roll)
     today = max(daily_indices(search))
     search.client.indices.put_settings(index=today, settings={"index.refresh_interval": "-1"})
     index_logs(given)
@@ -180,7 +180,7 @@ def test_deleted_once_verified(given: Settings, search: Search) -> None:
 def test_a_part_is_not_enough(growing: Growing, given: Settings) -> None:
     """Events sealed after the last audit keep their day's index."""
     audit(given)
-    growing.append(1, now_event)
+    growing.append(1, event_to_roll)
     index_logs(given)
     refused = [one for one in roll(given, LATER) if one.what == "delete" and one.outcome == "refused"]
     assert len(refused) == 1
@@ -215,7 +215,7 @@ def test_an_audit_that_does_not_parse_vouches_for_nothing(growing: Growing, give
     """A damaged audit does not undo what other audits have verified. Each is read once, the newest first."""
     audit(given)
     audit(given)
-    growing.append(1, now_event)
+    growing.append(1, event_to_roll)
     index_logs(given)
     audit(given)
     path = growing.folder / "audits" / f"{1:012}.json"
@@ -325,7 +325,7 @@ MIDNIGHT = NOW.replace(hour=0, minute=0, second=0, microsecond=0)
 def outlying(tmp_path: Path, elastic: ElasticsearchServer) -> Iterator[tuple[Growing, Settings]]:
     """An archive, and its settings, with out-of-range events only: two statements of yesterday, two of today."""
     growing = Growing(tmp_path, begun=MIDNIGHT - timedelta(minutes=2))
-    growing.append(4, lambda offset: now_event(offset, timestamp="1970-01-01T00:00:00Z"))
+    growing.append(4, lambda offset: event_to_roll(offset, timestamp="1970-01-01T00:00:00Z"))
     with indexed(growing, elastic) as made:
         yield growing, made
 
@@ -399,7 +399,7 @@ def test_rejected_events_go_by_when_they_were_sealed(tmp_path: Path, elastic: El
     The next audit misses nothing of them; and what was refused lately, by a backfill say, stays for a while.
     """
     growing = Growing(tmp_path, begun=MIDNIGHT - timedelta(minutes=2))
-    growing.append(4, lambda offset: now_event(offset, **{"@custody": offset}))
+    growing.append(4, lambda offset: event_to_roll(offset, **{"@custody": offset}))
     with indexed(growing, elastic) as given:
         later = MIDNIGHT + timedelta(days=given.search.days, hours=12)
         name = f"{given.search.prefix}-rejected"
@@ -451,7 +451,7 @@ def test_what_was_done_before_a_fault_is_told_and_signed(
     # Else nothing would expire by a clock that is so far ahead.
     monkeypatch.setattr("tasks.roll.expire._other_clocks", lambda *_: [LATER])
     today = max(daily_indices(search))
-    growing.append(1, lambda offset: now_event(offset, timestamp="1970-01-01T00:00:00Z"))
+    growing.append(1, lambda offset: event_to_roll(offset, timestamp="1970-01-01T00:00:00Z"))
     index_logs(given)
     audit(given)
     with Dying(str(given.search.url)) as proxy:

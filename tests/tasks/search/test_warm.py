@@ -20,9 +20,9 @@ from tasks.search.index import index_logs
 from tasks.search.queries import logs_in
 from tasks.settings import AuditSettings, SearchSettings, Settings
 from tests.helpers.audit import audit
-from tests.helpers.roll import LATER, NOW, roll
+from tests.helpers.roll import LATER, NOW, event_to_roll, roll
 from tests.helpers.sample import Growing
-from tests.helpers.search import daily_indices, now_event
+from tests.helpers.search import daily_indices
 from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError
 from tests.servers.require import unavailable
 
@@ -81,7 +81,7 @@ def test_warm_nodes(tmp_path: Path, tiers: tuple[ElasticsearchServer, Elasticsea
     """
     hot, warm = tiers
     growing = Growing(tmp_path)
-    growing.append(3, now_event)
+    growing.append(3, event_to_roll)
     given = Settings(
         archive=str(growing.folder),
         keys=f"file:{growing.keyring}",
