@@ -1,6 +1,7 @@
 """Lists an archive: which sequences exist, and which objects.
 
-Memory stays bounded for any size of archive: a log's sequences are a bitmap, and names of objects are digests.
+Memory stays bounded for any size of archive: a log's sequences are a bitmap, and names of objects are digests
+(`custody.verify.names`).
 """
 
 import threading

@@ -286,7 +286,7 @@ class Broker:
         """
         topic_partition = TopicPartition(topic, partition)
         try:
-            # In this order, for the reason that `bounds_of` gives.
+            # The end first: a stable offset that is asked later, and is below it, shows an open transaction.
             _, end = self._probe.get_watermark_offsets(topic_partition, timeout=self.seconds, cached=False)
             start, stable = self._stable.get_watermark_offsets(topic_partition, timeout=self.seconds, cached=False)
         except KafkaException as error:

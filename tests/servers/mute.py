@@ -6,9 +6,10 @@ import struct
 import threading
 from typing import Self
 
-_API_VERSIONS, _METADATA = 18, 3
-_LIST_OFFSETS_VERSIONS = (2, 0, 2)
-_OTHER_VERSIONS = ((_METADATA, 0, 4), (_API_VERSIONS, 0, 3))
+LIST_OFFSETS, _METADATA, _API_VERSIONS = 2, 3, 18
+"""Keys of requests in Kafka's protocol."""
+_VERSIONS = ((LIST_OFFSETS, 0, 2), (_METADATA, 0, 4), (_API_VERSIONS, 0, 3))
+"""Each request that it claims to answer, with its oldest and newest version."""
 
 
 def _text(value: str) -> bytes:
@@ -62,9 +63,8 @@ class MuteBroker:
 
     def _versions(self) -> bytes:
         """Return an ApiVersions response, version 3: error, keys with their versions, and the time of throttling."""
-        keys = (_LIST_OFFSETS_VERSIONS, *_OTHER_VERSIONS)
-        listed = b"".join(struct.pack(">hhhB", *each, 0) for each in keys)
-        return struct.pack(">hB", 0, len(keys) + 1) + listed + struct.pack(">iB", 0, 0)
+        listed = b"".join(struct.pack(">hhhB", *each, 0) for each in _VERSIONS)
+        return struct.pack(">hB", 0, len(_VERSIONS) + 1) + listed + struct.pack(">iB", 0, 0)
 
     def _metadata(self) -> bytes:
         """Return a Metadata response, version 4: this broker, the cluster, and the topic with its leader."""

@@ -11,11 +11,9 @@ from tasks.drain.bounds import Bounds, bounds_of
 from tasks.drain.clients import make_admin
 from tasks.drain.kafka import Broker
 from tests.servers.kafka import KafkaServer
-from tests.servers.mute import MuteBroker
+from tests.servers.mute import LIST_OFFSETS, MuteBroker
 from tests.tasks.drain.sites import Site, events, make_site, send
 
-LIST_OFFSETS = 2
-"""The key of that request in Kafka's protocol."""
 NOT_THERE = ("topic.that.is.not.there", 0)
 
 
