@@ -50,7 +50,10 @@ def execute(given: Any, archive: Path | None, folder: Path = NOTEBOOKS, *, run_o
         assert "archive =" in first.source
         first.source = f"archive = {str(archive)!r}"
     where = {"metadata": {"path": folder}}
-    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where, allow_errors=run_on)
+    # A slow kernel may send the end of a line later than the line: one output, as a reader sees it.
+    client = NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources=where, allow_errors=run_on, coalesce_streams=True
+    )
     client.execute()
     return notebook
 
