@@ -2,8 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.filesize import decimal
 
@@ -24,8 +24,9 @@ _FINDINGS_TOLD = 10
 """Findings of which an alert has a line."""
 _FINDINGS_SHOWN = 100
 """Findings on Prefect's page; it lives in Prefect's database."""
-_DRAINED_SHOWN = 50
-"""Of more logs than these, those of which a drain has nothing to say have one row together."""
+_LOGS_SHOWN = 50
+"""Of more logs than these, those without news have one row together."""
+_Result = TypeVar("_Result")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~&])")
 """What Markdown would not show as it is."""
 
@@ -33,7 +34,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~&])")
 def drain_table(results: "Sequence[LogResult]") -> render.Fitted:
     """Return a table with one row a log: what a run of the drain did to it. Of many logs, those with news have one."""
     table = render.table("log", "#events", "#quarantined", "#segments", "#lost", "#lag", "#headroom", "!head")
-    shown = results if len(results) <= _DRAINED_SHOWN else [result for result in results if _has_news(result)]
+    shown, quiet = _of_many(results, _was_drained)
     for result in shown:
         table.add_row(
             render.safe(result.log, style="" if result.outcome == "drained" else "bold red"),
@@ -49,12 +50,18 @@ def drain_table(results: "Sequence[LogResult]") -> render.Fitted:
             else duration_text(result.headroom),
             f"{result.size} {result.root[:12]}" if result.outcome == "drained" else result.outcome,
         )
-    if quiet := len(results) - len(shown):
+    if quiet:
         table.add_row(f"{counted(quiet, 'log')}: no new events", "0", "0", "0", "0", "0", "-", "-")
     return render.Fitted(table, ("head", "segments", "headroom"))
 
 
-def _has_news(result: "LogResult") -> bool:
+def _of_many(results: Sequence[_Result], has_news: Callable[[_Result], bool]) -> tuple[Sequence[_Result], int]:
+    """Return the results that have a row of their own: of many logs, those with news. And how many others there are."""
+    shown = results if len(results) <= _LOGS_SHOWN else list(filter(has_news, results))
+    return shown, len(results) - len(shown)
+
+
+def _was_drained(result: "LogResult") -> bool:
     """Return whether a run archived events of a log, or noted losses, or did not reach its end."""
     archived = result.events or result.quarantined or result.lost or result.unreadable
     return bool(archived or result.lag != 0 or result.headroom_unknown or result.outcome != "drained")
@@ -65,9 +72,10 @@ def _duration(seconds: float | None) -> str:
 
 
 def index_table(results: "Sequence[IndexResult]") -> render.Fitted:
-    """Return a table with one row a log: what was indexed of it."""
+    """Return a table with one row a log: what was indexed of it. Of many logs, those with news have one."""
     table = render.table("log", "#created", "#already there", "#rejected", "#next statement", "#behind")
-    for result in results:
+    shown, quiet = _of_many(results, _was_indexed)
+    for result in shown:
         table.add_row(
             render.safe(result.log, style="bold red" if result.problem else ""),
             f"{result.created:,}",
@@ -76,7 +84,14 @@ def index_table(results: "Sequence[IndexResult]") -> render.Fitted:
             f"{result.sequence:,}",
             f"{result.behind:,.0f} s",
         )
+    if quiet:
+        table.add_row(f"{counted(quiet, 'log')}: nothing to index", "0", "0", "0", "-", "0 s")
     return render.Fitted(table, ("next statement",))
+
+
+def _was_indexed(result: "IndexResult") -> bool:
+    """Return whether events of a log were looked at, or some are still to be indexed."""
+    return bool(result.created or result.there or result.rejected or result.behind or result.problem)
 
 
 def roll_table(actions: "Sequence[Action]") -> render.Fitted:

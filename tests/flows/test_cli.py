@@ -16,11 +16,12 @@ from custody.cli.operators import COMMANDS
 from custody.errors import TransientSourceError
 from flows.operate import check
 from flows.operate.cli import app as operators
-from flows.summaries import drain_table
+from flows.summaries import drain_table, index_table
 from tasks.check.model import PARTS, Line
 from tasks.drain.kafka import Broker
 from tasks.drain.log_run import LogResult
 from tasks.health.model import Level
+from tasks.search.index import IndexResult
 from tests.helpers.environment import clear_settings
 from tests.helpers.inbox import inbox
 from tests.helpers.sample import Sample, make_archive
@@ -181,6 +182,14 @@ def test_a_table_of_logs_shows_whole_names() -> None:
         assert whole in rows
 
 
+def names_in(table: render.Fitted) -> list[str]:
+    """Return the first column of a printed table."""
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(table)
+    return [line.split("  ")[0].strip() for line in captured.get().splitlines()[3:] if line.strip()]
+
+
 def test_a_table_of_many_logs_shows_those_with_news() -> None:
     """Among hundreds of quiet logs, one that failed is seen. A table of few logs has them all."""
     quiet = [LogResult(f"audit.quiet/{number}", lag=0, size=7, root="0" * 64) for number in range(300)]
@@ -195,15 +204,20 @@ def test_a_table_of_many_logs_shows_those_with_news() -> None:
         LogResult("audit.failed/0", "failed", lag=0),
     ]
 
-    def first_column(results: list[LogResult]) -> list[str]:
-        console = Console(width=160)
-        with console.capture() as captured:
-            console.print(drain_table(results))
-        return [line.split("  ")[0].strip() for line in captured.get().splitlines()[3:] if line.strip()]
-
-    assert first_column([*quiet, *news]) == [*(result.log for result in news), "300 logs: no new events"]
-    assert first_column(quiet[:50]) == [result.log for result in quiet[:50]]
-    assert first_column(quiet[:51]) == ["51 logs: no new events"]
+    assert names_in(drain_table([*quiet, *news])) == [*(result.log for result in news), "300 logs: no new events"]
+    assert names_in(drain_table(quiet[:50])) == [result.log for result in quiet[:50]]
+    assert names_in(drain_table(quiet[:51])) == ["51 logs: no new events"]
+    indexed = [IndexResult(f"audit.quiet/{number}", sequence=9) for number in range(300)]
+    news_of_index = [
+        IndexResult("audit.created/0", created=5),
+        IndexResult("audit.there/0", there=5),
+        IndexResult("audit.rejected/0", rejected=1),
+        IndexResult("audit.behind/0", behind=0.3),
+        IndexResult("audit.failed/0", problem="Elasticsearch says no"),
+    ]
+    rows = [*(result.log for result in news_of_index), "300 logs: nothing to index"]
+    assert names_in(index_table([*indexed, *news_of_index])) == rows
+    assert names_in(index_table(indexed[:50])) == [result.log for result in indexed[:50]]
 
 
 @pytest.mark.parametrize("damaged", [False, True])
