@@ -22,6 +22,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Batch, SegmentRef
 from custody.format.offsets import line_of
 from custody.keys.trust import Trust
+from custody.store.over import Over
 from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note
@@ -78,11 +79,11 @@ _WHOLE_BY_HAND = """\
      is the event."""
 
 
-class _ReadOnce:
+class _ReadOnce(Over):
     """A store from which each whole object is read once. For the few small ones that a proof needs."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        super().__init__(store)
         self._read: dict[str, bytes] = {}
 
     def read(self, key: str, *, limit: int, **part: Any) -> bytes:
@@ -91,9 +92,6 @@ class _ReadOnce:
         if key not in self._read:
             self._read[key] = self._store.read(key, limit=limit)
         return self._read[key]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
 
 
 @dataclass(frozen=True, slots=True)

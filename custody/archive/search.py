@@ -7,7 +7,6 @@ passes over it, they do too. The parameter `holds` is that of `reader`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 from custody.archive.hints import unmisled
@@ -19,9 +18,9 @@ from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.format.offsets import kind_of, reason_of
 from custody.format.times import parse_time
+from custody.store.ahead import call_ahead
 from custody.store.protocol import Store
 
-_PARALLEL = 32
 _SLOW = 1
 """Guesses in a row, each of which left more than half, after which the next one is in the middle."""
 
@@ -160,16 +159,13 @@ def _statements(
 ) -> Iterator[tuple[int, Statement | None]]:
     """Yield some sequences with their statements, None for slots without a valid one. Raises StoreError."""
 
-    def read(sequence: int) -> Statement | None:
+    def read(sequence: int) -> tuple[int, Statement | None]:
         try:
-            return read_manifest(store, log, sequence, holds).statement
+            return sequence, read_manifest(store, log, sequence, holds).statement
         except (ObjectMissing, FormatError):
-            return None
+            return sequence, None
 
-    with ThreadPoolExecutor(_PARALLEL) as threads:
-        for start in range(0, len(sequences), _PARALLEL):
-            several = sequences[start : start + _PARALLEL]
-            yield from zip(several, threads.map(read, several), strict=True)
+    return call_ahead(store, read, sequences)
 
 
 def unknown_offset(log: Log, offset: int) -> ConfigurationError:

@@ -85,9 +85,11 @@ def end_of(store: Store, form: Form[Any]) -> Callable[[int], bool]:
 
     def is_last(number: int) -> bool:
         nonlocal met
-        if number >= met:
-            met = next(slots_after(store, form, number), -1)
-        return met < 0
+        # Threads may ask at once: each answers by what it has seen itself.
+        following = met
+        if number >= following:
+            met = following = next(slots_after(store, form, number), -1)
+        return following < 0
 
     return is_last
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
-_CONNECTIONS = 64
+_CONNECTIONS = 128
 READ_ATTEMPTS = 3
 
 
