@@ -1,10 +1,10 @@
 """Reads the entries of a log that count, slot by slot, and warns of slots that have none."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from custody.archive import reader, search
 from custody.archive.covered import Coverage
@@ -16,6 +16,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.keys.trust import Trust
 from custody.query.warned import Warnings
+from custody.store.ahead import ReadAhead
 from custody.store.protocol import Store
 from custody.tlog.head import Head
 from custody.tlog.log import Entry, Form
@@ -49,9 +50,9 @@ class Entries:
     unchecked: Counter[Log] = field(default_factory=Counter)
     _counted: set[tuple[Log, tuple[tuple[int, int], ...]]] = field(default_factory=set)
 
-    def judge(self, log: Log, form: Form[Any]) -> tuple[Judge, reader.Holds[Any]]:
-        """Return the judge of a log, and whether an entry is valid in its slot."""
-        judge = Judge(self.store, log, form, self.archive, self.trust)
+    def judge(self, log: Log, form: Form[Any], store: Store | None = None) -> tuple[Judge, reader.Holds[Any]]:
+        """Return the judge of a log, and whether an entry is valid in its slot. It reads from `store`, if given."""
+        judge = Judge(store or self.store, log, form, self.archive, self.trust)
         # A verifier with public keys alone knows no key of statements: then none counts as unknown.
         known = any(key.algorithm in form.wanted for key in self.trust.keys.values())
         return judge, partial(judge.may_stand, by_known_keys=known)
@@ -61,13 +62,7 @@ class Entries:
 
         Without an end, a range goes to the end of the log, which is compared with the heads that are known.
         """
-        judge, holds = self.judge(log, form)
-        coverage = Coverage(self.store, log, form, judge, self.trust)
-        for first, end in ranges:
-            for sequence, entry in self._range(log, form, judge, holds, first, end):
-                coverage.add(sequence, entry)
-                yield sequence, entry
-        coverage.end()
+        coverage = yield from self._covered(log, form, ranges)
         self._count(log, coverage.uncovered)
 
     def audited(self, log: Log, form: Form[E], ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, E]]:
@@ -75,32 +70,49 @@ class Entries:
 
         They may have been replaced since that audit. So they count only as far as they lead to the head that it signed.
         """
-        judge, holds = self.judge(log, form)
-        coverage = Coverage(self.store, log, form, judge, self.trust, self.signed.get(str(log)))
-        for first, end in ranges:
-            for sequence, entry in self._range(log, form, judge, holds, first, end):
-                coverage.add(sequence, entry)
-                yield sequence, entry
-        coverage.end()
+        coverage = yield from self._covered(log, form, ranges, self.signed.get(str(log)))
         # The same statements are read once for each table that is replaced.
         if (read := (log, tuple(ranges))) not in self._counted:
             self._counted.add(read)
             self._count(log, coverage.uncovered)
+
+    def _covered(
+        self, log: Log, form: Form[E], ranges: Iterable[tuple[int, int | None]], signed: Head | None = None
+    ) -> Generator[tuple[int, E], None, Coverage]:
+        """Yield the valid entries in ranges of slots, and return how they are covered; by a signed head, if given."""
+        with ReadAhead(self.store, limits.FILE_BYTES) as store:
+            # It may look at what follows an entry: that was read too.
+            judge, holds = self.judge(log, form, cast("Store", store))
+            coverage = Coverage(self.store, log, form, judge, self.trust, signed)
+            for first, end in ranges:
+                for sequence, entry in self._range(log, form, judge, holds, store, first, end):
+                    coverage.add(sequence, entry)
+                    yield sequence, entry
+            coverage.end()
+        return coverage
 
     def _count(self, log: Log, uncovered: int) -> None:
         self.unchecked[log] += uncovered
         self.warnings.set_unverified(unverified(self.trust, self.unchecked, _NOT_COVERED))
 
     def _range(
-        self, log: Log, form: Form[E], judge: Judge, holds: reader.Holds[E], first: int, end: int | None
+        self,
+        log: Log,
+        form: Form[E],
+        judge: Judge,
+        holds: reader.Holds[E],
+        store: ReadAhead,
+        first: int,
+        end: int | None,
     ) -> Iterator[tuple[int, E]]:
         slots = list(slots_after(self.store, form, first - 1)) if end is None else range(first, end)
         missing: list[tuple[int, int]] = []
         hidden: list[str] = []
         size, reached = first, 0
+        store.expect(map(form.key, slots))
         for sequence in slots:
             try:
-                entry = reader.read_valid(self.store, form, sequence, holds)
+                entry = reader.read_valid(cast("Store", store), form, sequence, holds)
             except (ObjectMissing, FormatError):
                 continue
             begin = sequence - len(entry.statement.passed_over)

@@ -7,9 +7,8 @@ Arrow's threads never call Python: a query that ends early waits for them while 
 read here, a few ahead, and Arrow gets local paths and memory of its own.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from hashlib import sha256
@@ -26,6 +25,7 @@ from pyarrow import fs
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.query import tables
 from custody.query.lazy import EVENTS
+from custody.store.ahead import in_order
 from custody.store.protocol import Store
 
 _AHEAD = 4
@@ -229,16 +229,13 @@ def scan(
 
 def _opened(store: Store, parts: Sequence[Part], kind: Any) -> Iterator[Any]:
     """Yield the fragments of parts, and open a few ahead."""
+
+    def opened(part: Part) -> Any:
+        source, guarantee = part
+        return source.open(store, partial(_fragment, kind, guarantee=guarantee))
+
     threads = ThreadPoolExecutor(_AHEAD)
-    waiting: deque[Future[Any]] = deque()
-    left = iter(parts)
     try:
-        while True:
-            while len(waiting) <= _AHEAD and (part := next(left, None)) is not None:
-                source, guarantee = part
-                waiting.append(threads.submit(source.open, store, partial(_fragment, kind, guarantee=guarantee)))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
+        yield from in_order(threads, opened, parts, _AHEAD + 1)
     finally:
         threads.shutdown(wait=False, cancel_futures=True)

@@ -253,13 +253,14 @@ class Indexed:
     def _make_events(self, span: Span, log: Log, keep: Callable[[Any], Any] = lambda table: table) -> str:
         """Write the events of a span from its segments, and return the file's path."""
         with self._lock:
-            file = EventFile(self._entries.store, log, self._path(), keep)
             unread = self._recent.unread(log)
+            file = EventFile(self._entries.store, log, self._path(), unread, keep)
             for statement in self._read(log, [(span.first, span.end)]):
-                file.add(statement, unread)
+                file.put(statement)
+            path = file.finish()
             self._recent.warn(log, unread)
             self._entries.warnings.publish()
-            return file.finish()
+            return path
 
     def _replace(
         self,

@@ -8,12 +8,13 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -22,6 +23,7 @@ from custody.archive.audit_findings import read_findings
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.known_heads import to_heads
 from custody.archive.readings import newest_reading
+from custody.archive.slots import slots_after
 from custody.archive.time_index import TimeIndex
 from custody.archive.time_spans import Span, order
 from custody.archive.trusted import check_archive, unverified
@@ -40,7 +42,11 @@ from custody.query.indexed import LOST, Files, Indexed, Stretch
 from custody.query.lazy import Lazy, Spill
 from custody.query.recent import Range, Recent, warn_unsigned, whole_tables
 from custody.query.warned import Period, Warnings
+from custody.store.ahead import AskAhead
 from custody.store.protocol import Store
+
+_FEW = 999
+"""Statements behind the index up to which a log's end is asked for beforehand."""
 
 Tabled = tuple[Log, Files]
 """The tables of a range of a log's statements."""
@@ -136,8 +142,11 @@ class Reading:
     @cached_property
     def _loaded(self) -> tuple[Recent, Indexed, Excluded]:
         """Read the statements that no index covers, and see which spans may have statements of the period."""
-        recent = Recent(self._entries, self._period, self._folder, self._kept_from)
         audit, index = self._audited
+        asked = AskAhead(self._store)
+        asked.ask(partial(_ask_for_end, index), self._logs)
+        entries = replace(self._entries, store=cast("Store", asked))
+        recent = Recent(entries, self._period, self._folder, self._kept_from)
         chosen: list[Stretch] = []
         tabled: list[Tabled] = []
         for log in self._logs:
@@ -342,6 +351,17 @@ class Reading:
                 self.warnings.add("ignored", log, f"the tables of statements {first} to {end - 1}: {unread}")
             unsigned += [file.key for file in files if file.key not in refs]
         warn_unsigned(self._entries, log, unsigned)
+
+
+def _ask_for_end(index: TimeIndex, store: Store, log: Log) -> None:
+    """Ask a store what reading a log from the end of the index on will ask, but for the entries."""
+    form, first = statements_of(log), index.end(log)
+    slots = list(islice(slots_after(store, form, first - 1), _FEW))
+    if len(slots) == _FEW:
+        return
+    if first and not slots:
+        store.exists(form.key(first - 1))
+    reader.checkpoint_sizes(store, log, slots[-1] + 1 if slots else first)
 
 
 _OF_AUDITS = ("audits", "findings")

@@ -56,7 +56,8 @@ class Recent:
         in_tables = sorted(tabled)
         starts = [first for first, _ in in_tables]
         unread = self.unread(log)
-        file = EventFile(self._entries.store, log, self._folder / f"events-{len(self.parts['events'])}.parquet")
+        path = self._folder / f"events-{len(self.parts['events'])}.parquet"
+        file = EventFile(self._entries.store, log, path, unread)
         bounds: list[int] = []
         for sequence, entry in self._entries.read(log, form, ranges):
             statement = entry.statement
@@ -74,7 +75,7 @@ class Recent:
             for row in quarantined_rows(self._entries.store, log, statement, unread):
                 self._spills["quarantined"].add(*row)
             if not has_table and statement.segment:
-                file.add(statement, unread)
+                file.put(statement)
                 bounds = [min([sequence, *bounds]), sequence]
         if bounds:
             guarantee = lazy.of_statements(str(log), bounds[0], bounds[1] + 1)

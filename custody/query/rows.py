@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 
 from custody.errors import FormatError, ObjectArchived, ObjectMissing
 from custody.format.layout import Log
-from custody.format.manifest import Statement
+from custody.format.manifest import Batch, Statement
 from custody.format.quarantine import quarantine_lines
 from custody.format.times import kafka_moment
 from custody.query import tables
 from custody.query.unread import Unread
 from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
-from custody.verify.contents import check
-from custody.verify.work import work_of
+from custody.verify.pool import Pool
+from custody.verify.work import Work, work_of
 
 _DAY = pa.field("day", pa.date32())
 _SCHEMA = tables.SCHEMA.append(_DAY)
@@ -30,31 +30,38 @@ _SCHEMA = tables.SCHEMA.append(_DAY)
 class EventFile:
     """Writes the events of a log's statements to a local Parquet file, with the day of each."""
 
-    def __init__(self, store: Store, log: Log, path: Path, keep: Callable[[Any], Any] = lambda table: table) -> None:
+    def __init__(
+        self, store: Store, log: Log, path: Path, unread: Unread, keep: Callable[[Any], Any] = lambda table: table
+    ) -> None:
         """Begin a file.
 
         Args:
             store: the archive.
             log: the log.
             path: of the file.
+            unread: gets why batches are left out that are not as stated.
             keep: takes rows as an Arrow table, and returns those that are written.
         """
-        self._store, self._log, self._path, self._keep = store, log, path, keep
+        self._log, self._path, self._keep = log, path, keep
+        self._pool = Pool(store, 0, unread.add, self)
         self._rows, self._day = tables.Rows(log), ""
         self._file: Any = None
 
-    def add(self, statement: Statement, unread: Unread) -> None:
-        """Add a statement's events. Batches that are not as stated are left out; `unread` gets why."""
-        if not statement.segment:
-            return
-        if statement.sealed_at[:10] != self._day or self._rows.full:
+    def put(self, statement: Statement) -> None:
+        """Add a statement's events, soon."""
+        if statement.segment:
+            self._pool.put(msgspec.structs.replace(work_of(statement, str(self._log)), quarantine=None))
+
+    def add(self, work: Work, batch: Batch, payload: bytes) -> None:
+        """Add a batch of a statement. Called in the order in which statements were put."""
+        if work.sealed_at[:10] != self._day or self._rows.full:
             self._flush()
-            self._day = statement.sealed_at[:10]
-        work = msgspec.structs.replace(work_of(statement, str(self._log)), quarantine=None)
-        unread.add(statement, check(self._store, work, self._rows))
+            self._day = work.sealed_at[:10]
+        self._rows.add(work, batch, payload)
 
     def finish(self) -> str:
         """Write what is left, and return the path."""
+        self._pool.finish()
         self._flush()
         self._open().close()
         return str(self._path)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from custody.format.manifest import Statement
 from custody.format.times import parse_time
-from custody.verify.work import Outcome
+from custody.verify.work import Outcome, Work
 
 _SHOWN = 3
 _ARCHIVED = "archive storage class"
@@ -30,20 +30,20 @@ class Unread:
     log: str
     keep_until: datetime | None = None
     expired: int = 0
-    _objects: list[tuple[str, Statement, str, bool]] = field(default_factory=list)
+    _objects: list[tuple[str, Statement | Work, str, bool]] = field(default_factory=list)
 
-    def add(self, statement: Statement, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome) -> None:
         """Note what is wrong with a statement's segment."""
         for key in outcome.missing:
-            self.add_missing(statement, key)
+            self.add_missing(outcome.work, key)
         for finding in outcome.findings:
-            self.add_problem(statement, f"{finding.key}: {finding.message}")
+            self.add_problem(outcome.work, f"{finding.key}: {finding.message}")
 
-    def add_missing(self, statement: Statement, key: str) -> None:
+    def add_missing(self, statement: Statement | Work, key: str) -> None:
         """Note an object that is not there."""
         self._objects.append(("damaged", statement, f"{key} is missing", True))
 
-    def add_problem(self, statement: Statement, problem: str) -> None:
+    def add_problem(self, statement: Statement | Work, problem: str) -> None:
         """Note an object that is there, and is not what was signed or cannot be read now."""
         self._objects.append(("archived" if _ARCHIVED in problem else "damaged", statement, problem, False))
 
@@ -60,6 +60,6 @@ class Unread:
                 more = f"; and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
                 yield kind, f"not all records are shown: {shown}{more}; {advice}"
 
-    def _doubt(self, statement: Statement) -> str:
+    def _doubt(self, statement: Statement | Work) -> str:
         is_old = self.keep_until is not None and parse_time(statement.sealed_at) < self.keep_until
         return " (it may have expired)" if is_old else ""

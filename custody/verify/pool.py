@@ -1,4 +1,4 @@
-"""Worker processes that check the objects of statements, in groups, a few at a time.
+"""Checks the objects of statements, in groups: in this process, or in worker processes a few at a time.
 
 Worker processes never get a secret. If the leaf secret of a batch is available, this process makes the salts and sends
 them along: 16 bytes per event. They reveal nothing about the secret, and making them costs a tenth of the check.
@@ -15,10 +15,10 @@ from custody.format import leaves, limits
 from custody.format.manifest import Batch
 from custody.keys.secret import Secret
 from custody.store.protocol import Store
-from custody.verify.contents import check
+from custody.verify.contents import check_several
 from custody.verify.work import Outcome, Sink, Work
 
-_GROUP_BYTES = 4 * 1_048_576
+_GROUP_BYTES = 16 * 1_048_576
 _GROUP_WORKS = 64
 _SALTED_EVENTS = 1_000_000
 """The most events in a group for which salts are sent (16 MB). Beyond it, this process makes them batch by batch."""
@@ -28,7 +28,7 @@ _Made = dict[_Name, bytes]
 
 
 class Pool:
-    """Hands the objects of statements to worker processes, in groups, a few at a time."""
+    """Has the objects of statements checked, in groups."""
 
     def __init__(
         self,
@@ -63,12 +63,16 @@ class Pool:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None:
-                self._send()
-                while self._pending:
-                    self._collect()
+                self.finish()
         finally:
             if self._processes:
                 self._processes.shutdown(cancel_futures=True)
+
+    def finish(self) -> None:
+        """Check all that waits, and wait for it."""
+        self._send()
+        while self._pending:
+            self._collect()
 
     def put(self, work: Work) -> None:
         """Queue a statement's objects for checking."""
@@ -109,8 +113,8 @@ class Pool:
                 self._take(outcome)
 
     def _check_here(self, group: Sequence[Work]) -> None:
-        for work in group:
-            self._take(check(self._store, work, self._sink, self._salts if self._leaves else None))
+        for outcome in check_several(self._store, group, self._sink, self._salts if self._leaves else None):
+            self._take(outcome)
 
     def _made(self, group: Sequence[Work]) -> _Made | None:
         """Return the salts of a group's batches, None if there are too many to send."""
@@ -156,4 +160,4 @@ def _open(store: Store) -> None:
 def _check_in_worker(works: Sequence[Work], made: _Made) -> list[Outcome]:
     if _worker_store is None:
         raise FormatError("this process was not started as a worker")
-    return [check(_worker_store, work, salts=lambda work, batch: made.get(_name(work, batch))) for work in works]
+    return list(check_several(_worker_store, works, salts=lambda work, batch: made.get(_name(work, batch))))

@@ -1,8 +1,7 @@
 """Reads a log's entries in order for its account. From a remote store, it reads several ahead."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -11,6 +10,7 @@ from custody.errors import CustodyError, FormatError, ObjectMissing
 from custody.format import layout, limits
 from custody.format.audit import Audit
 from custody.format.manifest import Statement
+from custody.store.ahead import AHEAD, in_order
 from custody.store.protocol import Store, is_local
 from custody.tlog.log import Fault, SignedLog
 from custody.verify.accounting import LogAccount
@@ -23,7 +23,6 @@ from custody.verify.scope import WHOLE, Part, Span
 
 T = TypeVar("T")
 
-_READ_AHEAD = 32
 _GROUP = 64
 """Objects that are read from a folder before the first of them is checked. Turn by turn, reading and checking push each
 other's code and data out of the processor's caches, and take a quarter longer."""
@@ -36,7 +35,7 @@ class Reader:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._threads = ThreadPoolExecutor(_READ_AHEAD)
+        self._threads = ThreadPoolExecutor(AHEAD)
 
     def __enter__(self) -> Self:
         return self
@@ -58,10 +57,27 @@ class Reader:
             tried = sequence
             if not isinstance(answer, ObjectMissing):
                 yield sequence, answer
-        while onward and not isinstance(answer := self.manifest(log, tried := tried + 1), ObjectMissing):
-            yield tried, answer
-            # Otherwise a store that always fails would be asked without end.
-            onward = not isinstance(answer, CustodyError)
+        if onward:
+            yield from self._onward(log, tried + 1)
+
+    def _onward(self, log: layout.Log, first: int) -> Iterator[tuple[int, bytes | CustodyError]]:
+        """Yield the sequences from one on, up to the first that does not exist, or fails: a store might always fail.
+
+        Of a remote store's, as many are asked for at a time as there were before. So who has read a log to its end has
+        asked for twice as many at most, and where there is nothing new for one.
+        """
+        several = 1
+        while True:
+            for sequence, answer in self._ahead(
+                iter(range(first, first + several)), lambda number: self.manifest(log, number)
+            ):
+                if isinstance(answer, ObjectMissing):
+                    return
+                yield sequence, answer
+                if isinstance(answer, CustodyError):
+                    return
+            first += several
+            several = 1 if is_local(self.store) else min(2 * several, AHEAD)
 
     def manifest(self, log: layout.Log, sequence: int) -> bytes | CustodyError:
         """Return a manifest's bytes, or the error from reading it."""
@@ -101,15 +117,8 @@ class Reader:
     ) -> Iterator[tuple[int, bytes | CustodyError]]:
         if is_local(self.store):
             yield from _in_groups(wanted, read)
-            return
-        ahead: deque[tuple[int, Future[bytes | CustodyError]]] = deque()
-        while True:
-            while len(ahead) < _READ_AHEAD and (following := next(wanted, None)) is not None:
-                ahead.append((following, self._threads.submit(read, following)))
-            if not ahead:
-                return
-            number, future = ahead.popleft()
-            yield number, future.result()
+        else:
+            yield from in_order(self._threads, lambda number: (number, read(number)), wanted)
 
 
 def _in_groups(

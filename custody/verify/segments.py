@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from threading import Lock
 from typing import Any
 
 from custody.errors import FormatError, counted
@@ -15,6 +16,9 @@ from custody.format.times import microseconds_of, parse_time
 from custody.store.pieces import PIECE, read_pieces
 from custody.store.protocol import Store
 from custody.verify.work import Outcome, Salts, Sink, Work
+
+_diagnosing = Lock()
+"""An object is read whole to say what was done to it, and may be much larger than stated: one at a time."""
 
 
 def check_segment(
@@ -58,7 +62,8 @@ def check_segment(
             message = "the event types are not the stated ones"
             outcome.findings.append(_finding(work, "event", message, None, expected=stated, found=actual))
         return
-    outcome.findings.append(_diagnose(store, work, ref, broken))
+    with _diagnosing:
+        outcome.findings.append(_diagnose(store, work, ref, broken))
 
 
 def _brief(types: dict[str, int] | Counter[str]) -> str:

@@ -1,16 +1,25 @@
 """How many requests a verification makes: each object is read once, and a small one with one request."""
 
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from custody.errors import TransientStoreError
+from custody.format.layout import Log, manifest_key
+from custody.format.manifest import Batch
 from custody.keys.secret import Secret
-from custody.keys.trust import Trust, TrustedKey
+from custody.keys.trust import Trust, TrustedKey, open_trust
+from custody.store.ahead import AHEAD
+from custody.store.open import open_store
 from custody.store.pieces import PIECE, read_pieces
+from custody.verify.reading import Reader
 from custody.verify.run import verify
+from custody.verify.work import Work
 from tests.helpers.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, Builder, good
 from tests.helpers.memory import MemoryStore
+from tests.helpers.sample import Growing
 
 TRUST = Trust(
     keys={
@@ -57,3 +66,57 @@ def test_pieces_end_with_the_object(size: int) -> None:
     store = MemoryStore({"a": bytes(size)})
     assert sum(map(len, read_pieces(store, "a", 10 * PIECE))) == size
     assert len(store.calls) == size // PIECE + 1
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 7, 8, 40, 100])
+def test_a_log_of_unknown_length_is_read_to_its_end(number: int) -> None:
+    """Behind the last statement no more is asked for than there are statements, and never for many."""
+    log = Log("audit", 0)
+    store = MemoryStore({manifest_key(log, sequence): b"%d" % sequence for sequence in range(number)})
+    with Reader(store) as reader:
+        read = [(sequence, data) for sequence, data in reader.manifests(log, None, 0, None, onward=True)]
+    assert read == [(sequence, b"%d" % sequence) for sequence in range(number)]
+    assert len(store.calls) <= number + min(number + 1, AHEAD)
+    assert set(Counter(store.calls).values()) <= {1}
+
+
+def test_a_store_that_fails_is_not_asked_without_end() -> None:
+    """The error is the last thing that comes, however many statements follow."""
+    log = Log("audit", 0)
+    store = MemoryStore({manifest_key(log, sequence): b"0" for sequence in range(1000)})
+
+    def fail(name: str, key: str) -> None:
+        if key >= manifest_key(log, 20):
+            raise TransientStoreError(name)
+
+    store.before = fail
+    with Reader(store) as reader:
+        read = [(sequence, data) for sequence, data in reader.manifests(log, None, 0, None, onward=True)]
+    assert [sequence for sequence, _ in read] == list(range(21))
+    assert isinstance(read[-1][1], TransientStoreError)
+    assert len(store.calls) < 20 + 2 * AHEAD
+
+
+@pytest.mark.parametrize("small", [0, 400, 4_000_000], ids=["none is small", "some are small", "all are small"])
+def test_a_sink_gets_batches_in_order(tmp_path: Path, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is read ahead, a sink sees what it sees of a folder, and so do the counts."""
+    monkeypatch.setattr("custody.verify.contents._SMALL", small)
+    growing = Growing(tmp_path / "site", begun=datetime.now(UTC) - timedelta(minutes=75))
+    growing.append(30)
+    growing.append(10, each=40)
+    growing.append(30)
+    files = (path for path in growing.folder.rglob("*") if path.is_file())
+    remote = MemoryStore({path.relative_to(growing.folder).as_posix(): path.read_bytes() for path in files})
+    trust = open_trust([f"file:{growing.keyring}"])
+    seen: list[list[tuple[int, int, bytes]]] = []
+    for store in (open_store(str(growing.folder)), remote):
+        seen.append([])
+
+        class Seen:
+            def add(self, work: Work, batch: Batch, payload: bytes) -> None:
+                seen[-1].append((work.sequence, batch.number, payload))
+
+        report = verify(store, trust, now=datetime.now(UTC), workers=0, sink=Seen())
+        assert (report.exit_code, report.logs[0].events) == (0, growing.events)
+    assert seen[0] == seen[1]
+    assert len(seen[0]) > 70
