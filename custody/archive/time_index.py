@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from hashlib import sha256
+from threading import Lock
 from typing import Literal, TypeVar
 
 import msgspec
@@ -94,6 +95,8 @@ class TimeIndex:
         self._spans: dict[str, Sequence[Span]] = {}
         self._grouped: dict[str, dict[str, list[Span]]] = {}
         self._lost: set[str] = set()
+        self._lock = Lock()
+        """Threads may share the index. A part is read once, by the first that needs it."""
         self._runs: dict[str, list[tuple[Span, Part]]] = {}
         for part in self.parts:
             for run in part.runs:
@@ -168,13 +171,14 @@ class TimeIndex:
     def spans(self, part: Part) -> Sequence[Span] | None:
         """Return the spans of a part; None if it is lost, which is then one of the `problems`."""
         key = part.ref.key
-        if key not in self._spans and key not in self._lost:
-            try:
-                self._spans[key] = self._read(part)
-            except (FormatError, ObjectMissing, ObjectArchived) as error:
-                self._lost.add(key)
-                self.lose(key, error)
-        return self._spans.get(key)
+        with self._lock:
+            if key not in self._spans and key not in self._lost:
+                try:
+                    self._spans[key] = self._read(part)
+                except (FormatError, ObjectMissing, ObjectArchived) as error:
+                    self._lost.add(key)
+                    self.lose(key, error)
+            return self._spans.get(key)
 
     def is_lost(self, part: Part) -> bool:
         """Return whether a part was to be read, and could not be."""
@@ -217,13 +221,16 @@ class TimeIndex:
         if spans is None:
             return [lost]
         key = part.ref.key
-        if key not in self._grouped:
-            self._grouped[key] = {}
+        grouped = self._grouped.get(key)
+        if grouped is None:
+            grouped = {}
             for span in spans:
-                self._grouped[key].setdefault(span.log, []).append(span)
+                grouped.setdefault(span.log, []).append(span)
+            # Whole, or not there.
+            self._grouped[key] = grouped
         chosen: list[Span] = []
         reached = run.first
-        for span in self._grouped[key].get(run.log, ()):
+        for span in grouped.get(run.log, ()):
             # Spans that overlap these are of another run of the part.
             if span.first == reached and span.end <= run.end:
                 chosen.append(span)

@@ -43,6 +43,7 @@ from custody.format.envelope import HeadRef
 from custody.format.times import format_time, parse_time
 from custody.keys.signers import Signers
 from custody.keys.trust import Trust
+from custody.store.ahead import call_ahead
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import Head, KnownHead
@@ -58,6 +59,8 @@ from tasks.audit.time_index import hand_on
 from tasks.audit.turn import Turn
 from tasks.settings import Settings
 
+_CHECKPOINTS = 8
+"""Checkpoints that are put at once: a key in KMS has its limits too."""
 TAKEN_OVER = "pieces_taken_over"
 """In `counts`: how many pieces an earlier run of this audit read."""
 _VERDICTS: Mapping[int, Verdict] = {
@@ -233,10 +236,14 @@ def _put_checkpoints(
     tip: Tip[SignedAudit],
 ) -> None:
     heads = {name: Head(size, bytes.fromhex(root)) for name, (size, root) in signed.items() if size}
-    for name, head in {str(layout.AUDIT_LOG): tip.head, **heads}.items():
-        log = log_named(name)
-        judge = Judge(store, log, form_of(log), archive, trust)
-        put_checkpoint(store, archive, log, head, signers.ed25519(), judge)
+    signer = signers.ed25519()
+
+    def put(item: tuple[str, Head]) -> None:
+        log, head = log_named(item[0]), item[1]
+        put_checkpoint(store, archive, log, head, signer, Judge(store, log, form_of(log), archive, trust))
+
+    for _ in call_ahead(store, put, {str(layout.AUDIT_LOG): tip.head, **heads}.items(), _CHECKPOINTS):
+        pass
 
 
 def _merged(

@@ -25,6 +25,7 @@ from threading import Lock
 from typing import Any, Self, cast
 
 from custody.format import layout, limits
+from custody.store.over import Over
 from custody.store.protocol import Store
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ _Run = tuple[str, int]
 """A log, and the number of a run of its statements."""
 
 
-class _ReadOnce:
+class _ReadOnce(Over):
     """A store from which whole objects are read once, as far as they are kept."""
 
     def __init__(
@@ -59,7 +60,8 @@ class _ReadOnce:
         put: Callable[[str, bytes], None],
         reader: Callable[[str], AbstractContextManager[Any]],
     ) -> None:
-        self._store, self._get, self._put, self._reader = store, get, put, reader
+        super().__init__(store)
+        self._get, self._put, self._reader = get, put, reader
 
     def read(self, key: str, *, limit: int, **part: Any) -> bytes:
         if part:
@@ -72,12 +74,6 @@ class _ReadOnce:
             data = self._store.read(key, limit=limit)
             self._put(key, data)
             return data
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            # `copy` asks before there is a store, and would ask without end.
-            raise AttributeError(name)
-        return getattr(self._store, name)
 
 
 class _Objects:

@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Literal
+from itertools import chain, groupby
+from operator import attrgetter
+from threading import Event
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -14,15 +17,16 @@ from custody.archive.reader import manifests_from
 from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid
-from custody.format import layout
+from custody.format import layout, limits
 from custody.format.audit import ObjectRef
 from custody.format.envelope import Signer
 from custody.format.manifest import Statement
 from custody.format.times import EPOCH, check_time, format_time, parse_time, shift
 from custody.keys.trust import Trust
 from custody.query.tables import TableFile
+from custody.store.ahead import ReadAhead, call_ahead
 from custody.store.open import open_store
-from custody.store.protocol import Store
+from custody.store.protocol import Store, is_local
 from custody.verify.protection import UNPROTECTED
 from custody.verify.records import Stretch, name_of, named_objects, position_of
 from custody.verify.report import Report
@@ -39,6 +43,8 @@ from tasks.settings import Settings
 
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
 _PIECE_AGE = timedelta(hours=2)
+_AT_ONCE = 4
+"""Logs in a bucket whose pieces are verified at once: nearly all that a small one needs is waiting."""
 _STORE_SLACK = timedelta(seconds=5)
 """A bucket's times are whole seconds, by the clocks of several hosts."""
 _SIGNATURES = {"signature", "key-unknown", "key-algorithm"}
@@ -128,23 +134,39 @@ def verify_pieces(
         trust = settings.own_trust()
         signers = settings.signers(clock()).both()
         known = known_index(store, trust, plan) if pieces else time_index.EMPTY
-        of_piece = OfPiece()
-        for piece in pieces:
-            done = _read_result(store, trust, plan, piece, clock())
-            if done is None:
-                reading = of_piece.reading(store, layout.manifest_key(log_named(piece.log), piece.first))
-                done = _verify_piece(settings, reading, trust, signers, plan, piece, known, clock)
-                if kept:
-                    # Some of it was read by the survey.
-                    begun = min(plan.started_at, parse_time(done.started_at))
-                    done = msgspec.structs.replace(done, store_time=format_time(_store_time(store, begun)))
-                # A result that is too large for a note is read again by the next run.
-                with suppress(FormatError):
-                    sealed = signed_notes.seal(done, PIECE_FORMAT, signers)
-                    # If it cannot be stored, the next run reads the piece again.
-                    with suppress(CustodyError):
-                        store.create(_result_key(plan, piece), sealed)
-            yield done
+
+        ended = Event()
+
+        def verified(of_log: Sequence[Piece]) -> Iterator[PieceResult]:
+            of_piece = OfPiece()
+            for piece in of_log:
+                if ended.is_set():
+                    return
+                done = _read_result(store, trust, plan, piece, clock())
+                if done is None:
+                    reading = of_piece.reading(store, layout.manifest_key(log_named(piece.log), piece.first))
+                    done = _verify_piece(settings, reading, trust, signers, plan, piece, known, clock)
+                    if kept:
+                        # Some of it was read by the survey.
+                        begun = min(plan.started_at, parse_time(done.started_at))
+                        done = msgspec.structs.replace(done, store_time=format_time(_store_time(store, begun)))
+                    # A result that is too large for a note is read again by the next run.
+                    with suppress(FormatError):
+                        sealed = signed_notes.seal(done, PIECE_FORMAT, signers)
+                        # If it cannot be stored, the next run reads the piece again.
+                        with suppress(CustodyError):
+                            store.create(_result_key(plan, piece), sealed)
+                yield done
+
+        logs = [list(of_log) for _, of_log in groupby(pieces, key=attrgetter("log"))]
+        if len(logs) == 1 or is_local(store):
+            yield from chain.from_iterable(map(verified, logs))
+            return
+        try:
+            yield from chain.from_iterable(call_ahead(store, lambda of_log: list(verified(of_log)), logs, _AT_ONCE))
+        finally:
+            # After an error or an interrupt, the other logs end with the piece that they are at.
+            ended.set()
 
 
 def _verify_piece(
@@ -296,9 +318,11 @@ def _is_unchanged(store: Store, trust: Trust, plan: Plan, piece: Piece, moment: 
     # Also of a manifest that does not count any more.
     keys = [layout.manifest_key(log, sequence) for sequence in range(piece.first, piece.end)]
     try:
-        for _, manifest in manifests_from(store, log, piece.first, piece.end, holds):
-            keys += [ref.key for ref in (manifest.statement.segment, manifest.statement.quarantine) if ref]
-        return all(store.status(key).created <= moment for key in keys)
+        with ReadAhead(store, limits.FILE_BYTES) as ahead:
+            ahead.expect(keys)
+            for _, manifest in manifests_from(cast("Store", ahead), log, piece.first, piece.end, holds):
+                keys += [ref.key for ref in (manifest.statement.segment, manifest.statement.quarantine) if ref]
+        return all(status.created <= moment for status in call_ahead(store, store.status, keys))
     except ObjectMissing:
         return False
 

@@ -3,7 +3,6 @@
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +26,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.format.times import format_time, parse_time
 from custody.keys.trust import Trust
+from custody.store.ahead import call_ahead
 from custody.store.open import open_store
 from custody.store.protocol import CLOCK_SLACK, Store, host_ahead
 from custody.verify.checkpoints import audited_heads
@@ -46,7 +46,8 @@ from tasks.settings import Settings
 logger = logging.getLogger(__name__)
 
 _SHARES_A_WORKER = 8
-_PARALLEL = 32
+_LOGS = 8
+"""Logs that are looked at at once. With a bound of time, each of them reads statements ahead."""
 
 
 class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -176,7 +177,11 @@ def plan_audit(settings: Settings, request: Request, now: datetime, kept: Kept |
         index = time_index.read(store, newest) if newest and (request.since or request.until) else time_index.EMPTY
         turn = turns.read(store, newest)
         sizes = turn.sizes if turn else old_before(before)
-        reads = {log: _reads(store, log, before, request, settings, now, holds(log), sizes, index) for log in logs}
+
+        def read_of(log: Log) -> list[_Read]:
+            return _reads(store, log, before, request, settings, now, holds(log), sizes, index)
+
+        reads = dict(zip(logs, call_ahead(store, read_of, logs, _LOGS), strict=True))
         listing = _listing(store, reads, turn if before else None, request, settings, now, holds)
         report = _survey(store, trust, settings, before, reads, listing, now, full=request.full)
         others: list[dict[str, Any]] = []
@@ -378,8 +383,8 @@ def _read_borders(store: Store, shares: Sequence[Sequence[Piece]]) -> None:
         with suppress(CustodyError):
             store.read(key, limit=limits.FILE_BYTES)
 
-    with ThreadPoolExecutor(_PARALLEL) as threads:
-        list(threads.map(read, keys))
+    for _ in call_ahead(store, read, keys):
+        pass
 
 
 def _heads(report: Report, reads: Mapping[Log, Sequence[_Read]], before: Audit | None) -> dict[str, tuple[int, str]]:

@@ -32,6 +32,7 @@ from custody.format.manifest import Batch, Manifest
 from custody.format.times import format_time
 from custody.keys.trust import Trust
 from custody.query import tables
+from custody.store.ahead import call_ahead
 from custody.store.protocol import Store
 from custody.verify.records import Stretch, name_of, names_of
 from custody.verify.work import Work
@@ -186,27 +187,35 @@ def find_unlisted(
         named: names of tables that are compared with their lists elsewhere.
         trust: keys that may sign a list.
     """
+
+    def check(file: tables.TableFile) -> Finding | None:
+        range_ = (file.log, file.first, file.end)
+        lists = [each.key for each in store.list(f"{tables.list_prefix(file.log, file.first)}{file.end:012}-")]
+        refs, unread = tables.signed_files(store, tables.Listed({}, {range_: lists}), archive, *range_, trust)
+        if unread is not None:
+            raise unread
+        if file.key in refs:
+            return None
+        where: dict[str, Any] = {"log": str(file.log), "sequence": file.first, "through": file.end - 1}
+        return finding("tables", _UNLISTED, key=file.key, **where)
+
     try:
-        folders, _ = store.level(tables.TABLES)
-        for folder in folders:
-            day = tuple(folder.removeprefix("day=").split("-"))
-            if not folder.startswith("day=") or not any(_has_day(stretch, day) for stretch in stretches):
-                continue
-            for info in store.list(f"{tables.TABLES}{folder}/"):
-                file = tables.parse_table_key(info.key)
-                if file is None or name_of(info.key) in named:
-                    continue
-                range_ = (file.log, file.first, file.end)
-                lists = [each.key for each in store.list(f"{tables.list_prefix(file.log, file.first)}{file.end:012}-")]
-                listed = tables.Listed({}, {range_: lists})
-                refs, unread = tables.signed_files(store, listed, archive, *range_, trust)
-                if unread is not None:
-                    raise unread
-                if info.key not in refs:
-                    where: dict[str, Any] = {"log": str(file.log), "sequence": file.first, "through": file.end - 1}
-                    yield finding("tables", _UNLISTED, key=info.key, **where)
+        yield from filter(None, call_ahead(store, check, _tables_of_days(store, stretches, named)))
     except CustodyError as error:
         yield finding("unreadable", f"tables cannot be looked for: {error}", key=tables.TABLES)
+
+
+def _tables_of_days(store: Store, stretches: Sequence[Stretch], named: Container[bytes]) -> Iterator[tables.TableFile]:
+    """Yield the tables of the days of stretches that are not named. Raises StoreError."""
+    folders, _ = store.level(tables.TABLES)
+    for folder in folders:
+        day = tuple(folder.removeprefix("day=").split("-"))
+        if not folder.startswith("day=") or not any(_has_day(stretch, day) for stretch in stretches):
+            continue
+        for info in store.list(f"{tables.TABLES}{folder}/"):
+            file = tables.parse_table_key(info.key)
+            if file is not None and name_of(info.key) not in named:
+                yield file
 
 
 def _has_day(stretch: Stretch, day: tuple[str, ...]) -> bool:

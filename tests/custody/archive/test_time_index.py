@@ -2,9 +2,12 @@
 
 import gzip
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import pairwise
+from threading import Barrier
+from time import sleep
 from typing import Any
 
 import msgspec
@@ -387,3 +390,29 @@ def test_a_span_is_made_of_all_its_statements_or_has_no_times(shapes: list[tuple
         for each in statements[:missing] + statements[missing + 1 :]:
             maker.add(each)
         assert maker.span() == Span(log="audit/0", first=0, end=sequence)
+
+
+def test_threads_may_share_an_index() -> None:
+    """A part is read once, and nobody sees half of what is in it."""
+    many = [Log("audit", partition) for partition in range(50)]
+    spans = [
+        Span(log=str(log), first=first, end=first + 1, sealed=(0, 1), events=1) for log in many for first in range(20)
+    ]
+    read, at_once = 0, Barrier(8, timeout=60)
+
+    def slowly(_: Part) -> Sequence[Span]:
+        nonlocal read
+        read += 1
+        sleep(0.05)
+        return spans
+
+    ref = ObjectRef("reports/index/part", 1, "00" * 32)
+    index = TimeIndex([Part(ref, len(spans), list(runs_of(spans)))], slowly)
+
+    def look(_: int) -> list[int]:
+        at_once.wait()
+        return [len(index.between(log, 0, 20)) for log in many]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(look, range(8))) == [[20] * len(many)] * 8
+    assert (read, index.problems) == (1, [])

@@ -1,9 +1,11 @@
 """In a night each manifest and each segment is read once, and what a run has kept is believed no more than a store."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -11,11 +13,13 @@ import pytest
 
 from custody.format import layout
 from custody.format.layout import Log
+from custody.store.protocol import Store
 from tasks.audit import kept as keeping
+from tasks.audit import pieces
 from tasks.audit.conclude import TAKEN_OVER
 from tasks.audit.kept import Kept
 from tasks.audit.pieces import verify_pieces
-from tasks.audit.plan import Request, plan_audit
+from tasks.audit.plan import Plan, Request, plan_audit
 from tasks.settings import AuditSettings, Settings
 from tests.helpers.audit import audit
 from tests.helpers.memory import MemoryStore
@@ -71,6 +75,48 @@ def test_each_object_is_read_once(nights: Nights, what: str) -> None:
     folders = {key.partition("/")[0] for key in counts}
     assert folders >= {"archive.json", "manifests", "events", "reports", "tables"}
     assert ("checkpoints" in folders) == ("audits" in folders) or what == "a night"
+
+
+def planned(nights: Nights) -> Plan:
+    """Plan an audit of all statements of both logs, each of several pieces."""
+    plan = plan_audit(nights.settings, Request(full=True), nights.now)
+    assert len({piece.log for piece in plan.pieces}) == LOGS
+    assert len(plan.pieces) > 4 * LOGS
+    return plan
+
+
+def test_results_of_several_logs_come_in_order(nights: Nights) -> None:
+    """Logs in a bucket are verified at once, and an audit has their pieces in the order of its plan."""
+    plan = planned(nights)
+    assert [result.piece for result in verify_pieces(nights.settings, plan, plan.pieces)] == list(plan.pieces)
+
+
+def test_who_stops_has_no_piece_begun_behind(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an interrupt or an error, another log ends with the piece that it is at."""
+    plan = planned(nights)
+    names = sorted({piece.log for piece in plan.pieces})
+    begun: Counter[str] = Counter()
+    stopped, there = Event(), Event()
+    real: Any = pieces._verify_piece
+
+    def verify(settings: Settings, store: Store, *more: Any) -> Any:
+        piece = more[3]
+        begun[piece.log] += 1
+        if piece.log == names[1]:
+            there.set()
+            assert stopped.wait(60)
+        return real(settings, store, *more)
+
+    monkeypatch.setattr(pieces, "_verify_piece", verify)
+    results = verify_pieces(nights.settings, plan, plan.pieces)
+    assert next(iter(results)).piece.log == names[0]
+    assert there.wait(60)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPool")]
+    results.close()  # type: ignore[attr-defined]
+    stopped.set()
+    for thread in threads:
+        thread.join(60)
+    assert begun[names[1]] == 1
 
 
 @pytest.mark.parametrize("bound", ["FILE_BYTES", "SMALL_BYTES", "PIECE_BYTES"])
