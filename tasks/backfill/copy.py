@@ -13,15 +13,14 @@ Statements' signatures are not checked here: `custody verify` does that.
 
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -34,10 +33,11 @@ from custody.format.manifest import Batch, Manifest, Statement
 from custody.format.members import inflate_batch
 from custody.format.offsets import offsets_of
 from custody.format.times import format_time, microseconds_of, parse_time
+from custody.store.ahead import in_order
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.backfill.plan import Part, Piece, Plan, Request
-from tasks.backfill.stated import ADVICE, PARALLEL, map_in_order
+from tasks.backfill.stated import ADVICE, PARALLEL
 from tasks.backfill.targets import Content, FolderTarget, SearchTarget, TablesTarget, Target
 from tasks.backfill.topic import TopicTarget
 from tasks.search.bulk import Sent
@@ -46,13 +46,15 @@ from tasks.settings import Settings
 
 RESTORE_DAYS = 7
 """How long a restored copy can be read."""
-_AHEAD = 4
+_AHEAD, _AHEAD_BYTES = 32, 64 * limits.MIB
+"""Pieces that are fetched ahead at most, and bytes of them: more pieces of few bytes. Of large ones, a few all the
+same."""
+_FEW = 4
+_OF_PART = (FormatError, ObjectMissing, ObjectArchived, msgspec.MsgspecError)
+"""Errors of a part, which end no other."""
 _PROBLEMS = 100
 _SUMS = ("created", "there", "rejected", "parts", "done", "events", "looked_at", "size", "read", "left_out")
 """What the results of shares add up to."""
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 @dataclass(slots=True)
@@ -122,7 +124,7 @@ def restore(settings: Settings, plan: Plan) -> int:
                 status = store.status(key)
             return status.archived and not status.restored
 
-        return sum(map_in_order(threads, ask, plan.archived))
+        return sum(in_order(threads, ask, plan.archived))
 
 
 def copy(
@@ -264,9 +266,12 @@ class _Copy:
                 self._done.looked_at += part.events
             else:
                 todo.append(part)
-        threads = ThreadPoolExecutor(_AHEAD)
+        largest = max((piece.size for part in todo for piece in part.pieces), default=0)
+        ahead = min(_AHEAD, max(_FEW, _AHEAD_BYTES // max(1, largest)))
+        threads = ThreadPoolExecutor(ahead)
         try:
-            fetched = _ahead(threads, self._fetch, ((part.log, piece) for part in todo for piece in part.pieces))
+            pieces = ((part.log, piece) for part in todo for piece in part.pieces)
+            fetched = in_order(threads, self._fetched, pieces, ahead)
             for part in todo:
                 self._copy(part, islice(fetched, len(part.pieces)))
         except _Stopped:
@@ -278,10 +283,10 @@ class _Copy:
         self._report()
         return self._done
 
-    def _copy(self, part: Part, fetched: Iterator[Future[_Fetched]]) -> None:
+    def _copy(self, part: Part, fetched: Iterator[_Fetched | Exception]) -> None:
         try:
             self._target.write(part, self._contents(part, fetched), self._done)
-        except (FormatError, ObjectMissing, ObjectArchived, msgspec.MsgspecError) as error:
+        except _OF_PART as error:
             if len(self._done.problems) < _PROBLEMS:
                 name = f"{part.log}, sequence {part.first}" + (f" to {part.end - 1}" if len(part.pieces) > 1 else "")
                 self._done.problems.append(f"{name}: {error}; {ADVICE}")
@@ -290,13 +295,15 @@ class _Copy:
                 pass
         self._done.done += 1
 
-    def _contents(self, part: Part, fetched: Iterator[Future[_Fetched]]) -> Iterator[Content]:
+    def _contents(self, part: Part, fetched: Iterator[_Fetched | Exception]) -> Iterator[Content]:
         """Yield the chosen events, batch by batch. The error of a damaged batch is raised after all good ones."""
         problem: FormatError | None = None
-        for piece, future in zip(part.pieces, fetched, strict=True):
+        for piece, of_piece in zip(part.pieces, fetched, strict=True):
             if not self._go_on():
                 raise _Stopped
-            statement, members = future.result()
+            if isinstance(of_piece, Exception):
+                raise of_piece
+            statement, members = of_piece
             for index, member in zip(piece.batches, members, strict=True):
                 try:
                     content = choose(self._plan.request, part.log, statement, statement.batches[index], member)
@@ -315,6 +322,13 @@ class _Copy:
         self._done.seconds = time.monotonic() - self._begun
         self._progress(self._done)
 
+    def _fetched(self, item: tuple[Log, Piece]) -> _Fetched | Exception:
+        """Return a piece's statement and batches; or the error that ends its part, and no other."""
+        try:
+            return self._fetch(item)
+        except _OF_PART as error:
+            return error
+
     def _fetch(self, item: tuple[Log, Piece]) -> _Fetched:
         """Read a piece's statement, and the stored bytes of its batches, in one read."""
         log, piece = item
@@ -328,14 +342,6 @@ class _Copy:
             raise FormatError(f"batches of {segment.key} are stated to have {size:,} bytes, which is not possible")
         data = self._store.read(segment.key, limit=size, start=start, size=size, restored=True)
         return statement, [data[batch.start - start :][: batch.size] for batch in batches]
-
-
-def _ahead(threads: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterator[_T]) -> Iterator[Future[_R]]:
-    """Yield a future for each item, in order. A few are started ahead."""
-    begun = deque(threads.submit(function, item) for item in islice(items, _AHEAD))
-    while begun:
-        yield begun.popleft()
-        begun.extend(threads.submit(function, item) for item in islice(items, 1))
 
 
 class _Envelope(msgspec.Struct, gc=False):

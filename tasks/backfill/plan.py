@@ -37,10 +37,11 @@ from custody.format.lines import type_fault
 from custody.format.times import shift
 from custody.keys.trust import Trust
 from custody.query.tables import TableFile, list_tables, signed_ranges
+from custody.store.ahead import in_order
 from custody.store.open import open_store
 from custody.store.protocol import ObjectStatus, Store, Tier
 from custody.tlog.head import Head
-from tasks.backfill.stated import ADVICE, PARALLEL, Searched, Stated, StatedReader, map_in_order
+from tasks.backfill.stated import ADVICE, PARALLEL, Searched, Stated, StatedReader
 from tasks.search.documents import LEEWAY
 from tasks.settings import Settings
 
@@ -248,7 +249,7 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
             logger.warning("unverified: %s%s", f"{of}: " if of else "", message)
         segments: dict[str, ObjectStatus] = {}
         keys = {piece.key: None for part in parts for piece in part.pieces}
-        for key, status in zip(keys, map_in_order(threads, partial(_status, store), keys), strict=True):
+        for key, status in zip(keys, in_order(threads, partial(_status, store), keys), strict=True):
             if isinstance(status, str):
                 problems.append(status)
             else:

@@ -5,11 +5,9 @@
 - Whether an object is still what the audit has read is seen when it is copied: the copy reads each statement again.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from typing import TypeVar
 
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, read_manifest
@@ -20,16 +18,13 @@ from custody.errors import FormatError, ObjectMissing
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.query.statements import span_batches, span_rows
+from custody.store.ahead import in_order
 from custody.store.protocol import Store
 
 ADVICE = "`custody verify` says more"
 PARALLEL = 32
-_CHUNK = 1024
 _SPANS = 16
 """Spans whose rows are in memory at a time."""
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 Searched = tuple[Sequence[int], Span | None]
@@ -77,7 +72,7 @@ class StatedReader:
             several = searched[start : start + _SPANS]
             for (slots, _), known in zip(several, self.threads.map(self._known, several), strict=True):
                 if known is None:
-                    yield from zip(slots, map_in_order(self.threads, self._read, slots), strict=True)
+                    yield from zip(slots, in_order(self.threads, self._read, slots), strict=True)
                     continue
                 for sequence in slots:
                     if sequence in known:
@@ -97,10 +92,3 @@ class StatedReader:
         except (FormatError, ObjectMissing) as error:
             return f"{self.log}, sequence {sequence} cannot be read: {error}; {ADVICE}"
         return Stated(row_of(str(self.log), statement), list(batches_of(str(self.log), statement)))
-
-
-def map_in_order(threads: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """Map in threads, in order, and with a limited number of items at a time: there may be millions."""
-    items = iter(items)
-    while chunk := list(islice(items, _CHUNK)):
-        yield from threads.map(function, chunk)

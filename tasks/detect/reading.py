@@ -12,37 +12,33 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Final
 
 import msgspec
 
-from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, find_tip, list_logs, read_manifest
-from custody.archive.slots import slots_after
 from custody.archive.trusted import standing
 from custody.errors import FormatError, ObjectArchived, ObjectMissing, counted
-from custody.format import layout, limits, lines
+from custody.format import layout, lines
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.format.members import inflate_batch
 from custody.format.times import EPOCH, parse_time
 from custody.keys.trust import Trust
+from custody.store.ahead import AHEAD, call_ahead
 from custody.store.protocol import Store, is_local
 from custody.verify.work import work_of
+from tasks.detect.following import SHARE, Listed
 from tasks.detect.memory import SPAN
 from tasks.detect.positions import Late
 from tasks.detect.state import REBUILD
 from tasks.detect.views import Events, plain
-from tasks.search.following import next_statement
+from tasks.search.following import New, read_new, read_segment
 
 MOST: Final = 100_000
 """Events of a chunk. They and what DuckDB makes of them take about half a gigabyte."""
 CLOCKS: Final = timedelta(hours=1)
 """How far the clock of who emits an event may be ahead of the drain's."""
-_PARALLEL: Final = 32
-_LISTED: Final = 100
-"""Slots of a log that are listed at once. What is sealed between two runs is less."""
 _EPOCH: Final = plain(EPOCH)
 _APART: Final = timedelta(minutes=10)
 """Late events that are nearer to each other are looked at together."""
@@ -78,19 +74,6 @@ class Past:
     log: Log
     sequence: int
     events: int = field(compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    """The slots of a log that have an object, from one on.
-
-    Attributes:
-        last: the last one that was listed; -1 without any.
-        is_all: whether there are no more.
-    """
-
-    last: int
-    is_all: bool
 
 
 class Reading:
@@ -147,7 +130,7 @@ class Reading:
             StoreError: the store does not answer.
         """
         chunk, begun = Chunk(until), until
-        for log, statement in self._merged(positions):
+        for log, (statement, segment) in self._merged(positions):
             if sealed_before is not None and plain(parse_time(statement.sealed_at)) >= sealed_before:
                 break
             newest = _newest(statement)
@@ -157,7 +140,7 @@ class Reading:
                 until, begun = chunk.until, newest
                 chunk = Chunk(until)
             begun = begun or newest
-            self._add(chunk, log, statement, None if until is None else (until - slack, until - late))
+            self._add(chunk, log, statement, segment, None if until is None else (until - slack, until - late))
             chunk.until = newest if chunk.until is None else max(chunk.until, newest)
             chunk.positions[str(log)] = statement.sequence + 1
             sealed = plain(parse_time(statement.sealed_at))
@@ -190,55 +173,50 @@ class Reading:
     def read_past(self, past: Iterable[Past]) -> Events:
         """Return the events of statements. What cannot be read was a problem of the run that read it first."""
         chunk = Chunk(None)
-        for each in past:
-            try:
-                statement = read_manifest(self._store, each.log, each.sequence, self._holds(each.log)).statement
-            except (FormatError, ObjectMissing):
-                continue
-            self._add(chunk, each.log, statement, None)
+
+        def read(each: Past) -> tuple[Log, New | None]:
+            return each.log, read_new(self._store, each.log, each.sequence, self._holds(each.log), SHARE)
+
+        for log, new in call_ahead(self._store, read, past):
+            if new is not None:
+                self._add(chunk, log, *new, None)
         return chunk.events
 
-    def _merged(self, positions: Mapping[str, int]) -> Iterator[tuple[Log, Statement]]:
+    def _merged(self, positions: Mapping[str, int]) -> Iterator[tuple[Log, New]]:
         """Yield the statements behind the positions, the oldest sealed first."""
-        heap: list[tuple[str, str, Log, Statement]] = []
+        heap: list[tuple[str, str, Log, New]] = []
 
-        def push(log: Log, statement: Statement | None, unread: Mapping[int, str]) -> None:
+        def push(log: Log, new: New | None, unread: Mapping[int, str]) -> None:
             self.problems |= {(str(log), number): problem for number, problem in unread.items()}
-            if statement is not None:
-                self._forgive(log, statement)
-                heapq.heappush(heap, (statement.sealed_at, str(log), log, statement))
+            if new is not None:
+                self._forgive(log, new[0])
+                heapq.heappush(heap, (new[0].sealed_at, str(log), log, new))
 
         logs = self.logs()
         begins = [positions.get(str(log), 0) for log in logs]
-        # In a folder several at once are not faster, and a listing may have all names of a long log in memory.
-        with ThreadPoolExecutor(1 if is_local(self._store) else _PARALLEL) as pool:
-            listed = dict(zip(logs, pool.map(self._list, logs, begins), strict=True))
-            first = pool.map(lambda log, begin: self._next(log, begin, listed[log]), logs, begins)
-            for log, begin, (statement, unread) in zip(logs, begins, first, strict=True):
-                push(log, statement, unread)
-                if begin and listed[log].last < 0:
-                    self.problems[str(log), begin] = (
-                        f"the state of detection says that {counted(begin, 'statement')} of {log} were read, but the"
-                        f" log has fewer: find out who wrote it, and {REBUILD}"
-                    )
-        for name in positions.keys() - set(map(str, logs)):
-            if positions[name]:
-                self.problems[name, positions[name]] = f"{name[:300]} is gone: run `custody verify`"
-        while heap:
-            _, _, log, statement = heapq.heappop(heap)
-            yield log, statement
-            push(log, *self._next(log, statement.sequence + 1, listed[log]))
+        with ThreadPoolExecutor(AHEAD) as threads:
 
-    def _list(self, log: Log, position: int) -> _Listed:
-        """Return the slots of a log that have an object, from the one before a position on."""
-        several = list(islice(slots_after(self._store, statements_of(log), max(position - 2, -1)), _LISTED + 1))
-        return _Listed(several[-1] if several else -1, is_all=len(several) <= _LISTED)
+            def follow(log: Log, begin: int) -> Listed:
+                return Listed(self._store, log, self._holds(log), begin, len(logs), threads)
 
-    def _next(self, log: Log, sequence: int, listed: _Listed) -> tuple[Statement | None, dict[int, str]]:
-        """Return the next statement of a log, and the problems of slots before it. Most logs have none."""
-        if listed.is_all and sequence > listed.last:
-            return None, {}
-        return next_statement(self._store, log, sequence, self._holds(log), holes=True)
+            # In a folder several at once are not faster, and a listing may have all names of a long log in memory.
+            with ThreadPoolExecutor(1 if is_local(self._store) else AHEAD) as pool:
+                followed = dict(zip(logs, pool.map(follow, logs, begins), strict=True))
+                first = pool.map(lambda log, begin: followed[log].next(begin), logs, begins)
+                for log, begin, (new, unread) in zip(logs, begins, first, strict=True):
+                    push(log, new, unread)
+                    if begin and followed[log].last < 0:
+                        self.problems[str(log), begin] = (
+                            f"the state of detection says that {counted(begin, 'statement')} of {log} were read, but"
+                            f" the log has fewer: find out who wrote it, and {REBUILD}"
+                        )
+            for name in positions.keys() - set(map(str, logs)):
+                if positions[name]:
+                    self.problems[name, positions[name]] = f"{name[:300]} is gone: run `custody verify`"
+            while heap:
+                _, _, log, new = heapq.heappop(heap)
+                yield log, new
+                push(log, *followed[log].next(new[0].sequence + 1))
 
     def _forgive(self, log: Log, statement: Statement) -> None:
         """Remove problems that a signed statement explains: slots that it passes over, and segments that expired."""
@@ -248,13 +226,28 @@ class Reading:
             if name == str(log) and (sequence in passed_over or sequence in expired):
                 del self.problems[name, sequence]
 
-    def _add(self, chunk: Chunk, log: Log, statement: Statement, bounds: tuple[datetime, datetime] | None) -> None:
-        """Add the events of a statement. What cannot be read becomes a problem."""
+    def _add(
+        self,
+        chunk: Chunk,
+        log: Log,
+        statement: Statement,
+        segment: bytes | None,
+        bounds: tuple[datetime, datetime] | None,
+    ) -> None:
+        """Add the events of a statement. What cannot be read becomes a problem.
+
+        Args:
+            chunk: gets the events.
+            log: the log.
+            statement: the statement.
+            segment: the bytes of its segment, if they were read.
+            bounds: events before the first time came late, and those before the second one too late.
+        """
         if statement.segment is None:
             return
         work, where = work_of(statement, str(log)), (str(log), statement.sequence)
         try:
-            data = self._store.read(statement.segment.key, limit=limits.SEGMENT_BYTES)
+            data = segment if segment is not None else read_segment(self._store, statement.segment.key)
         except (FormatError, ObjectMissing, ObjectArchived) as error:
             self.problems[where] = f"sequence {statement.sequence} of {log}: {error}"
             return
@@ -274,9 +267,9 @@ class Reading:
         A wrong clock may have sealed an old one among recent ones. Slots without a statement yield None.
         """
         holds = self._holds(log)
-        with ThreadPoolExecutor(_PARALLEL) as threads:
-            for high in range(end, 0, -_PARALLEL):
-                sequences = range(high - 1, max(high - _PARALLEL, 0) - 1, -1)
+        with ThreadPoolExecutor(AHEAD) as threads:
+            for high in range(end, 0, -AHEAD):
+                sequences = range(high - 1, max(high - AHEAD, 0) - 1, -1)
                 several = list(threads.map(lambda sequence: _statement(self._store, log, sequence, holds), sequences))
                 recent = [each is not None and plain(parse_time(each.sealed_at)) >= since for each in several]
                 last = max((at for at, is_recent in enumerate(recent) if is_recent), default=-1)

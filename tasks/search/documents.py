@@ -36,7 +36,7 @@ from typing import Any
 import msgspec
 
 from custody.errors import FormatError
-from custody.format import limits, lines
+from custody.format import lines
 from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Statement
@@ -46,6 +46,7 @@ from custody.format.sources import NUMBER, SOURCE
 from custody.format.times import EPOCH, parse_time, shift
 from custody.store.protocol import Store
 from tasks.search.emitted import SOURCE_ID, is_numbered, opened_line, source_member, tail_of, without_tail
+from tasks.search.following import read_segment
 
 ORIGIN = "@custody"
 """The member that says where an event is in the archive."""
@@ -395,8 +396,10 @@ def _is_forged(line: bytes) -> bool:
     return any(name == ORIGIN or name.startswith(f"{ORIGIN}.") for name in _members(line))
 
 
-def read_documents(store: Store, prefix: str, days: int, log: Log, statement: Statement) -> Iterator[Documents]:
-    """Yield the documents of a statement, batch by batch, from its segment.
+def read_documents(
+    store: Store, prefix: str, days: int, log: Log, statement: Statement, segment: bytes | None = None
+) -> Iterator[Documents]:
+    """Yield the documents of a statement, batch by batch, from its segment; `segment` has its bytes if they were read.
 
     Raises:
         StoreError: the segment cannot be read; ObjectArchived before the first batch.
@@ -405,7 +408,7 @@ def read_documents(store: Store, prefix: str, days: int, log: Log, statement: St
     if statement.segment is None:
         return
     naming = partial(index_name, prefix)
-    data = store.read(statement.segment.key, limit=limits.SEGMENT_BYTES)
+    data = segment if segment is not None else read_segment(store, statement.segment.key)
     for batch in statement.batches:
         try:
             payload = inflate_batch(batch, data[batch.start : batch.start + batch.size])

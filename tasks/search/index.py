@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -29,9 +30,8 @@ from custody.archive.search import sealed_between
 from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import check_keys, standing, unverified
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing, counted
-from custody.format import layout
+from custody.format import layout, limits
 from custody.format.layout import Log
-from custody.format.manifest import Statement
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.store.open import open_store
@@ -39,7 +39,7 @@ from custody.store.protocol import Store
 from tasks.search.bulk import Bulk, describe_rejected
 from tasks.search.client import Search
 from tasks.search.documents import read_documents
-from tasks.search.following import next_listed, next_statement
+from tasks.search.following import Following, New, next_listed
 from tasks.search.indices import prepare, put_cursor, read_cursor
 from tasks.settings import Settings
 
@@ -51,6 +51,8 @@ _LOOK_SECONDS = 5.0
 _CURSOR_SECONDS = 2.0
 _AHEAD = 200
 """Statements whose times are read at once, behind one that is too old."""
+_WAITING, _SEGMENT_BYTES = 8, 2 * limits.MIB
+"""Statements that are read ahead, and bytes of a segment up to which it is too: they take 16 MiB at most."""
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +99,21 @@ class Indexer:
         search: Search,
         archive: str,
         trust: Trust,
+        threads: Executor,
         problems: Sequence[str] = (),
     ) -> None:
-        """Prepare; no request is made yet. `problems` become part of each result's problem."""
+        """Prepare; no request is made yet.
+
+        Args:
+            settings: the settings.
+            store: the archive.
+            search: Elasticsearch.
+            archive: the archive's id.
+            trust: the keys at hand.
+            threads: read ahead.
+            problems: what becomes part of each result's problem.
+        """
+        self._threads = threads
         self._problems = problems
         self._settings, self._store, self._search, self._archive = settings.search, store, search, archive
         self._bulk = Bulk(search)
@@ -149,14 +163,15 @@ class Indexer:
         oldest = datetime.now(UTC) - timedelta(days=self._settings.days)
         written = self._cursors[log] if log in self._cursors else self._read_cursor(log, end)
         sequence, skipped, since = written or 0, self._skipped[log], time.monotonic()
+        of, most = (self._store, log, self._holds(log)), _SEGMENT_BYTES
+        following = Following(*of, sequence, end, self._threads, ahead=_WAITING, most=most)
         while go_on():
             result.sequence = sequence
             if sequence == end:
                 result.behind = 0.0
                 break
-            statement, unread = next_statement(
-                self._store, log, sequence, self._holds(log), holes=log not in self._ended
-            )
+            new, unread = following.next(sequence, holes=log not in self._ended)
+            statement = new[0] if new else None
             if statement is not None and parse_time(statement.sealed_at) < oldest:
                 # The next roll would delete its events again.
                 sequence = self._pass_old(log, statement.sequence + 1, oldest)
@@ -164,7 +179,7 @@ class Indexer:
             for number in unread.keys() - skipped.keys():
                 logger.warning("%s: %s", log, unread[number], extra={"log": log, "sequence": number})
             skipped |= unread
-            if statement is None:
+            if new is None or statement is None:
                 if not unread:
                     self._ended.add(log)
                 result.behind = 0.0
@@ -172,7 +187,7 @@ class Indexer:
             result.sequence = statement.sequence
             # A time of the future does not tell how long it waits. It must not hide that it does.
             result.behind = abs((datetime.now(UTC) - parse_time(statement.sealed_at)).total_seconds())
-            self._index(log, statement, result)
+            self._index(log, new, result)
             # Slots without a statement are a problem until a signed statement passes over them. Lost segments are one
             # until a signed statement says that they expired.
             passed_over = range(statement.sequence - len(statement.passed_over), statement.sequence)
@@ -238,8 +253,9 @@ class Indexer:
     def _time_index(self) -> TimeIndex:
         return time_index.find(self._store, self._archive, self._trust)
 
-    def _index(self, log: Log, statement: Statement, result: IndexResult) -> None:
-        documents = read_documents(self._store, self._search.prefix, self._settings.days, log, statement)
+    def _index(self, log: Log, new: New, result: IndexResult) -> None:
+        statement, segment = new
+        documents = read_documents(self._store, self._search.prefix, self._settings.days, log, statement, segment)
         try:
             self._bulk.send(log, documents, result)
         except ObjectArchived as error:
@@ -261,7 +277,8 @@ def _open(settings: Settings) -> Iterator[tuple[Store, Indexer]]:
         check_keys(store, file, trust)
         with closing(Search(settings.search)) as search:
             search.reach()
-            yield store, Indexer(settings, store, search, file.id, trust, prepare(search))
+            with ThreadPoolExecutor(_WAITING, "read-ahead") as threads:
+                yield store, Indexer(settings, store, search, file.id, trust, threads, prepare(search))
 
 
 def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResult]:

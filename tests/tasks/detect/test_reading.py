@@ -3,16 +3,19 @@
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from custody.archive.reader import read_archive
+from custody.archive.slots import sequence_of
 from custody.format.layout import manifest_key, parse_log_text
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.detect.reading import Reading
 from tests.helpers.memory import MemoryStore
+from tests.helpers.remote import Together
 from tests.helpers.sample import Growing
 
 LOGS = 3
@@ -23,10 +26,10 @@ BEGUN = datetime(2026, 3, 2, 12, tzinfo=UTC)
 class Archive:
     """An archive of several logs, which is read from memory."""
 
-    def __init__(self, folder: Path) -> None:
-        self.logs = [Growing(folder, partition, BEGUN) for partition in range(LOGS)]
+    def __init__(self, folder: Path, logs: int = LOGS, statements: int = STATEMENTS) -> None:
+        self.logs = [Growing(folder, partition, BEGUN) for partition in range(logs)]
         for log in self.logs:
-            log.append(STATEMENTS)
+            log.append(statements)
         self.folder, self.trust = self.logs[0].folder, open_trust([f"file:{self.logs[0].keyring}"])
         self.id = read_archive(open_store(str(self.folder))).id
 
@@ -116,7 +119,7 @@ def test_the_statement_before_a_position_is_gone(archive: Archive) -> None:
 @pytest.mark.parametrize("listed", [1, 100])
 def test_a_slot_that_was_passed_over(tmp_path: Path, listed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signed statement that passes over it ends the problem."""
-    monkeypatch.setattr("tasks.detect.reading._LISTED", listed)
+    monkeypatch.setattr("tasks.detect.following._LISTED", listed)
     archive = Archive(tmp_path / "site")
     growing = archive.logs[0]
     log = parse_log_text(growing.log)
@@ -131,7 +134,7 @@ def test_a_slot_that_was_passed_over(tmp_path: Path, listed: int, monkeypatch: p
 @pytest.mark.parametrize("listed", [1, 2, 3, 100])
 def test_more_than_is_listed_at_once(archive: Archive, listed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is new is read to the last statement, however many there are."""
-    monkeypatch.setattr("tasks.detect.reading._LISTED", listed)
+    monkeypatch.setattr("tasks.detect.following._LISTED", listed)
     reached, reading, _ = archive.read(archive.store(), {})
     assert (reached, reading.problems) == (sorted((log.log, STATEMENTS) for log in archive.logs), {})
 
@@ -139,7 +142,7 @@ def test_more_than_is_listed_at_once(archive: Archive, listed: int, monkeypatch:
 @pytest.mark.parametrize("listed", [1, 2, 3, 100])
 def test_what_cannot_be_read_is_named(archive: Archive, listed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hole, garbage, garbage at the end, and a position beyond the end are problems, and stop nothing."""
-    monkeypatch.setattr("tasks.detect.reading._LISTED", listed)
+    monkeypatch.setattr("tasks.detect.following._LISTED", listed)
     store = archive.store()
     first, second, third = (log for log in map(parse_log_text, (each.log for each in archive.logs)) if log is not None)
     del store.objects[manifest_key(first, 2)]
@@ -152,3 +155,20 @@ def test_what_cannot_be_read_is_named(archive: Archive, listed: int, monkeypatch
         (str(first), 2), (str(first), STATEMENTS), (str(second), 3), (str(third), STATEMENTS + 2),
     ]  # fmt: skip
     assert "fewer: find out who wrote it" in reading.problems[str(third), STATEMENTS + 2]
+
+
+def test_many_logs_are_read_together(tmp_path: Path) -> None:
+    """However many logs there are, while one statement is looked at, others are on the way."""
+    archive = Archive(tmp_path / "site", logs=20)
+    store, together = archive.store(), Together("manifests/")
+    real = store.read
+
+    def read(key: str, **how: Any) -> bytes:
+        # The first statement of each log is read in another way.
+        late = key.startswith("manifests/") and sequence_of(key) not in {None, 0, 1}
+        return together.read(key, lambda: real(key, **how)) if late else real(key, **how)
+
+    store.read = read  # type: ignore[method-assign]
+    reached, reading, _ = archive.read(store, {log.log: 1 for log in archive.logs})
+    assert (reached, reading.problems) == (sorted((log.log, STATEMENTS) for log in archive.logs), {})
+    assert together.one_by_one == []

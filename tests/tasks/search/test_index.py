@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -39,6 +40,7 @@ from tests.helpers.commands import Command
 from tests.helpers.commands import custody as custody_fixture
 from tests.helpers.corpus import EVENTS
 from tests.helpers.environment import clear_settings
+from tests.helpers.remote import URL, pass_for_a_bucket
 from tests.helpers.sample import Growing, make_archive
 from tests.helpers.search import (
     LOG,
@@ -95,20 +97,29 @@ def test_again_changes_nothing(growing: Growing, given: Settings) -> None:
     assert documents(given) == before
 
 
+def test_from_a_bucket(growing: Growing, given: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statements that wait are read together with their segments, not one after the other."""
+    growing.append(20, now_event)
+    together = pass_for_a_bucket(monkeypatch, growing.folder, "manifests/", "events/")
+    (result,) = index_logs(given.model_copy(update={"archive": URL}))
+    assert (result.created, result.there, result.rejected, result.sequence, result.problem) == (100, 0, 0, 20, None)
+    assert together.one_by_one == []
+    assert set(documents(given)) == {document_id(LOG, offset) for offset in range(100)}
+
+
 def test_slots_that_were_passed_over(growing: Growing, given: Settings) -> None:
     """A slot without a statement is a problem until the writer passes over it."""
     growing.append(1, now_event)
     (growing.folder / "manifests" / growing.log / f"{1:012}.json").write_bytes(b"no manifest")
     store, search = open_store(given.archive), Search(given.search)
     prepare(search)
-    indexer, result = (
-        Indexer(given, store, search, read_archive(store).id, given.trust_at_hand()),
-        IndexResult(growing.log),
-    )
-    assert indexer.index(LOG, result)
-    assert "manifest" in (result.problem or "")
-    growing.append(1, now_event)
-    assert indexer.index(LOG, result)
+    result = IndexResult(growing.log)
+    with ThreadPoolExecutor(1) as threads:
+        indexer = Indexer(given, store, search, read_archive(store).id, given.trust_at_hand(), threads)
+        assert indexer.index(LOG, result)
+        assert "manifest" in (result.problem or "")
+        growing.append(1, now_event)
+        assert indexer.index(LOG, result)
     assert (result.created, result.sequence, result.problem) == (10, 3, None)
     search.close()
     assert [one.problem for one in index_logs(given)] == [None]
