@@ -1,10 +1,13 @@
 """Runs a command of custody, and writes each request to a file: `python -m tests.benchmarks.counted FILE COMMAND …`.
 
-Requests are those of an archive that `tests.helpers.aged` makes, or those that S3's client sends. `connect` is no
-command: it is what a notebook calls.
+Requests are those of an archive that `tests.helpers.aged` makes, or those that S3's client sends: the variable
+COUNTED_DELAY has the seconds by which the latter's answers come later. `connect` is no command: it is what a notebook
+calls.
 """
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,10 @@ def _count_calls(requests: Requests) -> None:
     if getattr(send, "is_counted", False):
         return
 
+    delay = float(os.environ.get("COUNTED_DELAY", "0"))
+
     def counted(self: Any, operation: Any, request: Any) -> Any:
+        time.sleep(delay)
         answer = send(self, operation, request)
         kind = _CALLS.get(operation.name, operation.name)
         size = answer[0].headers.get("content-length", 0) if kind == "GET" else 0

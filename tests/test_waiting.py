@@ -1,0 +1,60 @@
+"""From a bucket, nothing reads an archive's statements and segments one after the other: each answer takes its time."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import Command
+from tests.helpers.commands import custody as custody_fixture
+from tests.helpers.remote import URL, pass_for_a_bucket
+from tests.helpers.sample import Growing
+
+custody = custody_fixture
+
+STATEMENTS = 40
+YEARS = ("--since", "2026-01-01T00:00Z", "--until", "2027-01-01T00:00Z")
+BOTH = ("manifests/", "events/")
+
+
+@pytest.mark.parametrize(
+    ("command", "prefixes"),
+    [
+        (["query", "SELECT count(*) FROM events"], BOTH),
+        (["query", "SELECT count(*) FROM manifests"], BOTH),
+        (["query", "SELECT count(*) FROM events", "--since", "1h"], BOTH),
+        (["export", "--ocsf", *YEARS, "--output", "exported"], BOTH),
+        (["verify"], BOTH),
+        (["verify", "--log", "audit.grows/0"], BOTH),
+        (["verify", "--chain-only"], ["manifests/"]),
+        (["audit"], BOTH),
+        (["audit", "--full"], BOTH),
+        (["audit", "--since", "1h"], BOTH),
+        (["detect", "run"], BOTH),
+        (["backfill", *YEARS, "--to", "folder", "--folder", "copied"], BOTH),
+        # Manifests of one log follow each other there: a copy that is killed has no hole.
+        (["copy", URL, "copied"], ["events/"]),
+        (["report", "--output", "report.html"], ["manifests/"]),
+    ],
+    ids=" ".join,
+)
+def test_reads_are_made_together(
+    custody: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: Sequence[str],
+    prefixes: Sequence[str],
+) -> None:
+    """Of many new statements, several are asked for at once, and several of their segments."""
+    growing = Growing(tmp_path, begun=datetime.now(UTC) - timedelta(minutes=STATEMENTS + 10))
+    for name, value in (("KEYS", f"file:{growing.keyring}"), ("ARCHIVE", str(growing.folder))):
+        monkeypatch.setenv(f"CUSTODY_{name}", value)
+    growing.append(3)
+    assert custody("audit").code in {0, 3}
+    growing.append(STATEMENTS)
+    together = pass_for_a_bucket(monkeypatch, growing.folder, *prefixes)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", URL)
+    done = custody(*command)
+    assert done.code in {0, 3}, done.err
+    assert together.one_by_one == []
