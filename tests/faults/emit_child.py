@@ -17,7 +17,7 @@ from tests.faults.child import STORE_CALLS, Plan, _Breaker, _Os
 
 EVENTS, ROUNDS = 5, 2
 """Events that are sealed together, and how often."""
-FLUSH_SECONDS = 20
+FLUSH_SECONDS = CLOSE_SECONDS = 20
 
 
 def run(environment: Mapping[str, str], spool: Path, plan: Plan, report: Path, promised: Path) -> None:
@@ -37,7 +37,8 @@ def run(environment: Mapping[str, str], spool: Path, plan: Plan, report: Path, p
     else:
         for name in STORE_CALLS:
             breaker.wrap(folder.FolderStore, name, f"store.{name}")
-    writer = ArchiveWriter(Settings(**environment), Options(service="shop", instance="one", spool=spool))
+    options = Options(service="shop", instance="one", spool=spool, close_seconds=CLOSE_SECONDS)
+    writer = ArchiveWriter(Settings(**environment), options)
     written = 1
     with writer:
         for _ in range(ROUNDS):

@@ -22,7 +22,7 @@ from tests.faults.child import Plan, finish
 from tests.faults.emit_child import EVENTS, ROUNDS, run
 from tests.helpers.reading import read_archive_records
 
-SECONDS = 60
+SECONDS = 90
 SHARES = 2
 """The calls of a run are dealt to so many tests, so that test processes share them."""
 STRIDE = 21

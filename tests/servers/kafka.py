@@ -49,10 +49,12 @@ BRIEF = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 """Java's options for a server that is up for minutes: half of the CPU time goes to compiling what soon ends."""
 
 _FETCH_SECONDS = 240
-_FORMAT_SECONDS = 60
-_START_SECONDS = 60
+_FORMAT_SECONDS = 120
+_START_SECONDS = 120
 _STOP_SECONDS = 30
 _ADMIN_SECONDS = 20.0
+_BRIEF_SESSION, _SESSION = 3000, 9000
+"""In milliseconds: of a broker that a test may kill, and Kafka's default, which a busy machine keeps to."""
 _BATCH_HEAD = 12
 """Bytes of a record batch before what its size counts: its base offset and that size."""
 _NO_LEADER_YET = frozenset(
@@ -85,8 +87,6 @@ _PROPERTIES = {
     "share.coordinator.state.topic.min.isr": 1,
     "share.coordinator.state.topic.num.partitions": 1,
     "group.initial.rebalance.delay.ms": 0,
-    # After kill -9 the node waits for its own old session to end before it is let in again.
-    "broker.session.timeout.ms": 3000,
     "broker.heartbeat.interval.ms": 500,
     # Retention, compaction and time-outs of transactions happen while a test waits.
     "log.initial.task.delay.ms": 200,
@@ -113,11 +113,15 @@ class KafkaServer(Server):
         folder: for its data and its log.
         heap: Java's, as Java writes it.
         measured: as in production, for benchmarks: Java compiles and collects in the way that pays in the long run.
+        session: after so many milliseconds of silence the node is held for dead. After kill -9 it waits for its own old
+            session to end before it is let in again.
     """
 
-    def __init__(self, folder: Path, heap: str = "768m", *, measured: bool = False) -> None:
+    def __init__(
+        self, folder: Path, heap: str = "768m", *, measured: bool = False, session: int = _BRIEF_SESSION
+    ) -> None:
         self.folder = folder
-        self.heap, self._measured = heap, measured
+        self.heap, self._measured, self._session = heap, measured, session
         self.port, self._controller_port = free_ports(2)
         self._pid: int | None = None
 
@@ -257,9 +261,15 @@ class KafkaServer(Server):
 
     def watermarks(self, name: str, partition: int = 0) -> tuple[int, int]:
         """Return a partition's first offset and the read-uncommitted end."""
+        return self._watermarks(name, partition, "read_uncommitted")
+
+    def stable_end(self, name: str, partition: int = 0) -> int:
+        """Return a partition's last stable offset: before the first transaction that is open, or else the end."""
+        return self._watermarks(name, partition, "read_committed")[1]
+
+    def _watermarks(self, name: str, partition: int, isolation: str) -> tuple[int, int]:
         consumer = Consumer(
-            {"bootstrap.servers": self.bootstrap, "group.id": "tests", "isolation.level": "read_uncommitted"},
-            logger=_silent,
+            {"bootstrap.servers": self.bootstrap, "group.id": "tests", "isolation.level": isolation}, logger=_silent
         )
         place = TopicPartition(name, partition)
         deadline = time.monotonic() + _ADMIN_SECONDS
@@ -291,6 +301,7 @@ class KafkaServer(Server):
         client, controller = f"127.0.0.1:{self.port}", f"127.0.0.1:{self._controller_port}"
         properties = {
             **_PROPERTIES,
+            "broker.session.timeout.ms": self._session,
             "listeners": f"PLAINTEXT://{client},CONTROLLER://{controller}",
             "advertised.listeners": f"PLAINTEXT://{client}",
             "controller.quorum.voters": f"1@{controller}",
@@ -396,14 +407,20 @@ class GuardedServer(KafkaServer):
         listed = ResourcePatternType.ANY, None, None, AclOperation.ANY, AclPermissionType.ANY
         # confluent-kafka's types do not know that a filter leaves out the principal and the host.
         asked, admin = AclBindingFilter(kind, name, *listed), self.inner().admin  # type: ignore[arg-type]
+
+        # The broker learns from its controller a little later which are gone, and which are new. Not by their number:
+        # as many old ones may still be there.
+        def listed_now() -> set[AclOperation]:
+            return {binding.operation for binding in admin.describe_acls(asked).result(_ADMIN_SECONDS)}
+
         for answer in admin.delete_acls([asked]).values():
             answer.result(_ADMIN_SECONDS)
+        _until(lambda: not listed_now(), "the old ACLs to be gone")
         pattern, allowed = ResourcePatternType.LITERAL, AclPermissionType.ALLOW
         wanted = [AclBinding(kind, name, pattern, "User:custody", "*", operation, allowed) for operation in operations]
         for answer in admin.create_acls(wanted).values() if wanted else ():
             answer.result(_ADMIN_SECONDS)
-        # The broker learns them from its controller a little later.
-        _until(lambda: len(admin.describe_acls(asked).result(_ADMIN_SECONDS)) == len(wanted), "the ACLs to be there")
+        _until(lambda: listed_now() == set(operations), "the ACLs to be there")
 
 
 @functools.cache
@@ -476,7 +493,7 @@ def fetch_jars(home: Path, pom: str) -> Path:
 @pytest.fixture(scope="session")
 def kafka(pytestconfig: pytest.Config) -> Iterator[KafkaServer]:
     """A running Kafka, one for all processes of the test session. Name topics by `kafka.unused_name`."""
-    yield from one_for_all(pytestconfig, "kafka", KafkaServer)
+    yield from one_for_all(pytestconfig, "kafka", lambda folder: KafkaServer(folder, session=_SESSION))
 
 
 def _until(done: Any, what: str) -> None:

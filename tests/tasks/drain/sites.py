@@ -162,6 +162,14 @@ def child_environment(site: Site, topic: str) -> dict[str, str]:
     }
 
 
+def settle(kafka: KafkaServer, topic: str, end: int, partition: int = 0) -> None:
+    """Return when a partition ends at this offset, with the markers of its transactions, and none of them is open.
+
+    The coordinator writes a marker when it gets to it, and may answer a commit or an abort before.
+    """
+    until(lambda: kafka.watermarks(topic, partition)[1] == kafka.stable_end(topic, partition) == end)
+
+
 def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 60
     while not condition():

@@ -40,7 +40,7 @@ from tasks.settings import DAYS, DrainSettings, SearchSettings, Settings
 from tests.helpers.search import delete_indices
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
-from tests.tasks.drain.sites import Site, archived, child_environment, events, make_site, send, until
+from tests.tasks.drain.sites import Site, archived, child_environment, events, make_site, send, settle, until
 
 PARTITIONS = 3
 RECORDS = 60
@@ -87,8 +87,9 @@ def fill(site: Site, partitions: int = PARTITIONS) -> tuple[str, dict[str, list[
     for partition in range(partitions):
         sent = send(plain, topic, [*events(RECORDS // 2, partition), *list(invalid_values())[:3]], partition=partition)
         aborted.begin_transaction()
-        send(aborted, topic, events(5, 99), partition=partition)
+        taken = send(aborted, topic, events(5, 99), partition=partition)
         aborted.abort_transaction(30)
+        settle(site.kafka, topic, taken[-1].offset + 2, partition)
         sent += send(plain, topic, events(RECORDS // 2, 10 + partition), partition=partition)
         held[f"{topic}/{partition}"] = archived(sent)
     return topic, held

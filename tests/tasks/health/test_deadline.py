@@ -19,7 +19,7 @@ from tests.helpers.audit import audit
 from tests.helpers.memory import MemoryStore
 from tests.helpers.sample import Growing
 
-SLOW = 0.1
+SLOW = 0.2
 """How long each answer takes, in seconds; many times less than the limit."""
 
 

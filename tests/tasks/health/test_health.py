@@ -56,6 +56,7 @@ from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.servers.ports import free_ports
 from tests.servers.s3 import SeaweedServer
+from tests.tasks.drain.sites import settle
 
 NO_S3 = S3Options()
 SLACK = "slack://TokenA/TokenB/TokenC/#channel"
@@ -376,6 +377,7 @@ def test_a_marker_is_no_record_that_waits(site: Site) -> None:
     producer.begin_transaction()
     producer.produce(topic, events(1)[0])
     producer.commit_transaction(30)
+    settle(site.kafka, topic, 2)
     with Broker(site.settings(topic).kafka.librdkafka(), site.group) as broker:
         assert broker.waits_since(topic, 0, 0) is not None
         assert broker.waits_since(topic, 0, 1) is None

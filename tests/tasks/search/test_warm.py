@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -26,9 +26,9 @@ from tests.helpers.search import daily_indices
 from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError
 from tests.servers.require import unavailable
 
-MOVED_SECONDS = 20
+MOVED_SECONDS = 60
 PROMPT_SECONDS = 25
-"""All requests to a cluster with a dead warm node together take less. One call that hangs takes 30 s."""
+"""Each step on a cluster with a dead warm node takes less. One call that hangs takes 30 s."""
 WARM = NOW + timedelta(days=8)
 """When today's index is old enough for warm nodes."""
 
@@ -65,6 +65,23 @@ def lie_on(search: Search, index: str, *nodes: str | None) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+@contextmanager
+def prompt() -> Iterator[None]:
+    """Check that a step waits for no dead node. Each is measured alone: many together take long on a busy machine."""
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < PROMPT_SECONDS
+
+
+def promptly_audited(given: Settings) -> list[dict[str, Any]]:
+    """Return the findings of a full audit."""
+    with prompt():
+        plan = plan_audit(given, Request(full=True), NOW)
+    with prompt():
+        pieces = list(verify_pieces(given, plan, plan.pieces))
+    return [*plan.findings, *(finding for piece in pieces for finding in piece.findings)]
 
 
 def of(actions: list[Action], *names: str) -> list[tuple[str, str, str, str]]:
@@ -115,22 +132,22 @@ def test_warm_nodes(tmp_path: Path, tiers: tuple[ElasticsearchServer, Elasticsea
     assert lie_on(search, halved, "hot", "warm")
     audit(given)
     warm.kill()
-    started = time.monotonic()
     assert lie_on(search, today, None)
     refused = f"{UNKNOWN}: {LOST}"
     for _ in range(2):
-        closed = list(roll_indices(given, WARM))
+        with prompt():
+            closed = list(roll_indices(given, WARM))
         assert ("merge", today, "refused", LOST) in of(closed, today)
-        late = list(roll_indices(given, LATER))
+        with prompt():
+            late = list(roll_indices(given, LATER))
         assert of(late, halved, today) == [("delete", name, "refused", refused) for name in (halved, today)]
-    assert not search.client.indices.exists(index=tomorrow)
-    assert search.client.indices.exists(index=f"{today},{halved}")
+    with prompt():
+        assert not search.client.indices.exists(index=tomorrow)
+        assert search.client.indices.exists(index=f"{today},{halved}")
     for name in (halved, search.prefix):
-        with pytest.raises(SearchError, match=r"answers for only \d of \d shards"), search.errors(name):
+        with prompt(), pytest.raises(SearchError, match=r"answers for only \d of \d shards"), search.errors(name):
             logs_in(search, name)
-    plan = plan_audit(given, Request(full=True), NOW)
-    found = [*plan.findings, *(one for piece in verify_pieces(given, plan, plan.pieces) for one in piece.findings)]
+    found = promptly_audited(given)
     assert {(one["finding"], one["severity"]) for one in found} == {("unreadable", "unverifiable")}
     assert {today, halved} == {str(one["message"]).split()[2] for one in found}
-    assert time.monotonic() - started < PROMPT_SECONDS
     search.close()
