@@ -308,7 +308,7 @@ def test_each_folder_on_the_way_to_the_file(tmp_path: Path, monkeypatch: pytest.
             assert f"{str(lax)!r} can be written by others" in refusal(Settings)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_only_a_regular_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe, which nobody may ever write to, or a device, is an error at once."""
     os.mkfifo(tmp_path / "custody.toml", 0o600)

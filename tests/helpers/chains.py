@@ -29,7 +29,9 @@ def in_threads() -> Iterator[None]:
         self._workers[here] = thread
         return here
 
-    with patch.object(chains.Chains, "_start", start), patch.object(run, "LEAST_MANIFESTS", 0):
+    # A process that does not end is ended; a thread must end by itself.
+    patience = patch.object(chains, "_END_SECONDS", 60.0)
+    with patience, patch.object(chains.Chains, "_start", start), patch.object(run, "LEAST_MANIFESTS", 0):
         yield
 
 

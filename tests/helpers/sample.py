@@ -129,6 +129,13 @@ def make_archive(root: Path, passphrase: str | None = None) -> Sample:
     return Sample(folder, keyring, writer.log, writer.tip, events, quarantined, skipped)
 
 
+def _hour_of_one_day(now: datetime) -> datetime:
+    """Return the begin of an hour of one day that began lately: what goes by days is the same at midnight."""
+    begun = now - timedelta(minutes=50)
+    midnight = (begun + timedelta(hours=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight - timedelta(hours=1) if begun < midnight else begun
+
+
 class Growing:
     """An archive of one log that grows by small statements, a minute apart."""
 
@@ -140,7 +147,7 @@ class Growing:
         retention_days: int = DEFAULT_RETENTION_DAYS,
     ) -> None:
         self.root, self.folder, self.keyring = root, root / "archive", root / "keyring.json"
-        self.begun = begun or datetime.now(UTC) - timedelta(minutes=50)
+        self.begun = begun or _hour_of_one_day(datetime.now(UTC))
         root.mkdir(exist_ok=True)
         if not self.keyring.exists():
             new_keyring(self.keyring, self.begun - timedelta(days=1))

@@ -30,12 +30,13 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.servers.guard import start_guard
+from tests.servers.ports import free_ports
 from tests.servers.shared import Server, one_for_all
 
 REGION = "us-east-1"
 LIMITED = {"maynotwrite": ["Read", "List"], "maynotread": ["List", "Write"], "maynotlist": ["Read", "Write"]}
 """Access keys of SeaweedFS that may not do everything, and what they may do."""
-_START_SECONDS = 60
+_START_SECONDS = 120
 
 
 @functools.cache
@@ -49,15 +50,6 @@ def _shared_loader(data_path: str | None = None) -> Any:
 # client takes, and tests make thousands. In this process all sessions share what was read.
 _create_loader: Any = botocore.session.create_loader
 setattr(botocore.session, "create_loader", _shared_loader)  # noqa: B010 - its types do not know the name
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class _Server(Server):

@@ -142,12 +142,13 @@ def test_killed_at_any_call(scene: Scene, side: str) -> None:
     assert number > len(source.objects)
     stopped = 0
     for at in range(number):
-        target = MemoryStore()
-        broken = target if side == "put" else source
+        target, read = MemoryStore(), MemoryStore(source.objects)
+        broken = target if side == "put" else read
         broken.before = death(at)
         with pytest.raises(Died):
-            run(source, target)
-        broken.before = None
+            run(read, target)
+        # A process that is killed has no threads left. Here some may still be at work on what is broken.
+        target = MemoryStore(dict(target.objects))
         stopped += 0 < len(target.objects) < len(source.objects)
         assert set(target.objects.items()) <= set(source.objects.items())
         if target.objects:
@@ -554,7 +555,7 @@ def test_memory_and_requests_are_bounded(scene: Scene, monkeypatch: pytest.Monke
     lock = threading.Lock()
     busy: set[str] = set()
     most, chained = 0, 0
-    met = threading.Barrier(3, timeout=5)
+    met = threading.Barrier(3, timeout=60)
 
     class Watched(MemoryStore):
         def create(self, key: str, data: bytes) -> None:
