@@ -79,7 +79,7 @@ def test_test_command_runs_tests(tmp_path: Path) -> None:
     assert "tests/custody/tlog/test_merkle.py" in done.stdout
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(800)
 def test_demo_does_the_main_job_and_leaks_no_secret(tmp_path: Path) -> None:
     """The demo drains, verifies, proves an event, notices the flipped bit, and runs again into the same archive.
 

@@ -19,10 +19,17 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.servers.ports import free_ports
+
 ROOT = Path(__file__).resolve().parents[2]
 _ASK_SECONDS = 1.0
 """Between two questions about a run. Every 0.3 seconds, answers would cost the server more than all else it does."""
-UP = "import sys; from pathlib import Path; from flows.operate.up import up; up(Path('prefect'), 0, Path(sys.argv[1]))"
+UP = """
+import sys
+from pathlib import Path
+from flows.operate.up import up
+up(Path("prefect"), int(sys.argv[1]), Path(sys.argv[2]))
+"""
 
 
 class Installation:
@@ -63,9 +70,11 @@ class Installation:
 
     def begin(self) -> None:
         """Start `custody up`."""
+        # Not any port of the system's: others could take that one until the server listens, many seconds later.
+        (port,) = free_ports(1)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", UP, "deployments.yaml"],
+                [sys.executable, "-c", UP, str(port), "deployments.yaml"],
                 cwd=self.folder,
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,

@@ -1,5 +1,6 @@
 """`custody up` with real processes: scheduled runs appear, drain a real Kafka, and come back after being killed."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -100,14 +101,21 @@ class Drained(Installation):
             f"a run to be in the middle of draining {begun}",
         )
         self.produce(500)
-        doomed = self.children()
-        commands = " ".join(command(process) for process in doomed)
-        assert all(part in commands for part in ("server start", "worker start", "prefect.engine"))
+        doomed: list[psutil.Process] = []
+
+        def complete() -> bool:
+            # A run may end meanwhile, and then the next one drains what is left.
+            doomed[:] = self.children()
+            commands = " ".join(command(process) for process in doomed)
+            return all(part in commands for part in ("server start", "worker start", "prefect.engine"))
+
+        self.wait(complete, 180, "server, worker and a run at the same time")
         if with_up and self.process is not None:
             self.process.kill()
             self.process.wait()
         for process in doomed:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         gone, alive = psutil.wait_procs(doomed, timeout=10)
         assert gone
         assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import stat
 import urllib.error
 import urllib.request
@@ -23,7 +24,7 @@ from custody.errors import ConfigurationError, CustodyError
 from custody.keys.keyring import new_keyring
 from custody.store.folder import FolderStore
 from flows.operate.deploy import DEPLOYMENTS, Api, _kept_schedules, deploy, direct
-from flows.operate.up import _credentials, _make_private, up
+from flows.operate.up import _credentials, _free_port, _make_private, up
 from tasks.check import prefect
 from tests.flows.installation import Installation, command, ended
 from tests.helpers.environment import clear_settings
@@ -74,10 +75,10 @@ def refused(request: urllib.request.Request) -> int:
 async def hears(url: str, protocols: list[Subprotocol] | None, *messages: object) -> bool:
     """Return whether a socket answers to anything but by closing."""
     try:
-        async with connect(url, subprotocols=protocols, proxy=None) as socket:
+        async with connect(url, subprotocols=protocols, proxy=None, open_timeout=60) as socket:
             for message in messages:
                 await socket.send(json.dumps(message))
-            return bool(await asyncio.wait_for(socket.recv(), 10))
+            return bool(await asyncio.wait_for(socket.recv(), 60))
     except (WebSocketException, EOFError):
         return False
 
@@ -188,9 +189,12 @@ def _umask(pid: int) -> int:
 def check_of_prefect(made: Guarded, levels: dict[str, str]) -> None:
     """Check what `custody check` says of the server, with its credentials, and with wrong ones."""
     environment = {"PREFECT_API_URL": f"{made.url}/api", "PREFECT_API_AUTH_STRING": made.credentials()}
-    lines = list(prefect.check(DEPLOYMENTS, environment))
+    with pytest.MonkeyPatch.context() as patched:
+        # What it says of a server that is slow is not asked here.
+        patched.setattr(prefect, "REQUEST_SECONDS", 60.0)
+        lines = list(prefect.check(DEPLOYMENTS, environment))
+        (refusal,) = prefect.check(DEPLOYMENTS, {**environment, "PREFECT_API_AUTH_STRING": "custody:wrong"})
     assert {line.subject: line.level for line in lines} == {"server": "ok", **levels}, lines
-    (refusal,) = prefect.check(DEPLOYMENTS, {**environment, "PREFECT_API_AUTH_STRING": "custody:wrong"})
     assert (refusal.level, refusal.passing) == ("failed", False)
     assert "PREFECT_API_AUTH_STRING" in refusal.remedy
 
@@ -310,6 +314,19 @@ def test_the_folder_is_private(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="others can look into"):
         _make_private(shared)
     assert stat.S_IMODE(shared.stat().st_mode) == 0o755
+
+
+def test_any_port_is_a_free_one() -> None:
+    """0 is any port that nobody has. Another one is taken as it is, and refused if somebody has it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        _, port = taken.getsockname()
+        assert _free_port(0) not in {0, port}
+        with pytest.raises(ConfigurationError, match="is in use: choose another port, or 0 for any free port"):
+            _free_port(port)
+    (port,) = free_ports(1)
+    assert _free_port(port) == port
 
 
 @pytest.mark.parametrize("content", ["", "custody:short", "custody:" + "ü" * 43, "somebody:" + "x" * 43])

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ import pytest
 from msgspec import structs
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
 
 from tasks.audit.conclude import conclude
 from tasks.audit.pieces import verify_pieces
@@ -27,6 +29,7 @@ from tests.helpers.corpus import TIME
 from tests.helpers.environment import clear_settings
 from tests.helpers.own import SHAPES, own_event
 from tests.helpers.sample import Growing, Sample, event, make_archive
+from tests.servers.shared import locked, shared_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -50,11 +53,22 @@ def execute(given: Any, archive: Path | None, folder: Path = NOTEBOOKS, *, run_o
         assert "archive =" in first.source
         first.source = f"archive = {str(archive)!r}"
     where = {"metadata": {"path": folder}}
-    # A slow kernel may send the end of a line later than the line: one output, as a reader sees it.
-    client = NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources=where, allow_errors=run_on, coalesce_streams=True
-    )
-    client.execute()
+    # Ports would be chosen long before the kernel listens there, and others could take them. The path is a short one,
+    # because a socket's may have about a hundred bytes.
+    with tempfile.TemporaryDirectory(prefix="custody-kernel-") as sockets:
+        # A slow kernel may send the end of a line later than the line: one output, as a reader sees it.
+        client = NotebookClient(
+            notebook,
+            timeout=120,
+            iopub_timeout=120,
+            raise_on_iopub_timeout=True,
+            kernel_name="python3",
+            resources=where,
+            allow_errors=run_on,
+            coalesce_streams=True,
+            config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/socket"}),
+        )
+        client.execute()
     return notebook
 
 
@@ -87,6 +101,13 @@ def audited(sample: Sample, **counts: int) -> None:
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     clear_settings(monkeypatch)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fonts(request: pytest.FixtureRequest) -> None:
+    """Let Matplotlib make its cache of fonts. Else the first kernel on a machine may say on stderr that it does so."""
+    with locked(shared_folder(request.config) / "fonts.lock"):
+        subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], timeout=280, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -227,8 +248,7 @@ def test_without_anything_to_show(tmp_path: Path, name: str, there: bool) -> Non
     assert "\n" not in said
     assert ("run `custody drain`" if there else "run `uv run custody demo`") in said
     # Whoever runs on reads the same sentence again, where something is lacking.
-    # On stderr Matplotlib says, once on a machine, that it builds its cache of fonts.
-    rest = [output for output in outputs(notebook) if output is not shown and output.get("name") != "stderr"]
+    rest = [output for output in outputs(notebook) if output is not shown]
     again = [output.text.strip() for output in rest if output.get("text", "").strip() == said]
     assert there or len(again) == len(rest) >= 5
 

@@ -21,7 +21,7 @@ def produce(server: KafkaServer, topic: str, values: list[bytes]) -> None:
 
 
 def consume(server: KafkaServer, topic: str, count: int) -> list[bytes]:
-    consumer = Consumer({"bootstrap.servers": server.bootstrap, "group.id": "tests", "auto.offset.reset": "earliest"})
+    consumer = Consumer({"bootstrap.servers": server.bootstrap, "group.id": topic, "auto.offset.reset": "earliest"})
     try:
         consumer.subscribe([topic])
         found: list[Message] = []

