@@ -1,4 +1,4 @@
-"""From a bucket, nothing reads an archive's statements and segments one after the other: each answer takes its time."""
+"""Commands do not read a bucket's statements and segments one after the other: each answer takes its time."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta

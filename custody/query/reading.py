@@ -42,11 +42,8 @@ from custody.query.indexed import LOST, Files, Indexed, Stretch
 from custody.query.lazy import Lazy, Spill
 from custody.query.recent import Range, Recent, warn_unsigned, whole_tables
 from custody.query.warned import Period, Warnings
-from custody.store.ahead import AskAhead
+from custody.store.ahead import MOST_LISTED, AskAhead
 from custody.store.protocol import Store
-
-_FEW = 999
-"""Statements behind the index up to which a log's end is asked for beforehand."""
 
 Tabled = tuple[Log, Files]
 """The tables of a range of a log's statements."""
@@ -356,8 +353,9 @@ class Reading:
 def _ask_for_end(index: TimeIndex, store: Store, log: Log) -> None:
     """Ask a store what reading a log from the end of the index on will ask, but for the entries."""
     form, first = statements_of(log), index.end(log)
-    slots = list(islice(slots_after(store, form, first - 1), _FEW))
-    if len(slots) == _FEW:
+    slots = list(islice(slots_after(store, form, first - 1), MOST_LISTED))
+    if len(slots) == MOST_LISTED:
+        # So many statements are listed again when they are read.
         return
     if first and not slots:
         store.exists(form.key(first - 1))

@@ -16,8 +16,8 @@ AHEAD = 32
 
 _BEHIND = 8
 """Objects that stay although they were asked for."""
-_MOST_LISTED = 999
-"""Objects of an answer that is kept. One more, in the same request, shows whether there are others."""
+MOST_LISTED = 999
+"""Objects of a listing up to which it is kept. One more, in the same request, shows whether there are others."""
 _MOST_KEPT = 100_000
 """Objects of all answers that are kept: 30 MB."""
 
@@ -190,9 +190,9 @@ class _Asking:
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         listed = self._store.list(prefix, after=after)
-        first = list(islice(listed, _MOST_LISTED + 1))
+        first = list(islice(listed, MOST_LISTED + 1))
         # What is longer than a page is not kept: it takes many requests in any case.
-        if len(first) <= min(_MOST_LISTED, self._room):
+        if len(first) <= min(MOST_LISTED, self._room):
             self._room -= len(first)
             self._answers["list", prefix, after] = first
         return iter(first)

@@ -28,7 +28,7 @@ from custody.keys.trust import Trust
 from custody.store.ahead import AHEAD, call_ahead
 from custody.store.protocol import Store, is_local
 from custody.verify.work import work_of
-from tasks.detect.following import SHARE, Listed
+from tasks.detect.listed import SHARE, Listed
 from tasks.detect.memory import SPAN
 from tasks.detect.positions import Late
 from tasks.detect.state import REBUILD
@@ -189,8 +189,8 @@ class Reading:
         def push(log: Log, new: New | None, unread: Mapping[int, str]) -> None:
             self.problems |= {(str(log), number): problem for number, problem in unread.items()}
             if new is not None:
-                self._forgive(log, new[0])
-                heapq.heappush(heap, (new[0].sealed_at, str(log), log, new))
+                self._forgive(log, new.statement)
+                heapq.heappush(heap, (new.statement.sealed_at, str(log), log, new))
 
         logs = self.logs()
         begins = [positions.get(str(log), 0) for log in logs]
@@ -216,7 +216,7 @@ class Reading:
             while heap:
                 _, _, log, new = heapq.heappop(heap)
                 yield log, new
-                push(log, *followed[log].next(new[0].sequence + 1))
+                push(log, *followed[log].next(new.statement.sequence + 1))
 
     def _forgive(self, log: Log, statement: Statement) -> None:
         """Remove problems that a signed statement explains: slots that it passes over, and segments that expired."""

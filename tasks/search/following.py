@@ -6,6 +6,7 @@ From a remote store, a few statements are read ahead, each with its segment: a r
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
+from typing import NamedTuple
 
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, read_manifest
@@ -17,8 +18,12 @@ from custody.format.manifest import Manifest, Statement
 from custody.store.ahead import in_order
 from custody.store.protocol import Store, is_local
 
-New = tuple[Statement, bytes | None]
-"""A statement, and its segment's bytes if they were read ahead."""
+
+class New(NamedTuple):
+    """A statement, and its segment's bytes if they were read ahead."""
+
+    statement: Statement
+    segment: bytes | None
 
 
 class Following:
@@ -76,7 +81,7 @@ class Following:
         statement, unread = next_statement(self._store, self._log, sequence, self._holds, holes=holes)
         # Most logs have nothing new. Where there is a statement, more may follow.
         self._is_known = self._is_known or statement is not None
-        return None if statement is None else (statement, None), unread
+        return None if statement is None else New(statement, None), unread
 
     def _slots(self, end: int | None) -> Iterator[int]:
         """Yield what to read ahead: from the slot on that is wanted, which may be far behind those that are waiting."""
@@ -110,7 +115,7 @@ def read_new(store: Store, log: Log, sequence: int, holds: Holds[Manifest], most
         # Who needs it reads it again then, and names what is wrong.
         with suppress(FormatError, ObjectMissing, ObjectArchived):
             segment = store.read(statement.segment.key, limit=statement.segment.size)
-    return statement, segment
+    return New(statement, segment)
 
 
 def read_segment(store: Store, key: str) -> bytes:

@@ -163,27 +163,29 @@ class Indexer:
         oldest = datetime.now(UTC) - timedelta(days=self._settings.days)
         written = self._cursors[log] if log in self._cursors else self._read_cursor(log, end)
         sequence, skipped, since = written or 0, self._skipped[log], time.monotonic()
-        of, most = (self._store, log, self._holds(log)), _SEGMENT_BYTES
-        following = Following(*of, sequence, end, self._threads, ahead=_WAITING, most=most)
+        holds = self._holds(log)
+        following = Following(
+            self._store, log, holds, sequence, end, self._threads, ahead=_WAITING, most=_SEGMENT_BYTES
+        )
         while go_on():
             result.sequence = sequence
             if sequence == end:
                 result.behind = 0.0
                 break
             new, unread = following.next(sequence, holes=log not in self._ended)
-            statement = new[0] if new else None
-            if statement is not None and parse_time(statement.sealed_at) < oldest:
+            if new is not None and parse_time(new.statement.sealed_at) < oldest:
                 # The next roll would delete its events again.
-                sequence = self._pass_old(log, statement.sequence + 1, oldest)
+                sequence = self._pass_old(log, new.statement.sequence + 1, oldest)
                 continue
             for number in unread.keys() - skipped.keys():
                 logger.warning("%s: %s", log, unread[number], extra={"log": log, "sequence": number})
             skipped |= unread
-            if new is None or statement is None:
+            if new is None:
                 if not unread:
                     self._ended.add(log)
                 result.behind = 0.0
                 break
+            statement = new.statement
             result.sequence = statement.sequence
             # A time of the future does not tell how long it waits. It must not hide that it does.
             result.behind = abs((datetime.now(UTC) - parse_time(statement.sealed_at)).total_seconds())

@@ -74,7 +74,7 @@ class RemoteFolder(FolderStore):
 
 
 def pass_for_a_bucket(monkeypatch: pytest.MonkeyPatch, folder: Path, *prefixes: str) -> Together:
-    """Let `URL` name the archive in a folder, and return what is found out about reads of keys with the prefixes."""
+    """Return what is found out about reads of keys with the prefixes. `URL` names the archive in the folder now."""
     together = Together(*prefixes)
     monkeypatch.setattr(custody.store.open, "S3Store", lambda *_: RemoteFolder(folder, together))
     return together

@@ -105,7 +105,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fonts(request: pytest.FixtureRequest) -> None:
-    """Let Matplotlib make its cache of fonts. Else the first kernel on a machine may say on stderr that it does so."""
+    """Make Matplotlib's cache of fonts. Else the first kernel on a machine may say on stderr that it does so."""
     with locked(shared_folder(request.config) / "fonts.lock"):
         subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], timeout=280, check=True)
 

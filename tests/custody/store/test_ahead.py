@@ -218,7 +218,7 @@ def test_answers_are_kept_up_to_a_bound(store: MemoryStore, monkeypatch: pytest.
 
 def test_no_error_is_kept_and_no_long_answer(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks in earnest gets the error, or the listing, from the store."""
-    monkeypatch.setattr("custody.store.ahead._MOST_LISTED", MANY // 2)
+    monkeypatch.setattr("custody.store.ahead.MOST_LISTED", MANY // 2)
 
     def fail(name: str, key: str) -> None:
         if name == "exists" and key == KEYS[1]:

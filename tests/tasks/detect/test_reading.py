@@ -119,7 +119,7 @@ def test_the_statement_before_a_position_is_gone(archive: Archive) -> None:
 @pytest.mark.parametrize("listed", [1, 100])
 def test_a_slot_that_was_passed_over(tmp_path: Path, listed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signed statement that passes over it ends the problem."""
-    monkeypatch.setattr("tasks.detect.following._LISTED", listed)
+    monkeypatch.setattr("tasks.detect.listed._LISTED", listed)
     archive = Archive(tmp_path / "site")
     growing = archive.logs[0]
     log = parse_log_text(growing.log)
@@ -134,7 +134,7 @@ def test_a_slot_that_was_passed_over(tmp_path: Path, listed: int, monkeypatch: p
 @pytest.mark.parametrize("listed", [1, 2, 3, 100])
 def test_more_than_is_listed_at_once(archive: Archive, listed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is new is read to the last statement, however many there are."""
-    monkeypatch.setattr("tasks.detect.following._LISTED", listed)
+    monkeypatch.setattr("tasks.detect.listed._LISTED", listed)
     reached, reading, _ = archive.read(archive.store(), {})
     assert (reached, reading.problems) == (sorted((log.log, STATEMENTS) for log in archive.logs), {})
 
@@ -142,7 +142,7 @@ def test_more_than_is_listed_at_once(archive: Archive, listed: int, monkeypatch:
 @pytest.mark.parametrize("listed", [1, 2, 3, 100])
 def test_what_cannot_be_read_is_named(archive: Archive, listed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hole, garbage, garbage at the end, and a position beyond the end are problems, and stop nothing."""
-    monkeypatch.setattr("tasks.detect.following._LISTED", listed)
+    monkeypatch.setattr("tasks.detect.listed._LISTED", listed)
     store = archive.store()
     first, second, third = (log for log in map(parse_log_text, (each.log for each in archive.logs)) if log is not None)
     del store.objects[manifest_key(first, 2)]

@@ -55,7 +55,7 @@ class Reader:
                 if new is None:
                     return
                 yield new, unread
-                sequence = new[0].sequence + 1
+                sequence = new.statement.sequence + 1
 
     def one_by_one(self, begin: int) -> list[tuple[int, dict[int, str]]]:
         """Return the same without reading ahead: sequences, and what is unread before each."""
@@ -70,7 +70,7 @@ class Reader:
 
 
 def segment_of(new: New) -> str:
-    segment = new[0].segment
+    segment = new.statement.segment
     assert segment is not None
     return segment.key
 
@@ -84,12 +84,12 @@ def test_each_statement_comes_with_its_segment(
     reader = Reader(growing, store)
     store.calls.clear()
     found = list(reader.follow(begin, end))
-    assert [new[0].sequence for new, _ in found] == list(range(begin, STATEMENTS))
+    assert [new.statement.sequence for new, _ in found] == list(range(begin, STATEMENTS))
     # Where the end is not known, the first one shows that more may follow.
     known = range(begin + 1, STATEMENTS) if end is None else range(end)
     for new, unread in found:
         assert unread == {}
-        assert new[1] == (store.objects[segment_of(new)] if new[0].sequence in known else None)
+        assert new.segment == (store.objects[segment_of(new)] if new.statement.sequence in known else None)
     reads = Counter(key for name, key in store.calls if name == "read")
     # That the slot at the end is empty is seen twice, if it was read ahead.
     assert reads.pop(manifest_key(LOG, STATEMENTS)) == (2 if end is None else 1)
@@ -102,7 +102,7 @@ def test_a_large_segment_is_left_to_who_needs_it(growing: Growing, store: Memory
     """So memory is bounded, whatever a statement says."""
     reader = Reader(growing, store)
     store.calls.clear()
-    assert all(new[1] is None for new, _ in reader.follow(0, STATEMENTS, most=10))
+    assert all(new.segment is None for new, _ in reader.follow(0, STATEMENTS, most=10))
     assert not [key for name, key in store.calls if name == "read" and key.startswith("events/")]
 
 
@@ -119,7 +119,7 @@ def test_a_segment_that_is_larger_than_stated_is_not_read_ahead(growing: Growing
     reader = Reader(growing, store)
     store.objects[segment_of(next(reader.follow(5, STATEMENTS))[0])] += bytes(MOST)
     found = [new for new, _ in reader.follow(0, STATEMENTS)]
-    assert [new[0].sequence for new in found if new[1] is None] == [5]
+    assert [new.statement.sequence for new in found if new.segment is None] == [5]
 
 
 def test_an_error_of_a_slot_that_nobody_wants_ends_nothing(growing: Growing, store: MemoryStore) -> None:
@@ -159,8 +159,8 @@ def test_what_is_damaged_is_named_as_one_by_one(
     wanted = reader.one_by_one(0)
     store.calls.clear()
     found = list(reader.follow(0, end))
-    assert [(new[0].sequence, unread) for new, unread in found] == wanted
-    without = [new[0].sequence for new, _ in found if new[1] is None]
+    assert [(new.statement.sequence, unread) for new, unread in found] == wanted
+    without = [new.statement.sequence for new, _ in found if new.segment is None]
     assert (7 in without) == (damage in {"no segment", "all"})
     in_hole = {key for name, key in store.calls if name == "read" and keys[10] < key < keys[30]}
     assert damage not in {"a long hole", "all"} or len(in_hole) < 2 * AHEAD
@@ -175,6 +175,6 @@ def test_who_jumps_ahead_reads_nothing_between(growing: Growing, store: MemorySt
         for sequence in (0, 30, 31):
             new, _ = following.next(sequence, holes=True)
             assert new is not None
-            assert new[0].sequence == sequence
+            assert new.statement.sequence == sequence
     between = {key for name, key in store.calls if manifest_key(LOG, 2 * AHEAD) < key < manifest_key(LOG, 30)}
     assert not between

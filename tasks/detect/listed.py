@@ -52,8 +52,16 @@ class Listed:
         self.last = several[-1] if several else -1
         """The last slot that was listed; -1 without any."""
         self._is_all = len(several) <= _LISTED
-        of, end = (self._store, self._log, self._holds), self.last + 1
-        self._following = Following(*of, begin, end, self._threads, ahead=self._ahead, most=self._most)
+        self._following = Following(
+            self._store,
+            self._log,
+            self._holds,
+            begin,
+            self.last + 1,
+            self._threads,
+            ahead=self._ahead,
+            most=self._most,
+        )
 
     def next(self, sequence: int) -> tuple[New | None, dict[int, str]]:
         """Return the next statement from a sequence on, and the problems of slots before it. Most logs have none.
