@@ -48,7 +48,8 @@ from tasks.drain.shares import divide, most_processes
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
-    from tasks.search.index import Follower, IndexResult
+    from tasks.search.follower import Follower
+    from tasks.search.index import IndexResult
 
 READING_SECONDS = 10.0
 """How long a run reads at least, however long it took to open its logs: otherwise each run on a busy machine would end
@@ -140,7 +141,7 @@ def drain_and_index(
     if settings.search.url is None:
         return drain_logs(settings, partitions, once=once, seconds=seconds, share_of=share_of), []
     # Imported here: it loads Elasticsearch's client, which is slow.
-    from tasks.search.index import Follower, joined
+    from tasks.search.follower import Follower, joined
 
     follower = Follower(settings, partitions)
     try:

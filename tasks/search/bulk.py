@@ -15,16 +15,19 @@ A request that is refused as a whole is never booked on its documents, except on
 
 import logging
 import re
+import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol
 
 import msgspec
 from elasticsearch import ApiError
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_random_exponential
+from tenacity.nap import sleep_using_event
 
 from custody.errors import SearchError, TransientSearchError, counted, legible
 from custody.format.layout import Log
@@ -37,7 +40,10 @@ PATIENCE_SECONDS = 60
 """How long a bulk request is retried while Elasticsearch is too busy."""
 
 REQUESTS = 2
-"""Bulk requests under way at a time."""
+"""Bulk requests of a log that are under way at a time."""
+_LOGS = 2
+"""Logs whose documents are made and sent at a time. The others wait: their documents would only fill memory, and keep
+the interpreter from who drains beside."""
 
 _CREATED, _THERE, _TOO_LARGE = 201, 409, 413
 _BLOCK = "cluster_block_exception"
@@ -137,12 +143,23 @@ def describe_rejected(events: Counted, index: str) -> str:
     return f"Elasticsearch rejected {rejected}, most often because of {reason}; {index} lists each"
 
 
+class StoppedError(Exception):
+    """No request is begun any more, because there is no time left."""
+
+
 class Bulk:
     """Bulk requests that create documents; their size adapts to Elasticsearch. Threads may share it."""
 
-    def __init__(self, search: Search) -> None:
-        self._search = search
+    def __init__(self, search: Search, stopped: threading.Event | None = None) -> None:
+        """Prepare.
+
+        Args:
+            search: Elasticsearch.
+            stopped: once it is set, no request is begun.
+        """
+        self._search, self._stopped = search, stopped or threading.Event()
         self._size = search.settings.bulk_bytes
+        self._turns = threading.BoundedSemaphore(_LOGS)
         self._busy = "no reason given"
         """Why documents were last sent again."""
 
@@ -156,40 +173,12 @@ class Bulk:
 
         Raises:
             SearchError: as `create`.
+            StoppedError: there is no time left. Some documents may be created.
         """
-        waiting: list[Documents] = []
-        size = 0
-        # While some requests are running, the next one is prepared.
-        with ThreadPoolExecutor(REQUESTS) as senders:
-            under_way: deque[tuple[Future[None], Sent]] = deque()
-
-            def submit() -> None:
-                documents, sent = Documents.join(waiting), Sent()
-                waiting.clear()
-                if len(under_way) == REQUESTS:
-                    end_first()
-                under_way.append((senders.submit(self.create, log, documents, sent), sent))
-
-            def end_first() -> None:
-                future, sent = under_way.popleft()
-                try:
-                    future.result()
-                finally:
-                    # Also what was done before an error.
-                    sent.add_to(total)
-
-            try:
-                for part in parts:
-                    waiting.append(part)
-                    size += sum(map(len, part.sources))
-                    if size >= self._search.settings.bulk_bytes:
-                        submit()
-                        size = 0
-            finally:
-                if waiting:
-                    submit()
-                while under_way:
-                    end_first()
+        with self._turns:
+            if self._stopped.is_set():
+                raise StoppedError
+            _send(parts, self._search.settings.bulk_bytes, partial(self.create, log), total)
 
     def create(self, log: Log, documents: Documents, sent: Sent) -> None:
         """Create documents, in requests of a size that Elasticsearch accepts.
@@ -234,7 +223,8 @@ class Bulk:
         wait = wait_random_exponential(multiplier=0.2, max=10)
         try:
             stop, again = stop_after_delay(PATIENCE_SECONDS), retry_if_result(bool)
-            Retrying(stop=stop, wait=wait, retry=again, before_sleep=count_busy)(send)
+            sleep = sleep_using_event(self._stopped)
+            Retrying(stop=stop, wait=wait, retry=again, sleep=sleep, before_sleep=count_busy)(send)
         except RetryError:
             raise TransientSearchError(
                 f"Elasticsearch at {self._search.settings.url} has been too busy for {PATIENCE_SECONDS} s"
@@ -316,9 +306,12 @@ class Bulk:
 
         Raises:
             SearchError: the answer has another number of outcomes.
+            StoppedError: there is no time left.
             ApiError, TransportError: the client's own.
         """
         body = b"\n".join(lines) + b"\n"
+        if self._stopped.is_set():
+            raise StoppedError
         answer = self._search.client.perform_request(
             "POST", "/_bulk", params={"filter_path": _OUTCOMES}, headers=_NDJSON, body=body
         )
@@ -419,6 +412,52 @@ class Bulk:
         position, error = refused[0]
         first = f"offset {documents.offsets[position]}: {error.type}: {error.reason[:300]}"
         logger.warning("%s: Elasticsearch rejected %d events, listed in %s: %s", log, len(refused), name, first)
+
+
+def _send(parts: Iterable[Documents], limit: int, create: Callable[[Documents, Sent], None], total: Counted) -> None:
+    """Create documents in requests of about a limit of bytes, some of them at a time, and count what they did."""
+    waiting: list[Documents] = []
+    size = 0
+    # While some requests are running, the next one is prepared.
+    with ThreadPoolExecutor(REQUESTS) as senders:
+        under_way: deque[tuple[Future[None], Sent]] = deque()
+        errors: list[Exception] = []
+
+        def submit() -> None:
+            documents, sent = Documents.join(waiting), Sent()
+            waiting.clear()
+            if len(under_way) == REQUESTS:
+                end_first()
+            if errors:
+                return
+            under_way.append((senders.submit(create, documents, sent), sent))
+
+        def end_first() -> None:
+            future, sent = under_way.popleft()
+            try:
+                future.result()
+            except Exception as error:  # noqa: BLE001 - it is raised below, once all requests have ended
+                errors.append(error)
+            # Also what was done before an error.
+            sent.add_to(total)
+
+        try:
+            for part in parts:
+                waiting.append(part)
+                size += sum(map(len, part.sources))
+                if size >= limit:
+                    submit()
+                    size = 0
+                if errors:
+                    break
+        finally:
+            if waiting and not errors:
+                submit()
+            while under_way:
+                end_first()
+            if errors:
+                # What Elasticsearch says comes before that there is no time left.
+                raise min(errors, key=lambda error: isinstance(error, StoppedError))
 
 
 def _unrecorded(search: Search, log: Log, bad: Sequence[_Item]) -> SearchError:

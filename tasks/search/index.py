@@ -7,52 +7,48 @@ true is ignored; the nightly audit finds what a wrong one hides (`tasks.search.r
 A damaged statement does not stop the indexing. The result names a manifest that is missing or cannot be read, and a
 segment that is lost, differs from its statement or has an invalid line; later statements are still indexed.
 
-A `Follower` indexes while a drain runs, right after each manifest, in a thread of its own. The drain waits for it only
-at its end. It tells the follower where its logs end, so that nothing is asked of the archive but what is to be indexed.
-If it takes long to open them, the follower begins without that.
+Several logs are indexed at once: of each new statement, nearly all the time goes by waiting for answers.
 """
 
 import logging
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property, partial
-from itertools import chain
+from itertools import islice
 
 from custody.archive import time_index
 from custody.archive.reader import choose_logs, list_logs, read_archive
 from custody.archive.search import sealed_between
 from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import check_keys, standing, unverified
-from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing, counted
+from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing, SearchError, counted
 from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.store.open import open_store
 from custody.store.protocol import Store
-from tasks.search.bulk import Bulk, describe_rejected
+from tasks.search.bulk import Bulk, StoppedError, describe_rejected
 from tasks.search.client import Search
 from tasks.search.documents import read_documents
 from tasks.search.following import Following, New, next_listed
-from tasks.search.indices import prepare, put_cursor, read_cursor
+from tasks.search.indices import prepare, put_cursor, read_cursor, read_cursors
 from tasks.settings import Settings
 
-GRACE_SECONDS = 10.0
-"""How long the end of a drain waits for the last events to be indexed."""
-ALL_LOGS = "all logs"
-"""The log in a result that is of no one log: nothing could be indexed."""
-_LOOK_SECONDS = 5.0
+AT_ONCE = 8
+"""Logs that are indexed at once."""
 _CURSOR_SECONDS = 2.0
+_CURSORS = 500
+"""Cursors that are read in one request."""
 _AHEAD = 200
 """Statements whose times are read at once, behind one that is too old."""
-_WAITING, _SEGMENT_BYTES = 8, 2 * limits.MIB
-"""Statements that are read ahead, and bytes of a segment up to which it is too: they take 16 MiB at most."""
+_WAITING, _SEGMENT_BYTES = 4, 2 * limits.MIB
+"""Statements of a log that are read ahead, and bytes of a segment up to which it is too: 8 MiB a log at most."""
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +86,7 @@ class IndexResult:
 
 
 class Indexer:
-    """Indexes logs of one archive."""
+    """Indexes logs of one archive. Threads may share it, each with logs of its own."""
 
     def __init__(
         self,
@@ -101,6 +97,7 @@ class Indexer:
         trust: Trust,
         threads: Executor,
         problems: Sequence[str] = (),
+        stopped: threading.Event | None = None,
     ) -> None:
         """Prepare; no request is made yet.
 
@@ -112,21 +109,37 @@ class Indexer:
             trust: the keys at hand.
             threads: read ahead.
             problems: what becomes part of each result's problem.
+            stopped: once it is set, no more events are sent. What was not sent is left to the next run.
         """
+        self._stopped = stopped or threading.Event()
         self._threads = threads
         self._problems = problems
         self._settings, self._store, self._search, self._archive = settings.search, store, search, archive
-        self._bulk = Bulk(search)
+        self._bulk = Bulk(search, self._stopped)
         self._holds, self._trust = standing(store, archive, trust), trust
         for _, message in unverified(trust, {}):
             logger.warning("unverified: %s", message)
         self._cursors: dict[Log, int] = {}
+        self._read: dict[Log, int] = {}
+        """Cursors that were read together, and not looked at yet."""
         self._untrue: dict[Log, str] = {}
         """Cursors that cannot be true."""
         self._skipped: dict[Log, dict[int, str]] = defaultdict(dict)
         """Statements that could not be indexed, and why."""
+        self._finding, self._passing = threading.Lock(), threading.Lock()
+        self._found: TimeIndex | None = None
         self._ended: set[Log] = set()
         """Logs whose end was compared with a listing. That costs more than a read, so it is done once."""
+
+    def read_cursors(self, logs: Iterable[Log]) -> None:
+        """Read the cursors of many logs with few requests. What is there and no cursor is read again, with its log."""
+        left = iter(logs)
+        while some := list(islice(left, _CURSORS)):
+            try:
+                self._read |= read_cursors(self._search, self._archive, some)
+            except SearchError as error:
+                logger.debug("each log's cursor is read alone: %s", error)
+                return
 
     def index(
         self, log: Log, result: IndexResult, go_on: Callable[[], bool] = lambda: True, end: int | None = None
@@ -142,24 +155,29 @@ class Indexer:
         Returns:
             False if Elasticsearch or the archive failed, so that it should be tried again.
         """
-        failure = None
+        failure, reached = None, False
         result.listed = self._search.rejected
         try:
-            self._follow(log, result, go_on, end)
+            reached = self._follow(log, result, go_on, end)
         except CustodyError as error:
             # Indexing a statement again does no harm.
             self._cursors.pop(log, None)
             failure = str(error)
         except Exception as error:  # noqa: BLE001 - it must not end the indexing of other logs
+            if self._stopped.is_set():
+                # The interpreter may be at its end, and give no thread any more.
+                return True
             # Not again before the log grows: an error in our code does not go away by waiting.
-            result.problem = _unforeseen(error)
+            result.problem = unforeseen(error)
             return True
-        result.problem = (
-            "; ".join(filter(None, [failure, self._untrue.get(log), self._skips(log), *self._problems])) or None
-        )
+        problem = "; ".join(filter(None, [failure, self._untrue.get(log), self._skips(log), *self._problems]))
+        # Where time ran out, what went wrong before is not over.
+        result.problem = problem or (None if reached else result.problem)
         return failure is None
 
-    def _follow(self, log: Log, result: IndexResult, go_on: Callable[[], bool], end: int | None) -> None:
+    def _follow(self, log: Log, result: IndexResult, go_on: Callable[[], bool], end: int | None) -> bool:
+        """Index a log from its cursor on. Return whether its head was reached."""
+        reached = False
         oldest = datetime.now(UTC) - timedelta(days=self._settings.days)
         written = self._cursors[log] if log in self._cursors else self._read_cursor(log, end)
         sequence, skipped, since = written or 0, self._skipped[log], time.monotonic()
@@ -167,10 +185,10 @@ class Indexer:
         following = Following(
             self._store, log, holds, sequence, end, self._threads, ahead=_WAITING, most=_SEGMENT_BYTES
         )
-        while go_on():
+        while go_on() and not self._stopped.is_set():
             result.sequence = sequence
             if sequence == end:
-                result.behind = 0.0
+                result.behind, reached = 0.0, True
                 break
             new, unread = following.next(sequence, holes=log not in self._ended)
             if new is not None and parse_time(new.statement.sealed_at) < oldest:
@@ -183,13 +201,16 @@ class Indexer:
             if new is None:
                 if not unread:
                     self._ended.add(log)
-                result.behind = 0.0
+                result.behind, reached = 0.0, True
                 break
             statement = new.statement
             result.sequence = statement.sequence
             # A time of the future does not tell how long it waits. It must not hide that it does.
             result.behind = abs((datetime.now(UTC) - parse_time(statement.sealed_at)).total_seconds())
-            self._index(log, new, result)
+            try:
+                self._index(log, new, result)
+            except StoppedError:
+                break
             # Slots without a statement are a problem until a signed statement passes over them. Lost segments are one
             # until a signed statement says that they expired.
             passed_over = range(statement.sequence - len(statement.passed_over), statement.sequence)
@@ -203,6 +224,7 @@ class Indexer:
         if sequence != written:
             put_cursor(self._search, self._archive, log, sequence)
         self._cursors[log] = sequence
+        return reached
 
     def _skips(self, log: Log) -> str | None:
         """Return what was skipped of a log."""
@@ -221,7 +243,7 @@ class Indexer:
         Otherwise a cursor set far ahead could stop all indexing. The statement before a cursor must have a manifest,
         which one request shows, unless the log is known to be as long. If it was lost, later ones must exist.
         """
-        cursor = read_cursor(self._search, self._archive, log)
+        cursor = self._read.pop(log) if log in self._read else read_cursor(self._search, self._archive, log)
         if cursor is None:
             problem = "is not a cursor"
         elif (
@@ -248,12 +270,19 @@ class Indexer:
         """
         index = self._time_index
         end = max(sequence + _AHEAD, index.end(log))
-        young = sealed_between(self._store, log, end, oldest, None, self._holds(log), first=sequence, index=index)
-        return next(iter(young), end)
+        # One log after the other: many statements are read at once.
+        with self._passing:
+            if self._stopped.is_set():
+                return sequence
+            young = sealed_between(self._store, log, end, oldest, None, self._holds(log), first=sequence, index=index)
+            return next(iter(young), end)
 
-    @cached_property
+    @property
     def _time_index(self) -> TimeIndex:
-        return time_index.find(self._store, self._archive, self._trust)
+        with self._finding:
+            if self._found is None:
+                self._found = time_index.find(self._store, self._archive, self._trust)
+        return self._found
 
     def _index(self, log: Log, new: New, result: IndexResult) -> None:
         statement, segment = new
@@ -271,7 +300,7 @@ class Indexer:
 
 
 @contextmanager
-def _open(settings: Settings) -> Iterator[tuple[Store, Indexer]]:
+def open_indexer(settings: Settings, stopped: threading.Event) -> Iterator[tuple[Store, Indexer]]:
     """Open the archive and Elasticsearch, prepare its indices, and yield the archive's store and its indexer."""
     with closing(open_store(settings.archive, settings.s3)) as store:
         file = read_archive(store)
@@ -279,8 +308,11 @@ def _open(settings: Settings) -> Iterator[tuple[Store, Indexer]]:
         check_keys(store, file, trust)
         with closing(Search(settings.search)) as search:
             search.reach()
-            with ThreadPoolExecutor(_WAITING, "read-ahead") as threads:
-                yield store, Indexer(settings, store, search, file.id, trust, threads, prepare(search))
+            threads = ThreadPoolExecutor(2 * AT_ONCE, "read-ahead")
+            try:
+                yield store, Indexer(settings, store, search, file.id, trust, threads, prepare(search), stopped)
+            finally:
+                threads.shutdown(cancel_futures=True)
 
 
 def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResult]:
@@ -299,10 +331,18 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
         StoreError: the archive does not answer at all.
         SearchError: Elasticsearch does not answer at all.
     """
-    with _open(settings) as (store, indexer):
+    stopped = threading.Event()
+    with open_indexer(settings, stopped) as (store, indexer):
         results = {log: IndexResult(str(log)) for log in choose_logs(list_logs(store), wanted)}
-        for log, result in results.items():
-            indexer.index(log, result)
+        indexer.read_cursors(results)
+        with ThreadPoolExecutor(AT_ONCE, "index") as threads:
+            try:
+                begun = [threads.submit(indexer.index, log, result) for log, result in results.items()]
+                for future in begun:
+                    future.result()
+            finally:
+                stopped.set()
+                threads.shutdown(cancel_futures=True)
     return list(results.values())
 
 
@@ -318,138 +358,7 @@ def logs_to_index(settings: Settings, wanted: Sequence[str] = ()) -> list[str]:
         return [str(log) for log in choose_logs(list_logs(store), wanted)]
 
 
-class Follower:
-    """Indexes while a drain runs, in a thread of its own."""
-
-    def __init__(self, settings: Settings, partitions: Sequence[tuple[str, int]] | None = None) -> None:
-        """Begin to index.
-
-        Args:
-            settings: the settings; they name an Elasticsearch.
-            partitions: the topic partitions; all if None.
-        """
-        self._settings, self._partitions = settings, None if partitions is None else set(partitions)
-        self._left: set[tuple[str, int]] = set()
-        self._ends: dict[Log, int] = {}
-        """Sizes of logs, by the drain."""
-        self._opened = False
-        self._sealed: set[Log] = set()
-        self._changed = threading.Condition()
-        self._deadline: float | None = None
-        self._results: dict[Log, IndexResult] = {}
-        self._problem: str | None = None
-        self._thread = threading.Thread(target=self._run, name="index", daemon=True)
-        self._thread.start()
-
-    def opened(self, ends: Mapping[Log, int]) -> None:
-        """Take the sizes of the logs that the drain has opened."""
-        with self._changed:
-            self._ends, self._opened = {**ends, **self._ends}, True
-            self._changed.notify()
-
-    def sealed(self, log: Log, size: int) -> None:
-        """Note that a log has a new statement, and how many it has now. Never waits."""
-        with self._changed:
-            self._sealed.add(log)
-            self._ends[log] = size
-            self._changed.notify()
-
-    def leave(self, partitions: Sequence[tuple[str, int]]) -> None:
-        """Leave the logs of partitions to another process that indexes them."""
-        with self._changed:
-            self._left.update(partitions)
-
-    def end(self) -> list[IndexResult]:
-        """Index the last statements, for at most `GRACE_SECONDS`, and return the results."""
-        with self._changed:
-            self._deadline = time.monotonic() + GRACE_SECONDS
-            self._changed.notify()
-        self._thread.join(GRACE_SECONDS + 1)
-        with self._changed:
-            results = [replace(result) for result in self._results.values()]
-        problem = self._problem
-        if self._thread.is_alive():
-            # It looks at the time before each statement, so a request is without an answer.
-            problem = problem or (
-                f"Elasticsearch at {self._settings.search.url} has not answered for {GRACE_SECONDS:.0f} s: the next run"
-                " continues"
-            )
-        if problem is not None:
-            results = results or [IndexResult(ALL_LOGS)]
-            for result in results:
-                result.problem = result.problem or problem
-        return sorted(results, key=lambda result: result.log)
-
-    def _go_on(self) -> bool:
-        return self._deadline is None or time.monotonic() < self._deadline
-
-    def _is_ours(self, log: Log) -> bool:
-        return (log.topic, log.partition) not in self._left and self._go_on()
-
-    def _run(self) -> None:
-        while self._go_on():
-            try:
-                with _open(self._settings) as (store, indexer):
-                    self._problem = None
-                    self._follow(store, indexer)
-                    return
-            except CustodyError as error:
-                self._problem = str(error)
-            except Exception as error:  # noqa: BLE001 - nobody else would see it
-                self._problem = _unforeseen(error)
-                return
-            with self._changed:
-                if self._deadline is not None:
-                    return
-                self._changed.wait_for(lambda: self._deadline is not None, _LOOK_SECONDS)
-
-    def _follow(self, store: Store, indexer: Indexer) -> None:
-        """Index each log once, since an earlier run may have left statements, and then what is sealed or failed.
-
-        A log that has a new statement goes before the others: they may be many, and people wait for what is new. The
-        others have no order, so that runs without time for all do not leave out the same ones each time.
-        """
-        chosen, is_last = self._partitions, False
-        with self._changed:
-            self._changed.wait_for(lambda: self._opened or self._deadline is not None, _LOOK_SECONDS)
-        waiting = {log for log in list_logs(store) if chosen is None or (log.topic, log.partition) in chosen}
-        failed: set[Log] = set()
-        while self._go_on():
-            with self._changed:
-                log = next(iter(self._sealed or waiting), None)
-                if log is None:
-                    if is_last:
-                        return
-                    self._changed.wait_for(lambda: self._sealed or self._deadline is not None, _LOOK_SECONDS)
-                    is_last = self._deadline is not None
-                    waiting, failed = failed, set()
-                    continue
-                end = self._ends.get(log)
-                for logs in (self._sealed, waiting, failed):
-                    logs.discard(log)
-                result = self._results.setdefault(log, IndexResult(str(log))) if self._is_ours(log) else None
-            if result is not None and not indexer.index(log, result, partial(self._is_ours, log), end):
-                failed.add(log)
-
-
-def joined(*parts: Sequence[IndexResult]) -> list[IndexResult]:
-    """Return one result a log. Of a log that two processes indexed, the later one knows how far it is."""
-    results: dict[str, IndexResult] = {}
-    for result in chain.from_iterable(parts):
-        earlier = results.get(result.log)
-        if earlier is not None and result.log != ALL_LOGS:
-            result = replace(
-                result,
-                created=earlier.created + result.created,
-                there=earlier.there + result.there,
-                rejected=earlier.rejected + result.rejected,
-                reasons=earlier.reasons + result.reasons,
-            )
-        results[result.log] = result
-    return sorted(results.values(), key=lambda result: result.log)
-
-
-def _unforeseen(error: Exception) -> str:
+def unforeseen(error: Exception) -> str:
     """Log an unexpected error with its traceback, and return a message about it."""
     logger.error("unexpected error while indexing", exc_info=error)
     return (

@@ -5,7 +5,11 @@ commands that go through all logs, each in a process of its own. A second drain 
 events again. Prints their processor and wall time, start included, and what a log and a statement take in a drain.
 
 Then it counts what runs without news ask S3 for (SeaweedFS), with 10 logs and with 20: the difference is what each log
-costs with each run, whether there are events or not. Needs Java and Maven, as the tests do. Judges nothing.
+costs with each run, whether there are events or not.
+
+At last it drains a new statement for each of 500 logs into S3, where each answer comes 20 ms later, without an
+Elasticsearch and with one: the indexer beside the drain should not be what the drain waits for. Needs Java (21 for
+Elasticsearch 9) and Maven, as the tests do. Judges nothing.
 """
 
 import argparse
@@ -19,9 +23,11 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+from elasticsearch import Elasticsearch
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +38,9 @@ from custody.store.open import open_store
 from tests.benchmarks.drain import load, new_archive
 from tests.benchmarks.peer import used
 from tests.benchmarks.simulation import PRICES
+from tests.benchmarks.waiting import run
 from tests.helpers.aged import Requests
+from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.servers.s3 import SeaweedServer
 
@@ -49,6 +57,8 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "query: count(*)": ("query", "SELECT count(*) FROM events"),
 }
 """The commands in the order in which they run, by what the table calls them."""
+INDEXED, DELAY = 500, 0.02
+"""Logs with a new statement each, and seconds by which each answer of S3 comes later."""
 FEW, MORE = 10, 20
 """Logs in S3."""
 ASKING = (("drain", "--once"), ("detect", "run"), ("metrics",))
@@ -113,6 +123,40 @@ def requests_table(folder: Path, kafka: KafkaServer, keys: Mapping[str, str], pr
     return table
 
 
+def indexed_table(folder: Path, kafka: KafkaServer, keys: Mapping[str, str], logs: int) -> Table:
+    """Drain a new statement for each of some logs into S3, without an Elasticsearch and with one."""
+    table = Table(
+        f"{logs:,} logs with a new statement each; {1000 * DELAY:.0f} ms an answer of S3", "requests", "s", "indexed"
+    )
+    with SeaweedServer(folder / "indexed") as server, ElasticsearchServer(heap="1g", measured=True) as elastic:
+        os.environ.update(server.environment())
+        os.environ["CUSTODY_S3__ENDPOINT_URL"] = server.endpoint_url
+        for number, label in enumerate(("without Elasticsearch", "with Elasticsearch")):
+            topic = kafka.create_topic(f"audit.indexed{number}", logs)
+            search = (
+                {"CUSTODY_SEARCH__URL": elastic.url, "CUSTODY_SEARCH__REPLICAS": "0", "CUSTODY_SEARCH__PREFIX": "many"}
+                if number
+                else {}
+            )
+            client = {"CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap, "CUSTODY_KAFKA__TOPICS": topic}
+            environment = new_archive(
+                f"s3://{server.make_bucket(versioned=True)}/archive", {**keys, **client, **search}
+            )
+            for _ in range(2):
+                # The second time, each log has a cursor and a statement before.
+                load(kafka, topic, 20 * logs, logs)
+                requests, seconds = run(("drain", "--once"), environment, folder / "requests", DELAY)
+            table.add_row(label, f"{requests:,}", f"{seconds:.1f}", share_found(elastic, 40 * logs) if number else "")
+    return table
+
+
+def share_found(server: ElasticsearchServer, events: int) -> str:
+    """Return the part of the events that are in Elasticsearch."""
+    with closing(Elasticsearch(server.url)) as client:
+        client.indices.refresh(index="many*")
+        return f"{client.count(index='many')['count'] / events:.0%}"
+
+
 def count_statements(archive: str) -> int:
     """Return how many statements all logs of an archive have."""
     store = open_store(archive)
@@ -129,6 +173,7 @@ def main() -> None:
     parser.add_argument("--logs", type=_numbers, default=list(LOGS), help="numbers of partitions, with commas between")
     parser.add_argument("--prices", type=Path, default=PRICES)
     parser.add_argument("--events", type=int, default=100_000, help="of all partitions together")
+    parser.add_argument("--indexed", type=int, default=INDEXED, help="logs of the last part; 0 leaves it out")
     options = parser.parse_args()
     if len(set(options.logs)) < 2:
         parser.error("--logs needs two different numbers: what a log takes is their difference")
@@ -156,6 +201,7 @@ def main() -> None:
                 counts.append((logs, count_statements(archive) - before, took[QUIET][0], took[AGAIN][0]))
             prices = tomllib.loads(options.prices.read_text(encoding="utf-8"))["requests"]
             requests = requests_table(folder, kafka, keys, prices)
+            indexed = indexed_table(folder, kafka, keys, options.indexed) if options.indexed else None
     title = f"{options.events:,} events in all; seconds of the processor and of the wall clock"
     table = Table(title, *(f"{logs:,} logs: {what}" for logs in options.logs for what in ("CPU", "wall")))
     for label, cells in rows.items():
@@ -168,6 +214,8 @@ def main() -> None:
     console.print(f"in a drain, a log with nothing new takes {1000 * a_log:.1f} ms of the processor")
     console.print(f"in a drain, a statement takes {1000 * a_statement:.1f} ms of the processor, with its checkpoint")
     console.print(requests)
+    if indexed is not None:
+        console.print(indexed)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typer.main import get_command
 
 from custody.cli.main import app
 from tasks.drain.signals import GRACE_SECONDS
-from tasks.search.index import GRACE_SECONDS as INDEX_SECONDS
+from tasks.search.follower import GRACE_SECONDS as INDEX_SECONDS
 from tasks.settings import Settings
 from tests.helpers.environment import clear_settings
 

@@ -35,7 +35,8 @@ from tasks.drain.processes import Processes, Task
 from tasks.drain.run import drain_and_index, drain_logs
 from tasks.drain.share import _GiveBack
 from tasks.drain.shares import divide, most_processes
-from tasks.search.index import Follower, IndexResult, joined
+from tasks.search.follower import Follower, joined
+from tasks.search.index import IndexResult
 from tasks.settings import DAYS, DrainSettings, SearchSettings, Settings
 from tests.helpers.search import delete_indices
 from tests.servers.elasticsearch import ElasticsearchServer

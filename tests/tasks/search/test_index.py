@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from elastic_transport import Transport
 from msgspec import structs
 
 from custody.archive.reader import read_archive
@@ -28,14 +29,14 @@ from custody.format.members import pack
 from custody.store import retries
 from custody.store.open import open_store
 from flows.operate import cli as operate
-from tasks.search import bulk, index
+from tasks.search import bulk
+from tasks.search.bulk import Bulk, Sent, StoppedError
 from tasks.search.client import DOWN, Search, Unreachable
-from tasks.search.documents import ORIGIN, index_day, index_name, out_of_range_name, properties
-from tasks.search.index import Follower, Indexer, IndexResult, index_logs
+from tasks.search.documents import ORIGIN, Documents, index_day, index_name, out_of_range_name, properties
+from tasks.search.index import AT_ONCE, Indexer, IndexResult, index_logs
 from tasks.search.indices import prepare, put_cursor, read_cursor
 from tasks.search.queries import delete_documents
 from tasks.settings import SearchSettings, Settings
-from tests.helpers.asked import count_calls
 from tests.helpers.commands import Command
 from tests.helpers.commands import custody as custody_fixture
 from tests.helpers.corpus import EVENTS
@@ -105,6 +106,111 @@ def test_from_a_bucket(growing: Growing, given: Settings, monkeypatch: pytest.Mo
     assert (result.created, result.there, result.rejected, result.sequence, result.problem) == (100, 0, 0, 20, None)
     assert together.one_by_one == []
     assert set(documents(given)) == {document_id(LOG, offset) for offset in range(100)}
+
+
+def test_an_interrupt_waits_for_no_log(
+    growing: Growing, given: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends the indexing of all logs before their next statement."""
+    for partition in range(2 * AT_ONCE):
+        Growing(tmp_path, partition, growing.begun).append(1, now_event)
+    ended: list[layout.Log] = []
+    begun = threading.Barrier(AT_ONCE, timeout=30)
+
+    def look(indexer: Indexer, log: layout.Log, _: object) -> None:
+        begun.wait()
+        if log == LOG:
+            raise KeyboardInterrupt
+        assert indexer._stopped.wait(30)
+        ended.append(log)
+
+    monkeypatch.setattr(Indexer, "index", look)
+    with pytest.raises(KeyboardInterrupt):
+        index_logs(given)
+    assert len(ended) == AT_ONCE - 1
+
+
+def test_a_problem_is_kept_where_time_runs_out(
+    growing: Growing, given: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What went wrong with a log is over once its head is reached, and not because nobody looked any more."""
+    growing.append(1, now_event)
+    outcomes: list[Any] = [SearchError("refused"), False, True]
+
+    def follow(*_: object) -> bool:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return bool(outcome)
+
+    monkeypatch.setattr(Indexer, "_follow", follow)
+    store, search, result = open_store(given.archive), Search(given.search), IndexResult(growing.log)
+    with ThreadPoolExecutor(1) as threads:
+        indexer = Indexer(given, store, search, read_archive(store).id, given.trust_at_hand(), threads)
+        problems = []
+        for _ in range(3):
+            indexer.index(LOG, result)
+            problems.append(result.problem)
+    search.close()
+    assert problems == ["refused", "refused", None]
+
+
+def test_what_was_sent_is_counted_whatever_fails(given: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two requests that fail, both count what they did. What Elasticsearch says comes before that time ran out."""
+    parts = [Documents([b"{}"], [b"x" * 2048], [offset]) for offset in range(2)]
+    both = threading.Barrier(2, timeout=30)
+
+    def create(_: Bulk, __: layout.Log, documents: Documents, sent: Sent) -> None:
+        sent.created += 1
+        both.wait()
+        raise StoppedError if documents.offsets[0] == 0 else SearchError("refused")
+
+    monkeypatch.setattr(Bulk, "create", create)
+    search, total = Search(given.search.model_copy(update={"bulk_bytes": 1024})), Sent()
+    with pytest.raises(SearchError, match="refused"):
+        Bulk(search).send(LOG, parts, total)
+    search.close()
+    assert total.created == 2
+
+
+def test_rejections_as_json(growing: Growing, given: Settings, custody: Command) -> None:
+    """`--json` has the number of rejected events by reason."""
+    growing.append(4, now_event_but_refused)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("URL", given.search.url), ("PREFIX", given.search.prefix), ("REPLICAS", "0")):
+            patch.setenv(f"CUSTODY_SEARCH__{name}", str(value))
+        done = custody("index", "--json", "--archive", growing.folder, "--keys", growing.keyring)
+    result = json.loads(done.out)
+    assert (result["created"], result["rejected"]) == (19, 1), done.err
+    assert list(result["reasons"].values()) == [1]
+
+
+def test_requests_at_once_have_a_limit(
+    growing: Growing, given: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many logs are indexed at once, Elasticsearch gets four bulk requests at a time."""
+    for partition in range(12):
+        Growing(tmp_path, partition, growing.begun).append(1, now_event, each=20)
+    given = given.model_copy(update={"search": given.search.model_copy(update={"bulk_bytes": 1024})})
+    ask, now, most, changed = Transport.perform_request, 0, 0, threading.Condition()
+
+    def count(transport: Transport, method: str, target: str, **more: Any) -> Any:
+        nonlocal now, most
+        if "_bulk" not in target:
+            return ask(transport, method, target, **more)
+        with changed:
+            now += 1
+            most = max(most, now)
+            changed.wait_for(lambda: most > 4, 0.1)
+        try:
+            return ask(transport, method, target, **more)
+        finally:
+            with changed:
+                now -= 1
+
+    monkeypatch.setattr(Transport, "perform_request", count)
+    assert [one.created for one in index_logs(given)] == [20] * 12
+    assert 1 < most <= 4
 
 
 def test_slots_that_were_passed_over(growing: Growing, given: Settings) -> None:
@@ -459,113 +565,6 @@ def test_down(growing: Growing, given: Settings) -> None:
         index_logs(given.model_copy(update={"search": SearchSettings()}))
 
 
-def test_follower(growing: Growing, given: Settings) -> None:
-    """During a drain, old and new statements are indexed soon, and all of them by its end."""
-    growing.append(1, now_event)
-    follower = Follower(given)
-    follower.opened({})
-    deadline = time.monotonic() + 30
-    opened = Search(given.search)
-    while not opened.client.options(ignore_status=[404, 503]).count(index=given.search.prefix).body.get("count"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    opened.close()
-    growing.append(2, now_event)
-    follower.sealed(LOG, 3)
-    (result,) = follower.end()
-    assert (result.created, result.behind, result.problem) == (15, 0.0, None)
-    assert len(documents(given)) == 15
-
-
-@pytest.mark.parametrize("behind", [0, 1])
-def test_a_log_that_ends_at_its_cursor(
-    growing: Growing, given: Settings, monkeypatch: pytest.MonkeyPatch, behind: int
-) -> None:
-    """The archive is asked nothing about it. If the cursor is before the end, that is read, and nothing behind it."""
-    growing.append(2, now_event)
-    index_logs(given)
-    growing.append(behind, now_event)
-    size, asked = 2 + behind, count_calls(monkeypatch, f"manifests/{growing.log}/")
-    follower = Follower(given)
-    follower.opened({LOG: size})
-    (result,) = follower.end()
-    assert (result.created, result.sequence, result.problem) == (5 * behind, size, None)
-    assert +asked == ({"read": 1} if behind else {})
-
-
-def test_an_end_that_is_not_the_end_any_more(growing: Growing, given: Settings) -> None:
-    """What is sealed before the follower looks at its log is indexed, although the cursor was at the end."""
-    growing.append(2, now_event)
-    index_logs(given)
-    growing.append(1, now_event)
-    follower = Follower(given)
-    follower.sealed(LOG, 3)
-    follower.opened({LOG: 2})
-    (result,) = follower.end()
-    assert (result.created, result.sequence, result.problem) == (5, 3, None)
-
-
-def test_what_is_new_is_indexed_before_other_logs(
-    growing: Growing, given: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However many logs there are to look through, the next one is that which has a new statement."""
-    growing.append(1, now_event)
-    others = [layout.Log("audit.other", number) for number in range(20)]
-    looked: list[layout.Log] = []
-    follower: Follower | None = None
-
-    def look(_: Indexer, log: layout.Log, *__: object) -> bool:
-        looked.append(log)
-        if follower is not None and len(looked) == 5:
-            follower.sealed(LOG, 1)
-        return True
-
-    monkeypatch.setattr(Indexer, "index", look)
-    monkeypatch.setattr(index, "list_logs", lambda _: others)
-    follower = Follower(given)
-    follower.opened({})
-    results = follower.end()
-    assert [result.problem for result in results] == [None] * len(results)
-    assert looked[5] == LOG
-    assert sorted(looked) == sorted([*others, LOG])
-    assert len(results) == len(looked)
-
-
-def test_follower_of_a_server_that_is_down(growing: Growing, given: Settings) -> None:
-    """A drain does not wait for an Elasticsearch that does not answer, and reports it."""
-    growing.append(1, now_event)
-    (port,) = free_ports(1)
-    search_down = given.search.model_copy(update={"url": f"http://127.0.0.1:{port}"})
-    follower = Follower(given.model_copy(update={"search": search_down}))
-    follower.sealed(LOG, 1)
-    begin = time.monotonic()
-    results = follower.end()
-    assert time.monotonic() - begin < index.GRACE_SECONDS
-    assert all(f"{port} does not answer" in str(one.problem) for one in results)
-    assert results
-
-
-@pytest.mark.parametrize("part", ["", "/_bulk"])
-def test_follower_of_a_server_that_hangs(
-    growing: Growing, given: Settings, part: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A drain does not wait long for an Elasticsearch that takes requests and answers none, and reports it."""
-    monkeypatch.setattr(index, "GRACE_SECONDS", 1)
-    growing.append(1, now_event)
-    with FaultyProxy(str(given.search.url)) as proxy:
-        proxy.reset(always=Fault("timeout", effect=False), part=part)
-        follower = Follower(search_settings(growing, proxy.endpoint_url, given.search.prefix))
-        follower.opened({})
-        follower.sealed(LOG, 1)
-        deadline = time.monotonic() + 30
-        while not any(part in call for call in proxy.calls):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        (result,) = follower.end()
-        assert "has not answered for 1 s" in str(result.problem)
-    assert [one.problem for one in index_logs(given)] == [None]
-
-
 @pytest.mark.parametrize("command", ["index", "backfill"])
 def test_a_server_that_takes_connections_and_answers_none(growing: Growing, custody: Command, command: str) -> None:
     """It is named within seconds, as `custody status` does, and not after the timeout of a request."""
@@ -582,34 +581,6 @@ def test_a_server_that_takes_connections_and_answers_none(growing: Growing, cust
     assert refused.code == 1
     assert refused.err.splitlines()[-1].startswith(f"custody: Elasticsearch at {url} does not answer within 3 s")
     assert time.monotonic() - begin < 10
-
-
-def test_no_message_has_a_star_for_all_logs(growing: Growing, given: Settings) -> None:
-    """A problem that is of no one log is of all logs, in these words."""
-    growing.append(1, now_event)
-    (port,) = free_ports(1)
-    follower = Follower(search_settings(growing, f"http://127.0.0.1:{port}", given.search.prefix))
-    (result,) = follower.end()
-    assert result.log == "all logs"
-    assert str(result.problem).startswith("the index templates: Elasticsearch at")
-
-
-@pytest.mark.parametrize("call", ["prepare", "read_cursor"])
-def test_a_follower_that_fails_is_heard(
-    growing: Growing, given: Settings, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """An unexpected error is in the result, and with its traceback in the log. It does not end the drain."""
-
-    def fail(*_: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(index, call, fail)
-    growing.append(1, now_event)
-    follower = Follower(given)
-    follower.sealed(LOG, 1)
-    (result,) = follower.end()
-    assert "unexpected error while indexing (ZeroDivisionError)" in str(result.problem)
-    assert "Traceback" in caplog.text
 
 
 ODD_ANSWERS: list[Any] = [
