@@ -33,8 +33,7 @@ BOTH = ("manifests/", "events/")
         (["audit", "--since", "1h"], BOTH),
         (["detect", "run"], BOTH),
         (["backfill", *YEARS, "--to", "folder", "--folder", "copied"], BOTH),
-        # Manifests of one log follow each other there: a copy that is killed has no hole.
-        (["copy", URL, "copied"], ["events/"]),
+        (["copy", URL, "copied"], BOTH),
         (["report", "--output", "report.html"], ["manifests/"]),
     ],
     ids=" ".join,

@@ -17,6 +17,7 @@ Rules:
    and named: whoever puts a byte into the next slot would otherwise stop the copy for good, where TO is locked.
 7. A second run copies what the target lacks by the listings (`copy_plan.py`). Memory stays bounded for any number of
    objects, and for any size of them.
+8. A log's entries wait only for each other's puts: the next ones were read before.
 """
 
 from collections import Counter
@@ -46,6 +47,7 @@ from custody.errors import (
 from custody.findings import VERIFIED, Severity
 from custody.format import layout, limits
 from custody.keys.trust import Trust
+from custody.store.ahead import in_order
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 
@@ -53,9 +55,12 @@ __all__ = ["Copied", "Progress", "Refusal", "copy_archive", "signed_heads"]
 
 MOST_BYTES = limits.SEGMENT_BYTES
 """The largest object that is copied. No object of an archive is larger."""
-_WORKERS = 8
+_WORKERS = 16
+"""Objects that are put at a time. As many are read ahead."""
 _BYTES_AHEAD = MOST_BYTES
 """Bytes of the objects in memory; one object may always be."""
+_SMALL = 1_048_576
+"""Bytes up to which an entry is read ahead."""
 _KEPT = 1_000
 """Refusals of each kind that are kept. Further ones are counted, so that memory stays bounded."""
 
@@ -167,7 +172,7 @@ def copy_archive(
     for log, head in known:
         sizes[log] = max(sizes[log], head.size)
     ends = Ends(archive, trust or Trust(), sizes)
-    pool, patient = ThreadPoolExecutor(_WORKERS), False
+    pool, patient = ThreadPoolExecutor(2 * _WORKERS), False
     try:
         with room_on_disk(), closing(Plan()) as plan:
             done = _Copy(source, target, ends, plan, pool, progress).run()
@@ -248,9 +253,10 @@ class _Copy:
         self._leave_tails()
         self._done.present, self._total = self._plan.sums()
         self._compare()
-        for _, objects in groupby(self._plan.lacking(), key=lambda item: (item.epoch, item.rank)):
-            for item in objects:
-                self._put(item)
+        for (_, rank), objects in groupby(self._plan.lacking(), key=lambda item: (item.epoch, item.rank)):
+            # Others are read and put many at once.
+            for item, data in self._read_ahead(objects) if rank in CHAINED else ((item, None) for item in objects):
+                self._put(item, data)
             while self._busy:
                 self._finish_some()
         return self._done
@@ -392,7 +398,15 @@ class _Copy:
         )
         return Refusal("ahead", key, Severity.INCOMPLETE, message)
 
-    def _put(self, item: Planned) -> None:
+    def _read_ahead(self, objects: Iterable[Planned]) -> Iterator[tuple[Planned, bytes | Refusal | None]]:
+        """Yield each entry with what reading it gave, None if it was not read."""
+
+        def read(item: Planned) -> tuple[Planned, bytes | Refusal | None]:
+            return item, self._read(item) if item.size <= _SMALL and item.log not in self._forked else None
+
+        return in_order(self._pool, read, objects, _WORKERS)
+
+    def _put(self, item: Planned, data: bytes | Refusal | None) -> None:
         """Start copying an object, as soon as there is room and the one before it in its log is there."""
         while self._busy and self._must_wait(item):
             self._finish_some()
@@ -403,7 +417,7 @@ class _Copy:
             severity = Severity.POLICY if item.rank == Rank.REST else Severity.UNVERIFIABLE
             self._done.refuse(Refusal("large", item.key, severity, message))
             return
-        self._busy[self._pool.submit(self._copy_object, item)] = item
+        self._busy[self._pool.submit(self._copy_object, item, data)] = item
 
     def _must_wait(self, item: Planned) -> bool:
         busy = self._busy.values()
@@ -454,14 +468,18 @@ class _Copy:
             return Refusal("changed", item.key, unread, message)
         return data
 
-    def _copy_object(self, item: Planned) -> Refusal | None:
+    def _copy_object(self, item: Planned, data: bytes | Refusal | None) -> Refusal | None:
         """Copy one object. Return why it was not copied, None if it was.
+
+        Args:
+            item: the object.
+            data: its bytes, or why it cannot be copied, if it was read before.
 
         Raises:
             StoreError: a store does not answer, or the target takes no objects.
         """
         evidence = item.rank != Rank.REST
-        data = self._read(item)
+        data = self._read(item) if data is None else data
         if isinstance(data, Refusal):
             return data
         if item.rank in (Rank.CHECKPOINTS, Rank.AUDIT_CHECKPOINTS) and not self._counts(item, data):

@@ -30,7 +30,7 @@ YEARS = ("--since", "2026-01-01T00:00Z", "--until", "2027-01-01T00:00Z")
 COUNT = ("query", "SELECT count(*) FROM events")
 
 
-def steps(folder: Path) -> Sequence[tuple[str, ...]]:
+def steps(folder: Path, archive: str) -> Sequence[tuple[str, ...]]:
     """Return the commands in the order in which they run. From the audit on, nothing is new."""
     return (
         COUNT,
@@ -41,6 +41,7 @@ def steps(folder: Path) -> Sequence[tuple[str, ...]]:
         ("export", "--ocsf", *YEARS, "--output", str(folder / "exported")),
         ("report", "--output", str(folder / "report.html")),
         ("backfill", *YEARS, "--to", "folder", "--folder", str(folder / "copied")),
+        ("copy", archive, str(folder / "copy"), "--no-verify"),
         ("audit",),
         COUNT,
         ("audit",),
@@ -95,7 +96,8 @@ def main() -> None:
             at = {"CUSTODY_ARCHIVE": f"s3://{bucket}/archive", "CUSTODY_S3__ENDPOINT_URL": server.endpoint_url}
             environment = {**keys, **at, **server.environment()}
             took = [
-                (command, *run(command, environment, folder / "requests", options.delay)) for command in steps(folder)
+                (command, *run(command, environment, folder / "requests", options.delay))
+                for command in steps(folder, at["CUSTODY_ARCHIVE"])
             ]
     title = f"{options.logs} logs, {options.statements} new statements each, {options.delay * 1000:.0f} ms an answer"
     table = Table(title, "requests", "seconds", "one after the other")
