@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.roll import run
 from tests.helpers.commands import Command
 from tests.helpers.commands import custody as custody_fixture
 from tests.helpers.remote import URL, pass_for_a_bucket
@@ -13,7 +14,7 @@ from tests.helpers.sample import Growing
 
 custody = custody_fixture
 
-STATEMENTS = 40
+STATEMENTS, LOGS = 40, 12
 YEARS = ("--since", "2026-01-01T00:00Z", "--until", "2027-01-01T00:00Z")
 BOTH = ("manifests/", "events/")
 
@@ -53,6 +54,39 @@ def test_reads_are_made_together(
     assert custody("audit").code in {0, 3}
     growing.append(STATEMENTS)
     together = pass_for_a_bucket(monkeypatch, growing.folder, *prefixes)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", URL)
+    done = custody(*command)
+    assert done.code in {0, 3}, done.err
+    assert together.one_by_one == []
+
+
+@pytest.mark.parametrize(
+    ("command", "subjects"),
+    [
+        (["checkpoint"], ["list checkpoints/", "checkpoints/"]),
+        (["report", "--output", "report.html"], ["list manifests/", "list checkpoints/", "checkpoints/"]),
+        (["query", "SELECT count(*) FROM events"], ["list manifests/", "list checkpoints/"]),
+        (["roll"], ["list manifests/", "manifests/"]),
+        (["audit"], ["list manifests/", "manifests/"]),
+        (["detect", "run"], ["list manifests/", "manifests/"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_logs_do_not_wait_for_each_other(
+    custody: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Sequence[str], subjects: Sequence[str]
+) -> None:
+    """What is asked about each of many logs is asked about several at once, also where no log has anything new."""
+    begun = datetime.now(UTC) - timedelta(minutes=10)
+    logs = [Growing(tmp_path, partition, begun) for partition in range(LOGS)]
+    for log in logs:
+        log.append(1)
+    for name, value in (("KEYS", f"file:{logs[0].keyring}"), ("ARCHIVE", str(logs[0].folder))):
+        monkeypatch.setenv(f"CUSTODY_{name}", value)
+    assert custody("audit").code in {0, 3}
+    assert custody("roll").code in {0, 3}
+    # The rules of a bucket are not asked of the archive's store.
+    monkeypatch.setattr(run, "roll_bucket", lambda *_, **__: iter(()))
+    together = pass_for_a_bucket(monkeypatch, logs[0].folder, *subjects)
     monkeypatch.setenv("CUSTODY_ARCHIVE", URL)
     done = custody(*command)
     assert done.code in {0, 3}, done.err

@@ -153,6 +153,7 @@ def checkpoint(
     from custody.archive.trusted import check_keys, newest_checkpoint, require_trusted
     from custody.format.layout import AUDIT_LOG
     from custody.keys.open import keyring_path
+    from custody.store.ahead import call_ahead
     from custody.store.open import open_store
 
     settings = open_settings(trust=trust)
@@ -174,7 +175,11 @@ def checkpoint(
             own = chosen_trust(settings, keys, given=not known, archive=store.url)
             check_keys(store, file, own)
         near = claimed_sizes(store, nightly_audits(file.statement.created, datetime.now(UTC)))
-        made = [newest_checkpoint(store, log, file.id, own, near.get(str(log), 0)) for log in chosen]
+
+        def newest(log: "Log") -> "Note | None":
+            return newest_checkpoint(store, log, file.id, own, near.get(str(log), 0))
+
+        made = list(call_ahead(store, newest, chosen))
     _print_checkpoints(chosen, made, as_json=as_json)
     if not chosen:
         common.note(escape(f"{store.url} has no log yet, and so no checkpoint."))

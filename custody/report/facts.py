@@ -160,7 +160,7 @@ def gather(
         since = shift(until or parse_time(newest.statement.sealed_at), -last)
     index = time_index.read(store, newest.statement)
     reading = LogReader(store, archive, trust, made_at, audits, Period(since, until), index, rows, Figures(), problems)
-    logs = [reading.log(name) for name in reading.names()]
+    logs = reading.logs()
     audit_log = reading.audit_log(newest.statement.sequence)
     unchecked = unverified(trust, reading.unchecked, ", and no trusted checkpoint covers these statements")
     witnesses = tuple(witness.name for witness in trust.witnesses)

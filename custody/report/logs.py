@@ -23,7 +23,8 @@ from custody.report.audits import Audits, Problem
 from custody.report.detections import Candidates
 from custody.report.figures import Figures, State, Tally, tally_of
 from custody.report.spans import LastRead, common, contains, length, merge, subtract
-from custody.report.statements import Period, Rows, StatementReader
+from custody.report.statements import Looked, Period, Rows, StatementReader
+from custody.store.ahead import call_ahead
 from custody.store.protocol import Store
 from custody.tlog.signatures import check_checkpoint
 
@@ -121,36 +122,40 @@ class LogReader:
         names = {str(log) for log in reader.named_logs(self.store, {*heads, *self.trust.heads})}
         return sorted(names | (self._about.keys() - {"", str(layout.AUDIT_LOG)}))
 
-    def log(self, name: str) -> LogFact:
-        """Return what is known of a log, and add its statements of the period to the figures."""
+    def logs(self) -> list[LogFact]:
+        """Return what is known of each log, and add its statements of the period to the figures."""
+        return [self._read(begun) for begun in call_ahead(self.store, self._begin, self.names())]
+
+    def _begin(self, name: str) -> "_Begun":
+        """Return what is known of a log before its statements are read. Threads call it for several logs at once."""
         newest = self.audits.newest
         head = newest.statement.heads.get(name) if newest else None
         made = LogFact(name, head.size if head else 0, head.root if head else None)
         about = self._about.get(name, [])
         made.severity = max((each.severity for each in about), default=None)
+        begun = _Begun(made, self._states(name, about))
         log = layout.parse_log_text(name)
         if log is None:
-            return made
-        states = self._states(name, about)
+            return begun
         judge = Judge(self.store, log, statements_of(log), self.archive, self.trust)
         known = any(key.algorithm in statements_of(log).wanted for key in self.trust.keys.values())
         holds: reader.Holds[Any] = partial(judge.may_stand, by_known_keys=known)
-        made.end = self._end(log, holds, made.size)
+        made.end = self._end(log, holds, made.size, begun.problems)
         self._find_checkpoint(log, made, judge)
-        self._count(made, states)
+        self._count(made, begun.states)
         coverage = Coverage(self.store, log, statements_of(log), judge, self.trust)
         rows = self.rows if self._may_use_rows(log, coverage) else None
-        self._read(made, states, StatementReader(self.store, log, holds, coverage, self.period, self.index, rows))
-        self._check_end(log, made, judge)
-        self.unchecked[log] = coverage.uncovered
-        return made
+        begun.statements = StatementReader(self.store, log, holds, coverage, self.period, self.index, rows)
+        begun.looked = begun.statements.look(max(made.end, made.size))
+        self._check_end(log, made, judge, begun.problems)
+        return begun
 
     def audit_log(self, newest: int) -> LogFact:
         """Return what is known of the log of audits."""
         log = layout.AUDIT_LOG
         made = LogFact(str(log), size=newest + 1, end=newest + 1)
         judge = Judge(self.store, log, form_of(log), self.archive, self.trust)
-        self._check_end(log, made, judge)
+        self._check_end(log, made, judge, self.problems)
         self._find_checkpoint(log, made, judge)
         return made
 
@@ -164,12 +169,12 @@ class LogReader:
         ]
         return _States(self.audits.read.get(name, LastRead()), merge(damaged), marks.expired if marks else 0)
 
-    def _end(self, log: Log, holds: "reader.Holds[Any]", size: int) -> int:
+    def _end(self, log: Log, holds: "reader.Holds[Any]", size: int, problems: list[Problem]) -> int:
         try:
             return reader.find_tip(self.store, log, holds, size).head.size
         except (FormatError, ObjectMissing) as error:
             message = f"the end of the log cannot be found: {error}"
-            self.problems.append(Problem(Severity.UNVERIFIABLE, message, str(log)))
+            problems.append(Problem(Severity.UNVERIFIABLE, message, str(log)))
             return size
 
     def _count(self, made: LogFact, states: "_States") -> None:
@@ -194,11 +199,15 @@ class LogReader:
         head = to_heads(self.audits.newest.statement.heads).get(str(log)) if self.audits.newest else None
         return head is not None and coverage.shows(head)
 
-    def _read(self, made: LogFact, states: "_States", statements: StatementReader) -> None:
-        """Read a log's statements from the newest back, as far as the period goes."""
+    def _read(self, begun: "_Begun") -> LogFact:
+        """Read a log's statements from the newest back, as far as the period goes, and return what is known of it."""
+        made, statements = begun.made, begun.statements
+        self.problems += begun.problems
+        if statements is None or begun.looked is None:
+            return made
         missing: list[tuple[int, int]] = []
         passed_over = range(0)
-        for sequence, row, read in statements.slots(max(made.end, made.size)):
+        for sequence, row, read in statements.slots(begun.looked):
             if row is None:
                 if sequence not in passed_over:
                     missing.append((sequence, sequence + 1))
@@ -208,20 +217,22 @@ class LogReader:
             made.last_sealed = made.last_sealed or format_time(row.sealed_at)
             if not self.period.has(row.sealed_at):
                 continue
-            tally = tally_of(row, states.of(sequence))
+            tally = tally_of(row, begun.states.of(sequence))
             made.tally.add(tally)
             self.figures.add(row, tally)
             self.candidates.add(row, read)
         if missing:
             message = empty_slots(statements_of(statements.log), merge(missing))
             self.problems.append(Problem(Severity.INCOMPLETE, message, made.name))
+        self.unchecked[statements.log] = statements.coverage.uncovered
+        return made
 
-    def _check_end(self, log: Log, made: LogFact, judge: Judge) -> None:
+    def _check_end(self, log: Log, made: LogFact, judge: Judge, problems: list[Problem]) -> None:
         heads = [(head.size, origin) for origin, head in known_heads(self.trust, log)]
         if made.size and log != layout.AUDIT_LOG:
             heads.append((made.size, "the audit"))
         if (message := beyond_end(self.store, log, form_of(log), judge, made.end, heads)) is not None:
-            self.problems.append(Problem(Severity.TAMPERED, message, str(log)))
+            problems.append(Problem(Severity.TAMPERED, message, str(log)))
 
     def _find_checkpoint(self, log: Log, made: LogFact, judge: Judge) -> None:
         newest = reader.checkpoint_sizes(self.store, log, max(made.end - _NEAR, -1))
@@ -244,6 +255,25 @@ class LogReader:
                 )
                 made.checkpoint = CheckpointFact(parsed.size, parsed.root.hex(), verdict.signers, verdict.witnessed)
                 return
+
+
+@dataclass(slots=True)
+class _Begun:
+    """What is known of a log before its statements are read.
+
+    Attributes:
+        made: all but the statements of the period.
+        states: of its statements.
+        statements: reads them; None of what is no log.
+        looked: where they are.
+        problems: what was seen.
+    """
+
+    made: LogFact
+    states: "_States"
+    statements: StatementReader | None = None
+    looked: Looked | None = None
+    problems: list[Problem] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import NamedTuple
 
 from custody.archive import reader
 from custody.archive.covered import Coverage
@@ -61,6 +62,13 @@ class Period:
         return self.since is not None and sealed_at < self.since
 
 
+class Looked(NamedTuple):
+    """Where statements are: the slots to read, from the newest back, and those of them that have an object."""
+
+    ranges: Sequence[_Range]
+    used: Slots
+
+
 @dataclass(frozen=True, slots=True)
 class StatementReader:
     """Reads the statements of a log.
@@ -83,15 +91,23 @@ class StatementReader:
     index: TimeIndex
     rows: Rows | None
 
-    def slots(self, end: int) -> Iterator[Slot]:
-        """Yield slots before an end, from the newest back. A slot that the audit saw passed over is left out.
+    def look(self, end: int) -> "Looked":
+        """Find where the statements before an end are.
 
         Raises:
             StoreError: the store does not answer.
         """
         ranges = self._ranges(end)
         with_rows = (slots for slots, span in ranges if span and span.manifests)
-        used = Slots(self.store, statements_of(self.log), with_rows)
+        return Looked(ranges, Slots(self.store, statements_of(self.log), with_rows))
+
+    def slots(self, looked: "Looked") -> Iterator[Slot]:
+        """Yield slots, from the newest back. A slot that the audit saw passed over is left out.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        ranges, used = looked
         with ThreadPoolExecutor(_PARALLEL) as threads:
             for start in range(0, len(ranges), _PARALLEL):
                 several = ranges[start : start + _PARALLEL]

@@ -102,8 +102,9 @@ class Reading:
     def since(self, moment: datetime) -> dict[str, int]:
         """Return where each log is to be read from to get all that was sealed since a time, as positions."""
         positions = {}
-        for log in self.logs():
-            end = find_tip(self._store, log, self._holds(log)).head.size
+        logs = self.logs()
+        ends = call_ahead(self._store, lambda log: find_tip(self._store, log, self._holds(log)).head.size, logs)
+        for log, end in zip(logs, ends, strict=True):
             statements = self._back(log, end, moment)
             positions[str(log)] = min((sequence for sequence, _ in statements), default=end)
         return positions

@@ -24,6 +24,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
+from custody.store.ahead import call_ahead
 from custody.store.protocol import Store
 from tasks.roll.followed import Followed
 
@@ -117,13 +118,13 @@ class History:
 
     def _walk(self, ends: Mapping[Log, int]) -> None:
         """Read statements that were not read yet, of the log that begins first."""
-        firsts = []
-        for log, end in ends.items():
-            moments = (self._sealed_at(log, sequence) for sequence in range(self._next[log], end))
-            first = next((moment for moment in moments if moment is not None), None)
-            if first is not None:
-                firsts.append((first, str(log), log))
-        for first, _, log in sorted(firsts):
+
+        def first_of(log: Log) -> datetime | None:
+            moments = (self._sealed_at(log, sequence) for sequence in range(self._next[log], ends[log]))
+            return next((moment for moment in moments if moment is not None), None)
+
+        firsts = zip(call_ahead(self._store, first_of, ends), map(str, ends), ends, strict=True)
+        for first, _, log in sorted((first, name, log) for first, name, log in firsts if first is not None):
             self.time = self.time or first
             believed: int | None = None
             for sequence, moment in self._moments(log, ends[log]):

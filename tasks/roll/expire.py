@@ -21,7 +21,7 @@ days up to the end of the retention, and deletes them. A locked object stays unt
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
@@ -49,6 +49,7 @@ from custody.format.manifest import Manifest, Statement
 from custody.format.times import format_time, parse_time, shift
 from custody.keys.trust import Trust
 from custody.query import tables
+from custody.store.ahead import call_ahead
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store, host_ahead
 from custody.tlog.head import KnownHead
@@ -59,7 +60,8 @@ from tasks.roll.followed import Followed, keep_followed, read_followed
 from tasks.roll.record import Action
 from tasks.settings import Settings
 
-_PARALLEL = 32
+_LOGS, _PARALLEL = 8, 16
+"""Logs that are looked at at once, and statements of each that are read at once: as many as S3 has connections."""
 _CONFIRM = (
     "If the archive was silent on purpose and the clock is right, run `custody roll --confirm-clock`: it takes the"
     " host's clock as the time, and does not change the retention"
@@ -96,15 +98,11 @@ def expire(
         file = read_trusted_archive(store, trust)
         days = settings.life_days(file.statement.retention_days, trust.retention_days)
         audit = clean_audit(store, file.id, trust, find_trusted_audits(store, file.id, trust))
+
         works: dict[Log, _Log] = {}
-        for log in list_logs(store):
-            try:
-                head = audit.heads.get(str(log)) if audit else None
-                tip = find_trusted_tip(store, log, file.id, trust, head.size if head else 0)
-                work = _Log(store, log, tip, Judge(store, log, statements_of(log), file.id, trust), audit)
-                work.find_offset()
-            except CustodyError as error:
-                yield _unknown(log, error)
+        for log, work in _open_logs(store, file.id, trust, audit):
+            if isinstance(work, CustodyError):
+                yield _unknown(log, work)
             else:
                 works[log] = work
         clocks = read_clocks(settings) if clocks is None else clocks
@@ -119,10 +117,14 @@ def expire(
         end_of_life = min(now, *clocks) - timedelta(days=days)
         # Objects that earlier rolls could not delete. There are few, so few logs are read from their start.
         left = {log for log, _ in _expired_keys(store, works, end_of_life)}
+
         expired: dict[Log, _Log] = {}
-        for log, work in works.items():
+        for log, error in _find_expired(store, works, end_of_life, days, left):
+            if error is not None:
+                yield _unknown(log, error)
+                continue
+            work = works[log]
             try:
-                work.find(end_of_life, days, left=log in left)
                 if work.until > work.signed:
                     action = _sign(settings, store, trust, work, days, now, dry_run=dry_run)
                     yield action
@@ -131,9 +133,43 @@ def expire(
                 work.find_offset()
                 if work.granted:
                     expired[log] = work
-            except CustodyError as error:
-                yield _unknown(log, error)
+            except CustodyError as failure:
+                yield _unknown(log, failure)
         yield from _delete(store, expired, end_of_life, now, dry_run=dry_run)
+
+
+def _open_logs(
+    store: Store, archive: str, trust: Trust, audit: Audit | None
+) -> "Iterator[tuple[Log, _Log | CustodyError]]":
+    """Yield each log with how far audits found it expired, or with the error. Several are opened at once."""
+
+    def opened(log: Log) -> "_Log | CustodyError":
+        try:
+            head = audit.heads.get(str(log)) if audit else None
+            tip = find_trusted_tip(store, log, archive, trust, head.size if head else 0)
+            work = _Log(store, log, tip, Judge(store, log, statements_of(log), archive, trust), audit)
+            work.find_offset()
+        except CustodyError as error:
+            return error
+        return work
+
+    logs = list_logs(store)
+    return zip(logs, call_ahead(store, opened, logs, _LOGS), strict=True)
+
+
+def _find_expired(
+    store: Store, works: "Mapping[Log, _Log]", end_of_life: datetime, days: int, left: Collection[Log]
+) -> Iterator[tuple[Log, CustodyError | None]]:
+    """Find how far each log has expired, several at once. Yield each with the error, or None."""
+
+    def find(log: Log) -> CustodyError | None:
+        try:
+            works[log].find(end_of_life, days, left=log in left)
+        except CustodyError as error:
+            return error
+        return None
+
+    return zip(works, call_ahead(store, find, works, _LOGS), strict=True)
 
 
 def _unknown(log: Log, error: CustodyError) -> Action:
@@ -172,12 +208,17 @@ def read_clocks(settings: Settings, *, keep: bool = False) -> list[datetime]:
     trust = settings.own_trust()
     with closing(open_store(settings.archive, settings.s3)) as store:
         archive = read_trusted_archive(store, trust)
-        tips: dict[Log, Tip[Manifest]] = {}
         sizes = claimed_sizes(store, nightly_audits(archive.statement.created, datetime.now(UTC)))
-        for log in list_logs(store):
+
+        def find(log: Log) -> Tip[Manifest] | None:
             # The end of life reports a log that cannot be read.
             with suppress(CustodyError):
-                tips[log] = find_trusted_tip(store, log, archive.id, trust, sizes.get(str(log), 0))
+                return find_trusted_tip(store, log, archive.id, trust, sizes.get(str(log), 0))
+            return None
+
+        logs = list_logs(store)
+        found = zip(logs, call_ahead(store, find, logs, _LOGS), strict=True)
+        tips = {log: tip for log, tip in found if tip is not None}
         return _other_clocks(store, archive, trust, tips, settings if keep else None)
 
 
@@ -206,7 +247,7 @@ def _other_clocks(
     if not history.believes(newest):
         return [history.time or min(sealed)]
     keys = [layout.manifest_key(log, tip.head.size - 1) for log, tip in tips.items() if tip.newest]
-    return [max(store.status(key).created for key in keys), *audited]
+    return [max(status.created for status in call_ahead(store, store.status, keys)), *audited]
 
 
 def _clock(url: str, now: datetime, clocks: Sequence[datetime], days: int, *, confirmed: bool, dry_run: bool) -> Action:
@@ -341,9 +382,12 @@ class _Log:
 
     def _manifests(self, first: int) -> Iterator[tuple[int, Manifest | None]]:
         with ThreadPoolExecutor(_PARALLEL) as threads:
-            for start in range(first, self._size, _PARALLEL):
-                numbers: Sequence[int] = range(start, min(start + _PARALLEL, self._size))
+            several = 1
+            while first < self._size:
+                # Most logs have nothing that is old enough: their first statement says so.
+                numbers: Sequence[int] = range(first, min(first + several, self._size))
                 yield from zip(numbers, threads.map(self._read, numbers), strict=True)
+                first, several = numbers[-1] + 1, min(2 * several, _PARALLEL)
 
     def _read(self, sequence: int) -> Manifest | None:
         try:

@@ -45,6 +45,9 @@ def steps(folder: Path, archive: str) -> Sequence[tuple[str, ...]]:
         ("audit",),
         COUNT,
         ("audit",),
+        ("checkpoint",),
+        ("roll",),
+        ("roll",),
     )
 
 

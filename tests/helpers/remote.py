@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -12,18 +12,20 @@ import custody.store.open
 from custody.store.folder import FolderStore
 from custody.store.protocol import ObjectInfo
 
+T = TypeVar("T")
+
 URL = "s3://bucket/archive"
 _TOGETHER = 4
 _PATIENCE_SECONDS = 0.3
 
 
 class Together:
-    """Finds out how many reads of keys with a prefix are under way at once.
+    """Finds out how many reads of keys with a prefix are under way at once, and listings: "list " and their prefix.
 
-    A read waits for a moment until there are some beside it, so that what is begun together is seen together.
+    Each waits for a moment until there are some beside it, so that what is begun together is seen together.
 
     Attributes:
-        most: by prefix, the most reads that were under way.
+        most: by prefix, the most that were under way.
     """
 
     def __init__(self, *prefixes: str) -> None:
@@ -31,25 +33,25 @@ class Together:
         self._now: Counter[str] = Counter()
         self._changed = threading.Condition()
 
-    def read(self, key: str, read: Callable[[], bytes]) -> bytes:
-        """Read an object."""
-        prefix = next((prefix for prefix in self.most if key.startswith(prefix)), None)
+    def ask(self, subject: str, ask: Callable[[], T]) -> T:
+        """Ask for an object or a listing."""
+        prefix = next((prefix for prefix in self.most if subject.startswith(prefix)), None)
         if prefix is None:
-            return read()
+            return ask()
         with self._changed:
             self._now[prefix] += 1
             self.most[prefix] = max(self.most[prefix], self._now[prefix])
             self._changed.notify_all()
             self._changed.wait_for(lambda: self.most[prefix] >= _TOGETHER, _PATIENCE_SECONDS)
         try:
-            return read()
+            return ask()
         finally:
             with self._changed:
                 self._now[prefix] -= 1
 
     @property
     def one_by_one(self) -> list[str]:
-        """The prefixes of which objects were read one after the other."""
+        """The prefixes of what was asked for one after the other."""
         return [prefix for prefix, most in self.most.items() if most < _TOGETHER]
 
 
@@ -64,13 +66,13 @@ class RemoteFolder(FolderStore):
         raise TypeError("it is for one process")
 
     def read(self, key: str, **how: Any) -> bytes:
-        return self._together.read(key, lambda: super(RemoteFolder, self).read(key, **how))
+        return self._together.ask(key, lambda: super(RemoteFolder, self).read(key, **how))
 
     def list(
         self, prefix: str = "", *, after: str = "", through: str = "", without: Collection[str] = ()
     ) -> Iterator[ObjectInfo]:
         listed = super().list(prefix, after=after, through=through, without=without)
-        return iter(sorted(listed, key=lambda info: info.key))
+        return iter(self._together.ask(f"list {prefix}", lambda: sorted(listed, key=lambda info: info.key)))
 
 
 def pass_for_a_bucket(monkeypatch: pytest.MonkeyPatch, folder: Path, *prefixes: str) -> Together:
