@@ -1,11 +1,16 @@
 """Commands do not read a bucket's statements and segments one after the other: each answer takes its time."""
 
+import threading
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from custody.store.folder import FolderStore
+from custody.store.s3_client import CONNECTIONS
 from tasks.roll import run
 from tests.helpers.commands import Command
 from tests.helpers.commands import custody as custody_fixture
@@ -66,6 +71,8 @@ def test_reads_are_made_together(
         (["checkpoint"], ["list checkpoints/", "checkpoints/"]),
         (["report", "--output", "report.html"], ["list manifests/", "list checkpoints/", "checkpoints/"]),
         (["query", "SELECT count(*) FROM events"], ["list manifests/", "list checkpoints/"]),
+        (["copy", URL, "copied"], ["list checkpoints/", "checkpoints/"]),
+        (["backfill", *YEARS, "--to", "folder", "--folder", "copied"], ["list checkpoints/"]),
         (["roll"], ["list manifests/", "manifests/"]),
         (["audit"], ["list manifests/", "manifests/"]),
         (["detect", "run"], ["list manifests/", "manifests/"]),
@@ -91,3 +98,41 @@ def test_logs_do_not_wait_for_each_other(
     done = custody(*command)
     assert done.code in {0, 3}, done.err
     assert together.one_by_one == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["backfill", *YEARS, "--late-days", "2", "--to", "folder", "--folder", "copied"], ["roll"]],
+    ids=lambda command: command[0],
+)
+def test_connections_are_enough(
+    custody: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Sequence[str]
+) -> None:
+    """Where several statements of each of several logs are read at once, S3's client has a connection for each."""
+    years = 8 if command == ["roll"] else 0
+    begun = datetime.now(UTC) - timedelta(days=years * 365.25, minutes=2 * STATEMENTS + 10)
+    logs = [Growing(tmp_path, partition, begun) for partition in range(LOGS)]
+    for log in logs:
+        log.append(2 * STATEMENTS)
+    pass_for_a_bucket(monkeypatch, logs[0].folder)
+    monkeypatch.setattr(run, "roll_bucket", lambda *_, **__: iter(()))
+    for name, value in (("KEYS", f"file:{logs[0].keyring}"), ("ARCHIVE", URL)):
+        monkeypatch.setenv(f"CUSTODY_{name}", value)
+    read, lock, now, most = FolderStore.read, threading.Lock(), 0, 0
+
+    def slow(store: FolderStore, key: str, **how: Any) -> bytes:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05)
+        try:
+            return read(store, key, **how)
+        finally:
+            with lock:
+                now -= 1
+
+    monkeypatch.setattr(FolderStore, "read", slow)
+    done = custody(*command)
+    assert done.code in {0, 3}, done.err
+    assert 1 < most <= CONNECTIONS

@@ -28,19 +28,16 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from custody.archive import reader
 from custody.archive.copy_ends import Ends
 from custody.archive.copy_plan import CHAINED, SIGNED, Plan, Planned, Rank, room_on_disk
 from custody.archive.copy_start import prepare
 from custody.archive.forms import form_of
-from custody.archive.trusted import Judge, find_signed_end
 from custody.errors import (
     CustodyError,
     FormatError,
     ObjectArchived,
     ObjectExists,
     ObjectMissing,
-    StoreError,
     TerminalStoreError,
     counted,
 )
@@ -51,14 +48,14 @@ from custody.store.ahead import in_order
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 
-__all__ = ["Copied", "Progress", "Refusal", "copy_archive", "signed_heads"]
+__all__ = ["Copied", "Progress", "Refusal", "copy_archive"]
 
 MOST_BYTES = limits.SEGMENT_BYTES
 """The largest object that is copied. No object of an archive is larger."""
 _WORKERS = 16
 """Objects that are put at a time. As many are read ahead."""
 _BYTES_AHEAD = MOST_BYTES
-"""Bytes of the objects in memory; one object may always be."""
+"""Bytes of the objects that are being put; one object may always be. Some small ones are read ahead."""
 _SMALL = 1_048_576
 """Bytes up to which an entry is read ahead."""
 _KEPT = 1_000
@@ -186,43 +183,6 @@ def copy_archive(
     done.objects += begun
     done.present -= begun
     return done
-
-
-def signed_heads(store: Store, archive: str, trust: Trust) -> Iterator[tuple[str, KnownHead | None]]:
-    """Yield the newest heads of each log that trusted keys signed, with the log; None for a log that has none.
-
-    They are of checkpoints and, with the keys for it, of statements and audits. Take them before the archive is copied,
-    and the copy must have them. They can only raise alarms: `custody.verify` checks signatures itself.
-
-    Args:
-        store: the archive.
-        archive: its id.
-        trust: keys, from outside the archive.
-
-    Raises:
-        StoreError: the store does not answer.
-    """
-    logs = reader.named_logs(store, trust.heads)
-    for log in (*logs, layout.AUDIT_LOG):
-        judge = Judge(store, log, form_of(log), archive, trust)
-        heads: list[KnownHead] = []
-        for note, parsed in judge.checkpoints(reversed(reader.checkpoint_sizes(store, log))):
-            origin = f"a checkpoint of size {parsed.size} in {store.url}"
-            heads.append(KnownHead(parsed.size, parsed.root, origin, evidence=note.encode().decode()))
-            break
-        try:
-            tip = find_signed_end(store, form_of(log), judge)
-        except StoreError:
-            raise
-        except CustodyError:
-            # Verification of the copy says what is wrong there, or which key is missing.
-            pass
-        else:
-            if tip.head.size:
-                heads.append(KnownHead(tip.head.size, tip.head.root, f"the newest entry in {store.url}"))
-        yield from ((str(log), head) for head in heads)
-        if not heads and log != layout.AUDIT_LOG:
-            yield str(log), None
 
 
 class _Copy:

@@ -85,7 +85,8 @@ def copy(  # noqa: PLR0913 - each is an option of the command
     TO takes the settings `s3`, Object Lock too; so does FROM, unless --from-… says otherwise. The exit code is for the
     worst of what was not copied and what verification found.
     """
-    from custody.archive.copy import copy_archive, signed_heads
+    from custody.archive.copy import copy_archive
+    from custody.archive.copy_heads import signed_heads
     from custody.archive.reader import read_archive
     from custody.archive.trusted import check_keys
     from custody.cli import render

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
-_CONNECTIONS = 128
+CONNECTIONS = 128
+"""Of a client. A request beyond them makes one of its own, which is dropped."""
 READ_ATTEMPTS = 3
 
 
@@ -188,7 +189,7 @@ def s3_clients(options: S3Options, *attempts: int) -> "tuple[list[S3Client], Cal
         config = Config(
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
-            max_pool_connections=_CONNECTIONS,
+            max_pool_connections=CONNECTIONS,
             tcp_keepalive=True,
             # Other servers than AWS rarely have a host name for each bucket.
             s3={"addressing_style": "path"} if options.endpoint_url else {},

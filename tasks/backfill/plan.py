@@ -37,7 +37,7 @@ from custody.format.lines import type_fault
 from custody.format.times import shift
 from custody.keys.trust import Trust
 from custody.query.tables import TableFile, list_tables, signed_ranges
-from custody.store.ahead import in_order
+from custody.store.ahead import AHEAD, call_ahead, in_order
 from custody.store.open import open_store
 from custody.store.protocol import ObjectStatus, Store, Tier
 from custody.tlog.head import Head
@@ -63,6 +63,8 @@ _EVENTS_SECOND: Mapping[Kind, float] = {
 }
 """Events per second of one process on a busy machine with two cores. `folder` and `tables` were measured; the other
 two are careful guesses."""
+_LATE_LOGS = 4
+"""Logs that are searched at once if the times of sealing matter: of each, many statements are read at once then."""
 
 logger = logging.getLogger(__name__)
 
@@ -223,9 +225,16 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
         index = time_index.find(store, archive, trust)
         for problem in index.problems:
             logger.warning("%s", problem)
-        for log in choose_logs(named_logs(store, trust.heads), request.logs):
-            judge = Judge(store, log, statements_of(log), archive, trust)
-            ranges = _searched(store, log, request, problems, judge, known_heads(trust, log), index)
+
+        def search(log: Log) -> tuple[Judge, list[Searched], list[str]]:
+            judge, found = Judge(store, log, statements_of(log), archive, trust), list[str]()
+            return judge, _searched(store, log, request, found, judge, known_heads(trust, log), index), found
+
+        logs = choose_logs(named_logs(store, trust.heads), request.logs)
+        # By the times of sealing, many statements of a log are read at once.
+        at_once = AHEAD if request.late_days is None else _LATE_LOGS
+        for log, (judge, ranges, found) in zip(logs, call_ahead(store, search, logs, at_once), strict=True):
+            problems += found
             searched += sum(len(slots) for slots, _ in ranges)
             if not _may_use_rows(request, trust, statements_of(log).wanted):
                 ranges = [(slots, None) for slots, _ in ranges]

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from custody.archive import copy as copying
-from custody.archive.copy import Copied, Progress, copy_archive, signed_heads
+from custody.archive.copy import Copied, Progress, copy_archive
+from custody.archive.copy_heads import signed_heads
 from custody.errors import (
     ConfigurationError,
     ObjectArchived,
