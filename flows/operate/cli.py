@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 import typer
 
 from custody.cli import common, names, operators
@@ -134,7 +135,7 @@ def drain(
         raise ConfigurationError(*missing)
     if results and as_json:
         drained = [{"kind": "drained", **asdict(result)} for result in results]
-        common.print_json(*drained, *({"kind": "indexed", **asdict(result)} for result in indexed))
+        common.print_json(*drained, *({"kind": "indexed", **msgspec.to_builtins(result)} for result in indexed))
     elif results:
         _print_table(_import("flows.summaries").drain_table(results))
     else:
@@ -177,7 +178,7 @@ def index(
     with _working("indexing"):
         results = indexing.index_logs(settings, logs or ())
     if as_json:
-        common.print_json(*map(asdict, results))
+        common.print_json(*map(msgspec.to_builtins, results))
     else:
         _print_table(_import("flows.summaries").index_table(results))
     rejections = [f"{result.log}: {result.rejections}" for result in results if result.rejected]
