@@ -1,6 +1,6 @@
 """Reads what a report shows of one log: its end, its newest checkpoint, the state and the figures of its statements."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -23,7 +23,7 @@ from custody.report.audits import Audits, Problem
 from custody.report.detections import Candidates
 from custody.report.figures import Figures, State, Tally, tally_of
 from custody.report.spans import LastRead, common, contains, length, merge, subtract
-from custody.report.statements import Looked, Period, Rows, StatementReader
+from custody.report.statements import Period, Rows, Slot, StatementReader
 from custody.store.ahead import call_ahead
 from custody.store.protocol import Store
 from custody.tlog.signatures import check_checkpoint
@@ -146,7 +146,7 @@ class LogReader:
         coverage = Coverage(self.store, log, statements_of(log), judge, self.trust)
         rows = self.rows if self._may_use_rows(log, coverage) else None
         begun.statements = StatementReader(self.store, log, holds, coverage, self.period, self.index, rows)
-        begun.looked = begun.statements.look(max(made.end, made.size))
+        begun.slots = begun.statements.slots(max(made.end, made.size))
         self._check_end(log, made, judge, begun.problems)
         return begun
 
@@ -203,11 +203,11 @@ class LogReader:
         """Read a log's statements from the newest back, as far as the period goes, and return what is known of it."""
         made, statements = begun.made, begun.statements
         self.problems += begun.problems
-        if statements is None or begun.looked is None:
+        if statements is None:
             return made
         missing: list[tuple[int, int]] = []
         passed_over = range(0)
-        for sequence, row, read in statements.slots(begun.looked):
+        for sequence, row, read in begun.slots:
             if row is None:
                 if sequence not in passed_over:
                     missing.append((sequence, sequence + 1))
@@ -265,14 +265,14 @@ class _Begun:
         made: all but the statements of the period.
         states: of its statements.
         statements: reads them; None of what is no log.
-        looked: where they are.
+        slots: where they are.
         problems: what was seen.
     """
 
     made: LogFact
     states: "_States"
     statements: StatementReader | None = None
-    looked: Looked | None = None
+    slots: Iterable[Slot] = ()
     problems: list[Problem] = field(default_factory=list)
 
 

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
 
 from custody.archive import reader
 from custody.archive.covered import Coverage
@@ -62,13 +61,6 @@ class Period:
         return self.since is not None and sealed_at < self.since
 
 
-class Looked(NamedTuple):
-    """Where statements are: the slots to read, from the newest back, and those of them that have an object."""
-
-    ranges: Sequence[_Range]
-    used: Slots
-
-
 @dataclass(frozen=True, slots=True)
 class StatementReader:
     """Reads the statements of a log.
@@ -91,23 +83,19 @@ class StatementReader:
     index: TimeIndex
     rows: Rows | None
 
-    def look(self, end: int) -> "Looked":
-        """Find where the statements before an end are.
+    def slots(self, end: int) -> Iterator[Slot]:
+        """Return the slots before an end, from the newest back. A slot that the audit saw passed over is left out.
+
+        They are looked for at once; their statements are read as they are taken.
 
         Raises:
             StoreError: the store does not answer.
         """
         ranges = self._ranges(end)
         with_rows = (slots for slots, span in ranges if span and span.manifests)
-        return Looked(ranges, Slots(self.store, statements_of(self.log), with_rows))
+        return self._read(ranges, Slots(self.store, statements_of(self.log), with_rows))
 
-    def slots(self, looked: "Looked") -> Iterator[Slot]:
-        """Yield slots, from the newest back. A slot that the audit saw passed over is left out.
-
-        Raises:
-            StoreError: the store does not answer.
-        """
-        ranges, used = looked
+    def _read(self, ranges: Sequence[_Range], used: Slots) -> Iterator[Slot]:
         with ThreadPoolExecutor(_PARALLEL) as threads:
             for start in range(0, len(ranges), _PARALLEL):
                 several = ranges[start : start + _PARALLEL]

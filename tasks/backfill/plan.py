@@ -231,7 +231,6 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
             return judge, _searched(store, log, request, found, judge, known_heads(trust, log), index), found
 
         logs = choose_logs(named_logs(store, trust.heads), request.logs)
-        # By the times of sealing, many statements of a log are read at once.
         at_once = AHEAD if request.late_days is None else _LATE_LOGS
         for log, (judge, ranges, found) in zip(logs, call_ahead(store, search, logs, at_once), strict=True):
             problems += found

@@ -21,10 +21,12 @@ days up to the end of the retention, and deletes them. A locked object stays unt
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TypeVar
 
 from custody.archive.checkpoints import put_checkpoint
 from custody.archive.forms import AUDITS, statements_of
@@ -59,6 +61,8 @@ from tasks.roll.clock import AHEAD, History
 from tasks.roll.followed import Followed, keep_followed, read_followed
 from tasks.roll.record import Action
 from tasks.settings import Settings
+
+T = TypeVar("T")
 
 _LOGS, _PARALLEL = 8, 16
 """Logs that are looked at at once, and statements of each that are read at once: as many as S3 has connections."""
@@ -98,9 +102,8 @@ def expire(
         file = read_trusted_archive(store, trust)
         days = settings.life_days(file.statement.retention_days, trust.retention_days)
         audit = clean_audit(store, file.id, trust, find_trusted_audits(store, file.id, trust))
-
         works: dict[Log, _Log] = {}
-        for log, work in _open_logs(store, file.id, trust, audit):
+        for log, work in _of_each(store, list_logs(store), partial(_open_log, store, file.id, trust, audit)):
             if isinstance(work, CustodyError):
                 yield _unknown(log, work)
             else:
@@ -117,9 +120,9 @@ def expire(
         end_of_life = min(now, *clocks) - timedelta(days=days)
         # Objects that earlier rolls could not delete. There are few, so few logs are read from their start.
         left = {log for log, _ in _expired_keys(store, works, end_of_life)}
-
         expired: dict[Log, _Log] = {}
-        for log, error in _find_expired(store, works, end_of_life, days, left):
+        found = _of_each(store, works, lambda log: works[log].find(end_of_life, days, left=log in left))
+        for log, error in found:
             if error is not None:
                 yield _unknown(log, error)
                 continue
@@ -138,38 +141,26 @@ def expire(
         yield from _delete(store, expired, end_of_life, now, dry_run=dry_run)
 
 
-def _open_logs(
-    store: Store, archive: str, trust: Trust, audit: Audit | None
-) -> "Iterator[tuple[Log, _Log | CustodyError]]":
-    """Yield each log with how far audits found it expired, or with the error. Several are opened at once."""
+def _of_each(
+    store: Store, logs: Collection[Log], function: Callable[[Log], T]
+) -> Iterator[tuple[Log, T | CustodyError]]:
+    """Yield each log with what a function returns for it, or with the error. It is called for several at once."""
 
-    def opened(log: Log) -> "_Log | CustodyError":
+    def attempt(log: Log) -> T | CustodyError:
         try:
-            head = audit.heads.get(str(log)) if audit else None
-            tip = find_trusted_tip(store, log, archive, trust, head.size if head else 0)
-            work = _Log(store, log, tip, Judge(store, log, statements_of(log), archive, trust), audit)
-            work.find_offset()
+            return function(log)
         except CustodyError as error:
             return error
-        return work
 
-    logs = list_logs(store)
-    return zip(logs, call_ahead(store, opened, logs, _LOGS), strict=True)
+    return zip(logs, call_ahead(store, attempt, logs, _LOGS), strict=True)
 
 
-def _find_expired(
-    store: Store, works: "Mapping[Log, _Log]", end_of_life: datetime, days: int, left: Collection[Log]
-) -> Iterator[tuple[Log, CustodyError | None]]:
-    """Find how far each log has expired, several at once. Yield each with the error, or None."""
-
-    def find(log: Log) -> CustodyError | None:
-        try:
-            works[log].find(end_of_life, days, left=log in left)
-        except CustodyError as error:
-            return error
-        return None
-
-    return zip(works, call_ahead(store, find, works, _LOGS), strict=True)
+def _open_log(store: Store, archive: str, trust: Trust, audit: Audit | None, log: Log) -> "_Log":
+    head = audit.heads.get(str(log)) if audit else None
+    tip = find_trusted_tip(store, log, archive, trust, head.size if head else 0)
+    work = _Log(store, log, tip, Judge(store, log, statements_of(log), archive, trust), audit)
+    work.find_offset()
+    return work
 
 
 def _unknown(log: Log, error: CustodyError) -> Action:
@@ -210,15 +201,12 @@ def read_clocks(settings: Settings, *, keep: bool = False) -> list[datetime]:
         archive = read_trusted_archive(store, trust)
         sizes = claimed_sizes(store, nightly_audits(archive.statement.created, datetime.now(UTC)))
 
-        def find(log: Log) -> Tip[Manifest] | None:
-            # The end of life reports a log that cannot be read.
-            with suppress(CustodyError):
-                return find_trusted_tip(store, log, archive.id, trust, sizes.get(str(log), 0))
-            return None
+        def find(log: Log) -> Tip[Manifest]:
+            return find_trusted_tip(store, log, archive.id, trust, sizes.get(str(log), 0))
 
-        logs = list_logs(store)
-        found = zip(logs, call_ahead(store, find, logs, _LOGS), strict=True)
-        tips = {log: tip for log, tip in found if tip is not None}
+        # The end of life reports a log that cannot be read.
+        found = _of_each(store, list_logs(store), find)
+        tips = {log: tip for log, tip in found if not isinstance(tip, CustodyError)}
         return _other_clocks(store, archive, trust, tips, settings if keep else None)
 
 

@@ -451,7 +451,7 @@ def _send(parts: Iterable[Documents], limit: int, create: Callable[[Documents, S
                 if errors:
                     break
         finally:
-            if waiting and not errors:
+            if waiting:
                 submit()
             while under_way:
                 end_first()

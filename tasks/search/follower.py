@@ -49,8 +49,10 @@ class Follower:
         """Logs that are being indexed."""
         self._failed: set[Log] = set()
         self._changed = threading.Condition()
-        self._deadline: float | None = None
+        self._ending = False
+        """Whether the drain has ended, and waits."""
         self._stopped = threading.Event()
+        """Set when it waits no longer."""
         self._results: dict[Log, IndexResult] = {}
         self._problem: str | None = None
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
@@ -78,7 +80,7 @@ class Follower:
     def end(self) -> list[IndexResult]:
         """Index the last statements, for at most `GRACE_SECONDS`, and return the results."""
         with self._changed:
-            self._deadline = time.monotonic() + GRACE_SECONDS
+            self._ending = True
             self._changed.notify()
         self._thread.join(GRACE_SECONDS)
         self._stopped.set()
@@ -106,24 +108,21 @@ class Follower:
         """Note how long the logs are behind for which there was no time. They may have no result yet."""
         now = time.monotonic()
         for log, since in self._since.items():
-            if (log.topic, log.partition) not in self._left:
+            if self._is_ours(log):
                 result = results.setdefault(log, IndexResult(str(log)))
                 if result.sequence < self._ends[log]:
                     result.behind = result.behind or now - since
 
-    def _go_on(self) -> bool:
-        return self._deadline is None or time.monotonic() < self._deadline
-
     def _is_ours(self, log: Log) -> bool:
-        return (log.topic, log.partition) not in self._left and self._go_on()
+        return (log.topic, log.partition) not in self._left
 
     def _run(self) -> None:
-        while self._go_on():
+        while not self._stopped.is_set():
             try:
                 with open_indexer(self._settings, self._stopped) as (store, indexer):
                     self._problem = None
                     with self._changed:
-                        self._changed.wait_for(lambda: self._opened or self._deadline is not None, _LOOK_SECONDS)
+                        self._changed.wait_for(lambda: self._opened or self._ending, _LOOK_SECONDS)
                     chosen = self._partitions
                     logs = {log for log in list_logs(store) if chosen is None or (log.topic, log.partition) in chosen}
                     indexer.read_cursors(logs)
@@ -135,9 +134,9 @@ class Follower:
                 self._problem = unforeseen(error)
                 return
             with self._changed:
-                if self._deadline is not None:
+                if self._ending:
                     return
-                self._changed.wait_for(lambda: self._deadline is not None, _LOOK_SECONDS)
+                self._changed.wait_for(lambda: self._ending, _LOOK_SECONDS)
 
     def _follow(self, waiting: set[Log], indexer: Indexer) -> None:
         """Index each log once, since an earlier run may have left statements, and then what is sealed or failed.
@@ -146,7 +145,7 @@ class Follower:
         others have no order, so that runs without time for all do not leave out the same ones each time.
         """
         is_last = False
-        while self._go_on():
+        while not self._stopped.is_set():
             with self._changed:
                 log = next((log for log in chain(self._sealed, waiting) if log not in self._begun), None)
                 if len(self._begun) == AT_ONCE or (log is None and self._begun):
@@ -155,8 +154,8 @@ class Follower:
                 if log is None:
                     if is_last:
                         return
-                    self._changed.wait_for(lambda: self._sealed or self._deadline is not None, _LOOK_SECONDS)
-                    is_last = self._deadline is not None
+                    self._changed.wait_for(lambda: self._sealed or self._ending, _LOOK_SECONDS)
+                    is_last = self._ending
                     waiting, self._failed = self._failed, set()
                     continue
                 for logs in (self._sealed, waiting, self._failed):

@@ -19,6 +19,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import islice
 
 from custody.archive import time_index
@@ -126,8 +127,7 @@ class Indexer:
         """Cursors that cannot be true."""
         self._skipped: dict[Log, dict[int, str]] = defaultdict(dict)
         """Statements that could not be indexed, and why."""
-        self._finding, self._passing = threading.Lock(), threading.Lock()
-        self._found: TimeIndex | None = None
+        self._passing = threading.Lock()
         self._ended: set[Log] = set()
         """Logs whose end was compared with a listing. That costs more than a read, so it is done once."""
 
@@ -268,21 +268,18 @@ class Indexer:
         Each statement is read of which the index by time does not say that: a wrong clock may have sealed an old one
         among recent ones.
         """
-        index = self._time_index
-        end = max(sequence + _AHEAD, index.end(log))
         # One log after the other: many statements are read at once.
         with self._passing:
             if self._stopped.is_set():
                 return sequence
+            index = self._time_index
+            end = max(sequence + _AHEAD, index.end(log))
             young = sealed_between(self._store, log, end, oldest, None, self._holds(log), first=sequence, index=index)
             return next(iter(young), end)
 
-    @property
+    @cached_property
     def _time_index(self) -> TimeIndex:
-        with self._finding:
-            if self._found is None:
-                self._found = time_index.find(self._store, self._archive, self._trust)
-        return self._found
+        return time_index.find(self._store, self._archive, self._trust)
 
     def _index(self, log: Log, new: New, result: IndexResult) -> None:
         statement, segment = new
