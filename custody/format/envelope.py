@@ -56,6 +56,7 @@ class _Signatures(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=T
 Signatures = tuple[tuple[Signature, bytes], ...]
 """Each signature of line 2, with its value decoded."""
 
+S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 
 
@@ -163,7 +164,7 @@ def check_passed_over(subject: str, hashes: list[str], sequence: int) -> None:
         )
 
 
-def parse_file(data: bytes, parse_statement: Callable[[bytes], S_co], form: str) -> SignedFile[S_co]:
+def parse_file(data: bytes, parse_statement: Callable[[bytes], S], form: str) -> SignedFile[S]:
     """Parse a two-line file.
 
     Args:
@@ -174,8 +175,30 @@ def parse_file(data: bytes, parse_statement: Callable[[bytes], S_co], form: str)
     Raises:
         FormatError: it is not of the format; the message says which rule it breaks.
     """
-    line, second = split_lines(data)
-    return SignedFile(parse_statement(line), line, parse_signatures(second), message(line, form))
+    return parse_files([data], lambda lines: list(map(parse_statement, lines)), form)[0]
+
+
+def parse_files(
+    files: Sequence[bytes], parse_statements: Callable[[Sequence[bytes]], Sequence[S]], form: str
+) -> list[SignedFile[S]]:
+    """Parse two-line files: one step for all of them, then the next step.
+
+    File by file, each step would push the code and data of the others out of the processor's caches, and parsing would
+    take half as long again.
+
+    Args:
+        files: the files.
+        parse_statements: returns the statements of lines 1; raises FormatError.
+        form: the files' `format`.
+
+    Raises:
+        FormatError: one of them is not of the format; the message says which rule it breaks, and not which file.
+    """
+    pairs = [split_lines(data) for data in files]
+    lines = [line for line, _ in pairs]
+    statements = parse_statements(lines)
+    signatures = _parse_signatures([second for _, second in pairs])
+    return list(map(SignedFile, statements, lines, signatures, [message(line, form) for line in lines]))
 
 
 def split_lines(data: bytes) -> tuple[bytes, bytes]:
@@ -204,8 +227,16 @@ def parse_signatures(second: bytes) -> Signatures:
         FormatError: it is malformed, or holds two signatures of one key. Which signatures must be there is not asked
             here, but by the policy (`custody.tlog.signatures`).
     """
-    listed: list[Signature] = decode_strictly(_signatures_decoder, second, "the signatures").signatures
-    if len({signature.key for signature in listed}) != len(listed):
+    return _parse_signatures([second])[0]
+
+
+def _parse_signatures(seconds: Sequence[bytes]) -> list[Signatures]:
+    """Parse lines 2; raises as `parse_signatures`."""
+    return [_decode_values(one.signatures) for one in decode_each(_signatures_decoder, seconds, "the signatures")]
+
+
+def _decode_values(listed: Sequence[Signature]) -> Signatures:
+    if len(listed) > 1 and len({signature.key for signature in listed}) != len(listed):
         raise FormatError("the signatures: a key signs twice")
     decoded = []
     for signature in listed:
@@ -233,20 +264,28 @@ def decode_base64(text: str, subject: str) -> bytes:
 
 
 def decode_strictly(decoder: msgspec.json.Decoder[Any], line: bytes, subject: str) -> Any:
-    """Decode `line` so that fields are exactly the type's, in its order, once each.
+    """Decode a line so that fields are exactly the type's, in its order, once each.
 
     Raises:
         FormatError: they are not; the message begins with `subject`.
     """
+    return decode_each(decoder, [line], subject)[0]
+
+
+def decode_each(decoder: msgspec.json.Decoder[Any], lines: Sequence[bytes], subject: str) -> list[Any]:
+    """Decode each of some lines as `decode_strictly` does; an error does not say which."""
     try:
-        value = decoder.decode(line)
+        values = list(map(decoder.decode, lines))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError) as error:
         raise FormatError(f"{subject}: {str(error)[:200]}") from None
     # Our own form is canonical: encoding what was decoded gives the same bytes, so nothing stood there twice, in
     # another order, or beside. Another writer's white space or escapes take the slow way.
-    if _encoder.encode(value) != line:
-        _check_shape(line, value, subject)
-    return value
+    encoded = list(map(_encoder.encode, values))
+    if encoded != lines:
+        for line, value, again in zip(lines, values, encoded, strict=True):
+            if again != line:
+                _check_shape(line, value, subject)
+    return values
 
 
 def _check_shape(line: bytes, value: object, subject: str) -> None:

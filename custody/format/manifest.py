@@ -4,6 +4,7 @@ What the fields *mean* (that ranges join, that trees follow) is checked by the v
 """
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from custody.errors import FormatError
 from custody.format import envelope, limits
 from custody.format.envelope import Hex, Int, SignedFile, Tree
-from custody.format.times import check_time
+from custody.format.times import check_times
 
 __all__ = ["Batch", "Manifest", "QuarantineRef", "SegmentRef", "Statement", "parse"]
 
@@ -158,12 +159,37 @@ def parse(data: bytes) -> Manifest:
     Raises:
         FormatError: the bytes are not a manifest of this format; the message says which rule they break.
     """
-    return envelope.parse_file(data, parse_statement, FORMAT)
+    return parse_each([data])[0]
+
+
+def parse_each(files: Sequence[bytes]) -> list[Manifest]:
+    """Parse some manifests strictly, in less time than one by one.
+
+    Raises:
+        FormatError: one of them is not of this format. Which one, only parsing one by one says.
+    """
+    return envelope.parse_files(files, _parse_statements, FORMAT)
 
 
 def parse_statement(line: bytes) -> Statement:
     """Parse line 1 strictly; raises as `parse`."""
-    statement: Statement = envelope.decode_strictly(_statement_decoder, line, "the statement")
+    return _parse_statements([line])[0]
+
+
+def _parse_statements(lines: Sequence[bytes]) -> list[Statement]:
+    statements: list[Statement] = envelope.decode_each(_statement_decoder, lines, "the statement")
+    for statement in statements:
+        _check(statement)
+    envelope.check_hashes("the statement", [hash_ for statement in statements for hash_ in _hashes(statement)])
+    check_times("the statement: sealed_at", [statement.sealed_at for statement in statements])
+    batches = [batch for statement in statements for batch in statement.batches]
+    check_times("the statement: min_time", [batch.min_time for batch in batches])
+    check_times("the statement: max_time", [batch.max_time for batch in batches])
+    return statements
+
+
+def _check(statement: Statement) -> None:
+    """Check what types cannot say of a statement's fields, but for digests and times."""
     if statement.skipped:
         check_ranges("skipped", statement.skipped)
     if statement.quarantine:
@@ -175,12 +201,8 @@ def parse_statement(line: bytes) -> Statement:
             raise FormatError(f"the statement: {name} is an empty or reversed range {list(pair)}")
     if not _UUID.fullmatch(statement.archive):
         raise FormatError(f"the statement: archive {statement.archive[:100]!r} is no UUID in lower case")
-    envelope.check_passed_over("the statement", statement.passed_over, statement.sequence)
-    envelope.check_hashes("the statement", _hashes(statement))
-    check_time("the statement: sealed_at", statement.sealed_at)
-    for batch in statement.batches:
-        check_time("the statement: min_time", batch.min_time)
-        check_time("the statement: max_time", batch.max_time)
+    if statement.passed_over:
+        envelope.check_passed_over("the statement", statement.passed_over, statement.sequence)
     if len(statement.types) > limits.TYPES:
         raise FormatError(f"the statement: types has {len(statement.types)} entries (limit {limits.TYPES})")
     # Code points sort as their UTF-8 bytes do.
@@ -188,7 +210,6 @@ def parse_statement(line: bytes) -> Statement:
         raise FormatError("the statement: types are not sorted by name")
     if not all(statement.types.values()):
         raise FormatError("the statement: types holds a zero")
-    return statement
 
 
 def _hashes(statement: Statement) -> list[str]:

@@ -22,13 +22,14 @@ It is one module because all of these rules are about one entry in hand, and dec
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar
 
 from custody.errors import FormatError
 from custody.format import limits
 from custody.format.envelope import Algorithm, SignedFile, Tree, passed_over_message
-from custody.format.times import parse_time
+from custody.format.times import format_time, parse_time
 from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.signatures import KeyOrder, Keys, Place, Problem, Verdict, check_file
@@ -167,6 +168,8 @@ class SignedLog(Generic[E]):
     """The first of those that no trusted head covers."""
     pending_since: str = ""
     """When that one was sealed."""
+    sealed_at: datetime | None = None
+    """When the newest entry was sealed, by its writer's clock; None before the first."""
     unlinked: list[tuple[int, int]] = field(default_factory=list)
     """From the first to behind the last of the unverified entries before each gap that no later tree leads to."""
     broken: set[str] = field(default_factory=set)
@@ -185,7 +188,6 @@ class SignedLog(Generic[E]):
     _consumed: tuple[int, int] = (0, 0)
     _data: bytes = b""
     _parsed: tuple[bytes, E] | None = None
-    _sealed_at: str = ""
 
     def __post_init__(self) -> None:
         for head in self.known:
@@ -239,10 +241,17 @@ class SignedLog(Generic[E]):
             self.doubt(Fault("statement", reason, {"key": self.form.key(sequence), "sha256": digest}), sequence)
             self._lose(sequence + 1)
 
-    def step(self, sequence: int, data: bytes) -> E | None:
-        """Process the object of the next slot; return its entry, None if it is not the entry of this log and slot."""
-        self._data = data
-        entry, broken = self._parse(data)
+    def step(self, sequence: int, data: bytes, entry: E | None = None) -> E | None:
+        """Process the object of the next slot; return its entry, None if it is not the entry of this log and slot.
+
+        Args:
+            sequence: the slot.
+            data: the object.
+            entry: what was parsed of it, where that is done.
+        """
+        self._data, broken = data, ""
+        if entry is None:
+            entry, broken = self._parse(data)
         if entry is None:
             self.malformed(sequence, broken, self.digest)
             return None
@@ -252,7 +261,8 @@ class SignedLog(Generic[E]):
                 self.doubt(fault, sequence)
                 self._lose(sequence + 1)
             return None
-        verdict = Verdict((), ()) if broken else self._check(entry, sequence, self._order)
+        sealed_at = parse_time(entry.statement.sealed_at)
+        verdict = Verdict((), ()) if broken else self._check(entry, sequence, sealed_at, self._order)
         if not verdict.good and self._is_passed_over(sequence, self.digest):
             return None
         if broken:
@@ -262,7 +272,7 @@ class SignedLog(Generic[E]):
         self._take(verdict, sequence)
         self._check_tree(entry, sequence)
         self._count(entry, verdict, sequence, broken=bool(broken))
-        self._sealed_at = entry.statement.sealed_at
+        self.sealed_at = sealed_at
         self.size = sequence + 1
         self.lost = False
         return entry
@@ -371,7 +381,7 @@ class SignedLog(Generic[E]):
             self._looked = number
             if entry is None or broken or self.belongs(entry) or entry.statement.sequence != number:
                 continue
-            verdict = self._check(entry, number, None)
+            verdict = self._check(entry, number, parse_time(entry.statement.sealed_at), None)
             if verdict.void or verdict.unknown:
                 continue
             hashes = entry.statement.passed_over
@@ -414,14 +424,14 @@ class SignedLog(Generic[E]):
 
     # --- rule 3
 
-    def _check(self, entry: E, sequence: int, order: KeyOrder | None) -> Verdict:
+    def _check(self, entry: E, sequence: int, sealed_at: datetime, order: KeyOrder | None) -> Verdict:
         return check_file(
             entry.message,
             entry.signatures,
             self.keys,
             wanted=self.form.wanted,
             position=Place(self.name, sequence),
-            sealed_at=parse_time(entry.statement.sealed_at),
+            sealed_at=sealed_at,
             order=order,
             subject=self.form.noun,
         )
@@ -591,10 +601,10 @@ class SignedLog(Generic[E]):
 
     def _check_ends_of(self, head: KnownHead) -> None:
         """Report a checkpoint of an entry that was sealed after the span of the key that signed the checkpoint."""
-        if head.ends is not None and self._sealed_at and parse_time(self._sealed_at) >= head.ends:
+        if head.ends is not None and self.sealed_at and self.sealed_at >= head.ends:
             message = "the key of the checkpoint signs entries that were sealed after its span"
-            where: dict[str, Any] = {"sequence": head.size - 1, "key": head.checkpoint, "found": self._sealed_at}
-            where["expected"] = f"sealed before {head.ends:%Y-%m-%dT%H:%M:%SZ}"
+            where: dict[str, Any] = {"sequence": head.size - 1, "key": head.checkpoint}
+            where |= {"expected": f"sealed before {head.ends:%Y-%m-%dT%H:%M:%SZ}", "found": format_time(self.sealed_at)}
             self.report("key-span", message, group="checkpoints", **where)
 
     def _lose(self, size: int) -> None:

@@ -214,16 +214,22 @@ class LogAccount:
             where: dict[str, Any] = {"through": missing[1] - 1, "key": layout.manifest_key(self.log, first)}
             self.signed.report("sequence-gap", message, sequence=first, **where)
 
-    def step(self, sequence: int, data: bytes) -> Statement | None:
-        """Check the manifest of the next sequence. Return its statement if it names objects, None if there are none."""
+    def step(self, sequence: int, data: bytes, parsed: Manifest | None = None) -> Statement | None:
+        """Check the manifest of the next sequence. Return its statement if it names objects, None if there are none.
+
+        Args:
+            sequence: the sequence.
+            data: the manifest.
+            parsed: what was parsed of it, where that is done.
+        """
         lost = self.signed.lost or (self.begin > 0 and self.identity is None)
-        manifest = self.signed.step(sequence, data)
-        if manifest is None:
+        manifest = self.signed.step(sequence, data, parsed)
+        sealed_at = self.signed.sealed_at
+        if manifest is None or sealed_at is None:
             return None
         statement = manifest.statement
         self.archive = self.archive or statement.archive
         self.identity = self.identity or statement.log
-        sealed_at = parse_time(statement.sealed_at)
         if self.earlier is not None and (not sequence or statement.previous_epoch is not None):
             self._take(_epoch_faults(statement, self.log, self.earlier), sequence)
         self._take(self.clock.step(statement, sealed_at), sequence)

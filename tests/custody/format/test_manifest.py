@@ -661,26 +661,45 @@ def test_any_value_anywhere(path: tuple[str | int, ...], value: object) -> None:
     assert shown == json.loads(parsed.line)
 
 
-@given(st.data())
-@settings(max_examples=300)
-def test_mutated_manifests(data: st.DataObject) -> None:
-    """A manifest with bytes cut, put in, changed or doubled is a manifest of what it then says, or a FormatError."""
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A manifest with bytes cut, put in, changed or doubled."""
     text = bytearray(VALID)
-    for _ in range(data.draw(st.integers(1, 4))):
-        start = data.draw(st.integers(0, len(text)))
-        end = min(len(text), start + data.draw(st.integers(0, 8)))
-        text[start:end] = data.draw(
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(text)))
+        end = min(len(text), start + draw(st.integers(0, 8)))
+        text[start:end] = draw(
             st.binary(max_size=4)
             | st.sampled_from(
                 [b'"', b"{", b"}", b"[", b"]", b",", b":", b"\n", b"-", b"\\", bytes(text[start:end]) * 2]
             )
         )
+    return bytes(text)
+
+
+@given(st.data())
+@settings(max_examples=300)
+def test_mutated_manifests(data: st.DataObject) -> None:
+    """A manifest with bytes cut, put in, changed or doubled is a manifest of what it then says, or a FormatError."""
+    text = data.draw(mutated())
     try:
-        parsed = manifest.parse(bytes(text))
+        parsed = manifest.parse(text)
     except FormatError:
         return
-    assert parsed.line == bytes(text).split(b"\n")[0]
+    assert parsed.line == text.split(b"\n")[0]
     assert json.loads(parsed.line) == json.loads(json.dumps(msgspec.to_builtins(parsed.statement)))
+
+
+@given(st.lists(st.builds(lambda statement: with_line(manifest.encode(statement)), statements) | mutated(), max_size=4))
+def test_several_manifests(files: list[bytes]) -> None:
+    """Several are what each of them is alone, or a FormatError where one is no manifest."""
+    try:
+        alone = [manifest.parse(file) for file in files]
+    except FormatError:
+        with pytest.raises(FormatError):
+            manifest.parse_each(files)
+    else:
+        assert manifest.parse_each(files) == alone
 
 
 # --- times ---------------------------------------------------------------------------------------------------------
