@@ -163,7 +163,7 @@ def parse(data: bytes) -> Manifest:
 
 
 def parse_each(files: Sequence[bytes]) -> list[Manifest]:
-    """Parse some manifests strictly, in less time than one by one.
+    """Parse manifests strictly, in less time than one by one, and return them in order.
 
     Raises:
         FormatError: one of them is not of this format. Which one, only parsing one by one says.

@@ -169,7 +169,7 @@ class SignedLog(Generic[E]):
     pending_since: str = ""
     """When that one was sealed."""
     sealed_at: datetime | None = None
-    """When the newest entry was sealed, by its writer's clock; None before the first."""
+    """When the newest entry of those looked at was sealed, by its writer's clock; None before the first."""
     unlinked: list[tuple[int, int]] = field(default_factory=list)
     """From the first to behind the last of the unverified entries before each gap that no later tree leads to."""
     broken: set[str] = field(default_factory=set)
@@ -247,7 +247,7 @@ class SignedLog(Generic[E]):
         Args:
             sequence: the slot.
             data: the object.
-            entry: what was parsed of it, where that is done.
+            entry: the entry in it, if it is parsed already.
         """
         self._data, broken = data, ""
         if entry is None:
@@ -604,8 +604,8 @@ class SignedLog(Generic[E]):
         if head.ends is not None and self.sealed_at and self.sealed_at >= head.ends:
             message = "the key of the checkpoint signs entries that were sealed after its span"
             where: dict[str, Any] = {"sequence": head.size - 1, "key": head.checkpoint}
-            where |= {"expected": f"sealed before {head.ends:%Y-%m-%dT%H:%M:%SZ}", "found": format_time(self.sealed_at)}
-            self.report("key-span", message, group="checkpoints", **where)
+            expected, found = f"sealed before {head.ends:%Y-%m-%dT%H:%M:%SZ}", format_time(self.sealed_at)
+            self.report("key-span", message, group="checkpoints", expected=expected, found=found, **where)
 
     def _lose(self, size: int) -> None:
         """Continue behind entries that are missing or unreadable."""

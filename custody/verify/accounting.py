@@ -220,14 +220,14 @@ class LogAccount:
         Args:
             sequence: the sequence.
             data: the manifest.
-            parsed: what was parsed of it, where that is done.
+            parsed: the same, if it is parsed already.
         """
         lost = self.signed.lost or (self.begin > 0 and self.identity is None)
         manifest = self.signed.step(sequence, data, parsed)
-        sealed_at = self.signed.sealed_at
-        if manifest is None or sealed_at is None:
+        if manifest is None:
             return None
         statement = manifest.statement
+        sealed_at = self.signed.sealed_at or parse_time(statement.sealed_at)
         self.archive = self.archive or statement.archive
         self.identity = self.identity or statement.log
         if self.earlier is not None and (not sequence or statement.previous_epoch is not None):

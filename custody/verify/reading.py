@@ -24,8 +24,9 @@ from custody.verify.scope import WHOLE, Part, Span
 T = TypeVar("T")
 
 _GROUP = 64
-"""Manifests that are read, then parsed, before the first of them is checked. Turn by turn, these steps push each
-other's code and data out of the processor's caches, and take half as long again."""
+"""Manifests of a folder that are read, then parsed, before the first of them is checked. Turn by turn, these steps push
+each other's code and data out of the processor's caches, and take longer. From a remote store each is checked at once:
+no request begins while a group is checked."""
 _GROUP_BYTES = 1_048_576
 """A group ends with the manifest that makes it larger than this."""
 
@@ -177,7 +178,8 @@ def follow(account: LogAccount, span: Span, listed: Sequences | None, hands: Han
 
 def _step(account: LogAccount, span: Span, listed: Sequences | None, hands: Hands, *, onward: bool) -> None:
     read = hands.reader.manifests(account.log, listed, span.first, span.end, onward=onward)
-    for (sequence, answer, parsed), behind in _with_next(_parsed(read)):
+    in_groups = _in_groups(read, _GROUP if is_local(hands.reader.store) else 1)
+    for (sequence, answer, parsed), behind in _with_next(_parsed(in_groups)):
         if sequence > account.size:
             # The entry that passes over the empty slots is this one, or a later one.
             account.signed.peek = (sequence, answer) if isinstance(answer, bytes) else None
@@ -193,28 +195,28 @@ def _step(account: LogAccount, span: Span, listed: Sequences | None, hands: Hand
 
 
 def _parsed(
-    read: Iterator[tuple[int, bytes | CustodyError]],
+    groups: Iterator[Sequence[tuple[int, bytes | CustodyError]]],
 ) -> Iterator[tuple[int, bytes | CustodyError, Manifest | None]]:
-    """Yield each sequence, with the manifest that was parsed: None where there is none, or one of its group is none."""
-    for group in _in_groups(read):
-        found = [answer for _, answer in group if isinstance(answer, bytes)]
+    """Yield each sequence, its answer, and its parsed manifest: none of a group in which one is malformed."""
+    for group in groups:
         try:
-            manifests = iter(manifest.parse_each(found))
+            manifests = manifest.parse_each([answer for _, answer in group if isinstance(answer, bytes)])
         except FormatError:
-            manifests = iter(())
+            manifests = []
+        parsed = iter(manifests)
         for sequence, answer in group:
-            yield sequence, answer, next(manifests, None) if isinstance(answer, bytes) else None
+            yield sequence, answer, next(parsed, None) if isinstance(answer, bytes) else None
 
 
 def _in_groups(
-    read: Iterator[tuple[int, bytes | CustodyError]],
+    read: Iterator[tuple[int, bytes | CustodyError]], most: int
 ) -> Iterator[Sequence[tuple[int, bytes | CustodyError]]]:
     group: list[tuple[int, bytes | CustodyError]] = []
     size = 0
     for sequence, answer in read:
         group.append((sequence, answer))
         size += len(answer) if isinstance(answer, bytes) else 0
-        if len(group) >= _GROUP or size > _GROUP_BYTES:
+        if len(group) >= most or size > _GROUP_BYTES:
             yield group
             group, size = [], 0
     if group:

@@ -32,8 +32,8 @@ from tasks.drain.truncation import LOG_TRUNCATION, says_truncated
 from tasks.drain.tuning import keep_freed_memory, rare_collections
 
 READ_RECORDS = 250
-"""Records in one read from librdkafka: with their objects, they fit into a core's own cache. With 1,000, an event takes
-a tenth longer where others use the shared cache. With fewer, batches are put together from more parts."""
+"""Records in one read from librdkafka. With 1,000 and their objects, an event took a tenth longer on a machine whose
+shared cache others used. With fewer, batches are put together from more parts."""
 READ_SECONDS = 0.1
 """How long a read waits for records; also how soon a stop is noticed."""
 LOOK_SECONDS = 0.1

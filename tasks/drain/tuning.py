@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Raise the GC threshold: each read allocates enough records to trigger a collection that finds no cycles."""
+    """Raise the GC threshold: a few reads allocate enough records to trigger a collection that finds no cycles."""
     before = gc.get_threshold()
     gc.set_threshold(_COLLECT_AFTER, *before[1:])
     try:

@@ -101,6 +101,12 @@ def many_batches(log: Builder, _: bytes) -> None:
     log.append(10, edit=lambda s: s.update(batches=s["batches"] * 20_000))
 
 
+def large_manifests(log: Builder, bomb: bytes) -> None:
+    """A dozen such statements: nearly as large as a statement may be."""
+    for _ in range(12):
+        many_batches(log, bomb)
+
+
 def huge_manifest(log: Builder, _: bytes) -> None:
     log.path(3).write_bytes(b" " * 100_000_000)
 
@@ -122,6 +128,7 @@ CASES = {
     "far names": (far_names, "checkpoint"),
     "all offsets skipped": (many_ranges, None),
     "many batches": (many_batches, "batch-order"),
+    "a dozen of them": (large_manifests, "batch-order"),
     "100 MB of manifest": (huge_manifest, "statement"),
     "far sequence": (far_sequence, "identity"),
 }

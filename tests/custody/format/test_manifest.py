@@ -178,9 +178,12 @@ FIELDS = [(*path, name) for path in OBJECTS for name in at(builtins(), path)]
 
 
 def refused(data: bytes) -> None:
-    """These bytes are a FormatError."""
+    """These bytes are a FormatError, and so are several manifests with them among them."""
     with pytest.raises(FormatError):
         manifest.parse(data)
+    for files in ([VALID, data], [data, VALID]):
+        with pytest.raises(FormatError):
+            manifest.parse_each(files)
 
 
 # --- what is written -----------------------------------------------------------------------------------------------
