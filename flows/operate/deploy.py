@@ -37,7 +37,7 @@ DEPLOYMENTS = ROOT / "deployments" / "prefect.yaml"
 
 PREFECT = [sys.executable, "-m", "prefect"]
 _CLIENT = "custody"
-_DEPLOY_SECONDS = 120
+_DEPLOY_SECONDS = 300
 _TRIES = 20
 _LOOPBACK = "127.0.0.1,localhost"
 

@@ -64,7 +64,7 @@ class Installation:
             urls[:] = re.findall(r"custody is up: (http://127\.0\.0\.1:\d+)", self.log.read_text()[begin:])
             return bool(urls) or self.process is None or self.process.poll() is not None
 
-        self.wait(ready, 240, "custody up to be up")
+        self.wait(ready, 400, "custody up to be up")
         assert urls, self.log.read_text()[-3000:]
         self.url = urls[0]
 
