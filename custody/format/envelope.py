@@ -56,7 +56,6 @@ class _Signatures(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=T
 Signatures = tuple[tuple[Signature, bytes], ...]
 """Each signature of line 2, with its value decoded."""
 
-S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 
 
@@ -164,7 +163,7 @@ def check_passed_over(subject: str, hashes: list[str], sequence: int) -> None:
         )
 
 
-def parse_file(data: bytes, parse_statement: Callable[[bytes], S], form: str) -> SignedFile[S]:
+def parse_file(data: bytes, parse_statement: Callable[[bytes], S_co], form: str) -> SignedFile[S_co]:
     """Parse a two-line file.
 
     Args:
@@ -179,12 +178,12 @@ def parse_file(data: bytes, parse_statement: Callable[[bytes], S], form: str) ->
 
 
 def parse_files(
-    files: Sequence[bytes], parse_statements: Callable[[Sequence[bytes]], Sequence[S]], form: str
-) -> list[SignedFile[S]]:
+    files: Sequence[bytes], parse_statements: Callable[[Sequence[bytes]], Sequence[S_co]], form: str
+) -> list[SignedFile[S_co]]:
     """Parse two-line files, and return them in order: one step for all of them, then the next step.
 
     File by file, each step would push the code and data of the others out of the processor's caches, and parsing would
-    take a third longer.
+    take longer.
 
     Args:
         files: the files.
@@ -237,7 +236,7 @@ def _parse_signatures(seconds: Sequence[bytes]) -> list[Signatures]:
 
 
 def _decode_values(listed: Sequence[Signature]) -> Signatures:
-    if len(listed) > 1 and len({signature.key for signature in listed}) != len(listed):
+    if len({signature.key for signature in listed}) != len(listed):
         raise FormatError("the signatures: a key signs twice")
     decoded = []
     for signature in listed:

@@ -12,7 +12,7 @@ import msgspec
 from custody.errors import FormatError
 from custody.format import envelope, limits
 from custody.format.envelope import Hex, Int, SignedFile, Tree
-from custody.format.times import check_times
+from custody.format.times import check_time
 
 __all__ = ["Batch", "Manifest", "QuarantineRef", "SegmentRef", "Statement", "parse"]
 
@@ -181,15 +181,11 @@ def _parse_statements(lines: Sequence[bytes]) -> list[Statement]:
     for statement in statements:
         _check(statement)
     envelope.check_hashes("the statement", [hash_ for statement in statements for hash_ in _hashes(statement)])
-    check_times("the statement: sealed_at", [statement.sealed_at for statement in statements])
-    batches = [batch for statement in statements for batch in statement.batches]
-    check_times("the statement: min_time", [batch.min_time for batch in batches])
-    check_times("the statement: max_time", [batch.max_time for batch in batches])
     return statements
 
 
 def _check(statement: Statement) -> None:
-    """Check what types cannot say of a statement's fields, but for digests and times."""
+    """Check what types cannot say of a statement's fields, but for digests."""
     if statement.skipped:
         check_ranges("skipped", statement.skipped)
     if statement.quarantine:
@@ -201,8 +197,11 @@ def _check(statement: Statement) -> None:
             raise FormatError(f"the statement: {name} is an empty or reversed range {list(pair)}")
     if not _UUID.fullmatch(statement.archive):
         raise FormatError(f"the statement: archive {statement.archive[:100]!r} is no UUID in lower case")
-    if statement.passed_over:
-        envelope.check_passed_over("the statement", statement.passed_over, statement.sequence)
+    envelope.check_passed_over("the statement", statement.passed_over, statement.sequence)
+    check_time("the statement: sealed_at", statement.sealed_at)
+    for batch in statement.batches:
+        check_time("the statement: min_time", batch.min_time)
+        check_time("the statement: max_time", batch.max_time)
     if len(statement.types) > limits.TYPES:
         raise FormatError(f"the statement: types has {len(statement.types)} entries (limit {limits.TYPES})")
     # Code points sort as their UTF-8 bytes do.

@@ -4,8 +4,6 @@ Times from elsewhere may be any number: producers set Kafka's, and whoever may w
 through here. So do sums of times: who signs a statement may choose the first or the last day that there is.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -23,7 +21,6 @@ DIGITS: Final = bytes.maketrans(b"123456789", b"0" * 9)
 HEX_DIGITS: Final = bytes.maketrans(b"123456789abcdef", b"0" * 15)
 """The same for hexadecimal digits, in lower case."""
 _FORM = b"0000-00-00T00:00:00.000000Z"
-_LENGTHS = frozenset([len(_FORM)])
 
 
 def as_utc(moment: datetime) -> datetime:
@@ -41,26 +38,6 @@ def check_time(name: str, text: str) -> datetime:
         return parse_time(text)
     except ValueError:
         raise FormatError(f"{name} {text[:100]!r} is no time of the form YYYY-MM-DDTHH:MM:SS.ffffffZ") from None
-
-
-def check_times(name: str, texts: Sequence[str]) -> None:
-    """Check times that custody writes, in less time than one by one; an error begins with `name`.
-
-    Raises:
-        FormatError: one is no such date or time of day.
-    """
-    with suppress(ValueError):
-        if (
-            _LENGTHS.issuperset(map(len, texts))
-            and "".join(texts).encode().translate(DIGITS) == _FORM * len(texts)
-            and "24" not in [text[11:13] for text in texts]
-        ):
-            for text in texts:
-                datetime.fromisoformat(text)
-            return
-    # One is none, and is named.
-    for text in texts:
-        check_time(name, text)
 
 
 def moment_of(seconds: float) -> datetime:

@@ -22,7 +22,7 @@ It is one module because all of these rules are about one entry in hand, and dec
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -34,6 +34,7 @@ from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.signatures import KeyOrder, Keys, Place, Problem, Verdict, check_file
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _EVIDENCE_LIMIT = 65_536
 _DISPLACED_LIMIT = 10_000
 # A line 2 that parses: it stands in for one that does not, to see whether line 1 is sound.
@@ -168,8 +169,8 @@ class SignedLog(Generic[E]):
     """The first of those that no trusted head covers."""
     pending_since: str = ""
     """When that one was sealed."""
-    sealed_at: datetime | None = None
-    """When the newest entry of those looked at was sealed, by its writer's clock; None before the first."""
+    sealed_at: datetime = _NEVER
+    """When the newest entry of those looked at was sealed, by its writer's clock; in year 1 before the first."""
     unlinked: list[tuple[int, int]] = field(default_factory=list)
     """From the first to behind the last of the unverified entries before each gap that no later tree leads to."""
     broken: set[str] = field(default_factory=set)
@@ -249,7 +250,8 @@ class SignedLog(Generic[E]):
             data: the object.
             entry: the entry in it, if it is parsed already.
         """
-        self._data, broken = data, ""
+        self._data = data
+        broken = ""
         if entry is None:
             entry, broken = self._parse(data)
         if entry is None:
@@ -601,7 +603,7 @@ class SignedLog(Generic[E]):
 
     def _check_ends_of(self, head: KnownHead) -> None:
         """Report a checkpoint of an entry that was sealed after the span of the key that signed the checkpoint."""
-        if head.ends is not None and self.sealed_at and self.sealed_at >= head.ends:
+        if head.ends is not None and self.sealed_at >= head.ends:
             message = "the key of the checkpoint signs entries that were sealed after its span"
             where: dict[str, Any] = {"sequence": head.size - 1, "key": head.checkpoint}
             expected, found = f"sealed before {head.ends:%Y-%m-%dT%H:%M:%SZ}", format_time(self.sealed_at)

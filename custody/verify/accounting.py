@@ -227,7 +227,7 @@ class LogAccount:
         if manifest is None:
             return None
         statement = manifest.statement
-        sealed_at = self.signed.sealed_at or parse_time(statement.sealed_at)
+        sealed_at = self.signed.sealed_at
         self.archive = self.archive or statement.archive
         self.identity = self.identity or statement.log
         if self.earlier is not None and (not sequence or statement.previous_epoch is not None):

@@ -38,6 +38,7 @@ DEPLOYMENTS = ROOT / "deployments" / "prefect.yaml"
 PREFECT = [sys.executable, "-m", "prefect"]
 _CLIENT = "custody"
 _DEPLOY_SECONDS = 300
+"""For all deployments: a slow machine took more than two minutes."""
 _TRIES = 20
 _LOOPBACK = "127.0.0.1,localhost"
 

@@ -1,15 +1,13 @@
 """Times that custody writes: their one form, and nothing else taken for it."""
 
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custody.errors import FormatError
-from custody.format.times import check_time, check_times, format_time, parse_time
+from custody.format.times import format_time, parse_time
 
 FORM = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{6}Z")
 
@@ -56,36 +54,3 @@ def test_what_is_no_time(text: str) -> None:
     """What another parser would let in is an error."""
     with pytest.raises(ValueError, match=r"form|range|month|day|hour|second"):
         parse_time(text)
-
-
-parts_of_times = st.sampled_from(
-    [
-        "2026-11-24T23:59:59.000000Z",
-        "2026-11-24T24:00:00.000000Z",
-        "2026-02-30T00:00:00.000000Z",
-        "2026-11-24T00:00:00.000000",
-        "Z2026-11-24T00:00:00.000000Z",
-        "2026-11-24T00:00:00.0000000Z",
-        "026-11-24T00:00:00.000000Z",
-        "\ud80026-11-24T00:00:00.000000Z",
-        "",
-    ]
-)
-
-
-@given(st.lists(parts_of_times | st.datetimes(timezones=st.just(UTC)).map(format_time) | st.text(max_size=27)))
-def test_times_together(texts: list[str]) -> None:
-    """Of some times, the first that is none is named, even where they look like times end to end."""
-
-    def alone() -> None:
-        for text in texts:
-            check_time("at", text)
-
-    def error_of(check: Callable[[], None]) -> str:
-        try:
-            check()
-        except FormatError as error:
-            return str(error)
-        return ""
-
-    assert error_of(lambda: check_times("at", texts)) == error_of(alone)
