@@ -12,6 +12,7 @@ endif
 TESTS ?=
 BENCH ?= drain verify index query emit
 INPUTS ?= 1000000
+LIMIT =
 MODULES ?=
 
 help: ## List the targets
@@ -50,8 +51,8 @@ test: ## Run all tests; those whose server this machine lacks are skipped
 	uv run --group dev pytest $(TESTS)
 
 test-all: export CUSTODY_REQUIRE_SERVERS := 1
-test-all: ## Run all tests; those whose server this machine lacks fail
-	uv run --group dev pytest
+test-all: ## Run all tests; those whose server this machine lacks fail; LIMIT=1200 for a time limit
+	uv run --group dev pytest$(if $(LIMIT), -rfEs --seconds=$(LIMIT))
 
 # A floor of what tests/custody alone run of custody/. Other runs with --cov have other shares.
 coverage: ## Test the library alone, and fail if these tests run less than 93 % of it

@@ -26,9 +26,9 @@ def code(page: Path) -> str:
 
 
 def make(*arguments: str) -> list[str]:
-    """Return the lines that `make` prints, also where a `make` runs this test."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    shown = subprocess.run(["make", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True, check=True)
+    """Return the lines that `make` prints, also where a `make` with variables of its own runs this test."""
+    path = {"PATH": os.environ["PATH"]}
+    shown = subprocess.run(["make", *arguments], cwd=ROOT, env=path, capture_output=True, text=True, check=True)
     return shown.stdout.splitlines()
 
 
@@ -100,12 +100,15 @@ def test_help_lists_every_target() -> None:
 
 
 def test_ci_runs_the_targets() -> None:
-    """`.ci/run` runs targets of the Makefile alone, and its tests are README's own test command."""
+    """`.ci/run` runs targets of the Makefile alone, and its tests are README's own test command, with a time limit."""
     steps = re.findall(r"^step .* make ((?:--\S+ )*(?:[a-z-]+ ?)+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     targets = {word for step in steps for word in step.split() if not word.startswith("--")}
     assert targets == {"install", "lint", "types", "imports", "docs", "test-all"}
     (block, *_) = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert make("-n", "test-all") == block.splitlines()[-1:]
+    command = block.splitlines()[-1]
+    assert make("-n", "test-all") == [command]
+    assert make("-n", "test-all", "LIMIT=9") == [f"{command} -rfEs --seconds=9"]
+    assert re.search(r"^step .* make test-all LIMIT=", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
 
 
 def test_nobody_is_told_to_install_somebody_elses_package() -> None:

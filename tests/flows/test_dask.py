@@ -210,6 +210,7 @@ def events_of(archive: Path) -> dict[str, list[tuple[int, bytes]]]:
     return {name: log.events for name, log in read_archive_records(archive).items()}
 
 
+@pytest.mark.timeout(800)
 def test_the_same_archive_as_with_threads(site: Site, elastic: ElasticsearchServer) -> None:
     """A drain on Dask writes the archive that one on threads writes. Audit, index and backfill read all of it there.
 

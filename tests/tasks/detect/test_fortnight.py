@@ -6,6 +6,8 @@ The attacks were written from the rules' words (`tests.helpers.planted`).
 from collections.abc import Mapping
 from datetime import datetime
 
+import pytest
+
 from tasks.detect import folder
 from tasks.detect.rule import Group
 from tests.helpers import fortnight, planted
@@ -13,9 +15,10 @@ from tests.helpers.detecting import Live
 from tests.helpers.fortnight import DAY, HOUR, Shop
 
 
+@pytest.mark.timeout(600)
 def test_each_attack_is_told_once_and_nothing_else_is_however_steps_are_cut() -> None:
-    # One test of half a minute, because the two weeks to learn from are needed by all of it, and each worker of xdist
-    # would run them again.
+    # One test, half a minute on a quiet machine, because the two weeks to learn from are needed by all of it, and each
+    # worker of xdist would run them again.
     shop = Shop()
     attacks = planted.attacks(shop)
     archived = fortnight.sent(shop, attacks)
