@@ -225,12 +225,15 @@ def _create(wanted: Mapping[str, Any], deployments: Path, environment: Mapping[s
                 start_new_session=True,
             )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            late = isinstance(error, subprocess.TimeoutExpired)
+            problem = (
+                "were not all created: the server or this machine is slow. Run it again."
+                if late
+                else "were not created: correct them, and run it again."
+            )
+            reason = f"'prefect deploy' took more than {_DEPLOY_SECONDS} s" if late else str(error)
             output = (error.stdout or b"").decode(errors="replace")[-2000:]
-            raise CustodyError(
-                f"the deployments in {deployments} were not created: correct them, and run it again.",
-                str(error),
-                *output.splitlines(),
-            ) from None
+            raise CustodyError(f"the deployments in {deployments} {problem}", reason, *output.splitlines()) from None
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:

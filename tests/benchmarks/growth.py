@@ -390,19 +390,22 @@ def run(archives: Sequence[Archive], servers: Servers, titles: Sequence[str], li
     return rows
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part]
+def _ages(text: str) -> list[int]:
+    parts = [part for part in text.split(",") if part]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text}: not whole days from 1 on, with commas between them")
+    return list(map(int, parts))
 
 
 def main() -> None:
     """Build, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ages", type=_numbers, default=list(AGES), help="days, with commas between them")
-    parser.add_argument("--folder-days", type=_numbers, default=list(AGES), help="ages that are also written as files")
+    parser.add_argument("--ages", type=_ages, default=list(AGES), help="days, with commas between them")
+    parser.add_argument("--folder-days", type=_ages, default=list(AGES), help="ages that are also written as files")
     parser.add_argument(
         "--segment-days", type=int, default=SEGMENT_DAYS, help="days at the end whose segments are written as files"
     )
-    parser.add_argument("--s3-days", type=_numbers, default=[3, 30], help="ages that are also put into SeaweedFS")
+    parser.add_argument("--s3-days", type=_ages, default=[3, 30], help="ages that are also put into SeaweedFS")
     parser.add_argument(
         "--commands", type=lambda text: text.split(","), default=[], help="parts of titles; default all"
     )

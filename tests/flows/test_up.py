@@ -359,6 +359,17 @@ def test_a_server_that_refuses_is_said_in_words() -> None:
     assert "urlopen" not in str(caught.value)
 
 
+def test_a_server_that_is_slow_is_not_called_a_wrong_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `prefect deploy` has not ended in time, the deployments need no correction."""
+    monkeypatch.setattr(Api, "ask", lambda *_: [])
+    monkeypatch.setattr("flows.operate.deploy._DEPLOY_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        api = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        with pytest.raises(CustodyError, match=r"not all created: the server or this machine is slow\. Run") as caught:
+            deploy(DEPLOYMENTS, {"PREFECT_API_URL": api})
+    assert caught.value.args[1] == "'prefect deploy' took more than 1 s"
+
+
 def test_a_deploy_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One document has what was deployed, and what stays off. Nothing else is printed."""
     known = {"name": "drain-every-minute", "entrypoint": "flows.drain.drain", "paused": True, "schedules": []}
