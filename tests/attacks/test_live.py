@@ -45,7 +45,7 @@ def at_work(world: World) -> Iterator[None]:
         while not done.wait(0.02):
             world.produce(5)
 
-    process = start(follow, world.environment, _RUN_SECONDS)
+    process = start(world.folder, follow, world.environment, _RUN_SECONDS)
     producer = threading.Thread(target=produce)
     producer.start()
     try:

@@ -89,7 +89,7 @@ class World:
     def run(self, request: Request, plan: Plan | None = None) -> tuple[int | None, dict[str, Any]]:
         """Run one to its end, or to where the plan ends it; return its exit code, and its report if it lived."""
         self.report.unlink(missing_ok=True)
-        process = start(run, self.environment, request, plan or Plan(), self.report)
+        process = start(self.report.parent, run, self.environment, request, plan or Plan(), self.report)
         return finish(process, self.report, LIMIT_SECONDS, f"a backfill at {plan}")
 
     def calls(self, request: Request, *, steps: bool = False) -> list[str]:

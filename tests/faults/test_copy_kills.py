@@ -33,7 +33,7 @@ class Copies:
 
     def copy(self, target: Path, plan: Plan | None = None) -> tuple[int | None, dict[str, Any]]:
         report = self.folder / f"report-{next(_numbers)}.json"
-        process = start(run, self.growing.folder, target, plan or Plan(), report)
+        process = start(self.folder, run, self.growing.folder, target, plan or Plan(), report)
         return finish(process, report, SECONDS, "the copy")
 
     def judge(self, target: Path, *, refused: bool = False) -> None:

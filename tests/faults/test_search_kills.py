@@ -50,7 +50,7 @@ class World:
             "CUSTODY_SEARCH__REPLICAS": "0",
             "CUSTODY_TIERS__LIFE_DAYS": "9",
         }
-        process = start(run, environment, what, now.isoformat(), plan, report)
+        process = start(self.growing.root, run, environment, what, now.isoformat(), plan, report)
         return finish(process, report, LIMIT_SECONDS, f"{what} at {plan}")
 
     def drop(self) -> None:

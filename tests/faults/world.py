@@ -60,8 +60,8 @@ class World:
         """Start a drain in a child process; return it and where it will report."""
         report = self.folder / f"report-{next(_numbers)}.json"
         if plan is None:
-            return start(child.run_freely, self.environment, report), report
-        return start(child.run, self.environment, plan, report), report
+            return start(self.folder, child.run_freely, self.environment, report), report
+        return start(self.folder, child.run, self.environment, plan, report), report
 
     def finish(self, started: tuple[Any, Path]) -> tuple[int | None, dict[str, Any]]:
         """Wait for a drain that was started; return its exit code, and its report if it lived to write one."""

@@ -192,6 +192,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, kafka: KafkaServer, prefect_s
         made = Site(tmp_path_factory.mktemp("dask"), kafka)
         patched.setenv("CUSTODY_CONFIG", str(made.file))
         patched.setenv("CUSTODY_KEYRING_PASSPHRASE", SECRETS[0])
+        # Workers that are killed leave their temporary files.
+        patched.setenv("TMPDIR", str(made.folder))
         patched.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
         patched.setenv("PREFECT_API_AUTH_STRING", SECRETS[1])
         with (

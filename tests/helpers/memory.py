@@ -67,9 +67,10 @@ class MemoryStore:
         self, prefix: str = "", *, after: str = "", through: str = "", without: Collection[str] = ()
     ) -> Iterator[ObjectInfo]:
         self._call("list", prefix)
+        # A copy, because other threads put objects meanwhile.
         listed = sorted(
             key
-            for key in self.objects
+            for key in tuple(self.objects)
             if key.startswith(prefix)
             and key > after
             and key[: key.find("/") + 1] not in without
