@@ -224,16 +224,19 @@ def _create(wanted: Mapping[str, Any], deployments: Path, environment: Mapping[s
                 check=True,
                 start_new_session=True,
             )
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            late = isinstance(error, subprocess.TimeoutExpired)
+        except subprocess.TimeoutExpired as error:
             problem = (
-                "were not all created: the server or this machine is slow. Run it again."
-                if late
-                else "were not created: correct them, and run it again."
+                f"the deployments in {deployments} were not all created: the server or this machine is slow."
+                " Run it again."
             )
-            reason = f"'prefect deploy' took more than {_DEPLOY_SECONDS} s" if late else str(error)
-            output = (error.stdout or b"").decode(errors="replace")[-2000:]
-            raise CustodyError(f"the deployments in {deployments} {problem}", reason, *output.splitlines()) from None
+            raise _not_made(problem, f"'prefect deploy' took more than {_DEPLOY_SECONDS} s", error.stdout) from None
+        except subprocess.CalledProcessError as error:
+            problem = f"the deployments in {deployments} were not created: correct them, and run it again."
+            raise _not_made(problem, str(error), error.stdout) from None
+
+
+def _not_made(problem: str, reason: str, output: bytes | None) -> CustodyError:
+    return CustodyError(problem, reason, *(output or b"").decode(errors="replace")[-2000:].splitlines())
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:

@@ -15,11 +15,11 @@ PROCESSES = 5
 """Test processes, as `-n` has it in pyproject.toml: long tests wait for others most of their time."""
 ALWAYS = ("tests/flows/test_dask.py::test_the_same_archive_as_with_threads", "tests/test_readme.py")
 """Tests that come first, and are never left out."""
-SERVERS = {"kafka", "elastic", "prefect_database"}
-"""Fixtures with a broker, Elasticsearch or Prefect. A test that has one is long."""
 DEAR = ("prefect_server", "guarded", "breakable", "own")
-"""Such fixtures with servers of their own, which each process that needs them starts again. The first is one for all
+"""Fixtures with servers of their own, which each process that needs them starts again. The first is one for all
 modules, the others are a module's."""
+SERVERS = {"kafka", "elastic", "prefect_database", *DEAR}
+"""Fixtures with a broker, Elasticsearch or Prefect. A test that has one is long."""
 _CHUNK = 20
 """Quick tests of a file that stay together."""
 
@@ -119,7 +119,7 @@ def is_long(item: pytest.Item) -> bool:
     """Return whether a test may be left out when time runs out."""
     if item.nodeid.startswith(ALWAYS):
         return False
-    return _rank(item)[1].path != "" or not SERVERS.union(DEAR).isdisjoint(_fixtures(item))
+    return _rank(item)[1].path != "" or not SERVERS.isdisjoint(_fixtures(item))
 
 
 def is_left_out(item: pytest.Item, limit: float, now: float) -> bool:

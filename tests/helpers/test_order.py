@@ -126,6 +126,6 @@ def test_the_list_is_true() -> None:
         assert (ROOT / file).exists(), path
         assert not name or f"def {name}(" in (ROOT / file).read_text()
     sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
-    assert [name for name in (*order.SERVERS, *order.DEAR) if f"\ndef {name}(" not in sources] == []
+    assert [name for name in order.SERVERS if f"\ndef {name}(" not in sources] == []
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
     assert f"-n{order.PROCESSES}" in options
