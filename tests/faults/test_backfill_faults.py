@@ -148,7 +148,7 @@ def assert_found(settings: Settings) -> None:
         assert ("restored" in one["_index"]) == (offset < AGED * 5)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_killed_at_every_call_into_elasticsearch(searched: Settings, written: Growing, tmp_path: Path) -> None:
     """Killed before any call to store or Elasticsearch and run again, every event is found, once."""
     given = {"URL": str(searched.search.url), "PREFIX": searched.search.prefix, "REPLICAS": "0", "BULK_BYTES": "1024"}
@@ -169,7 +169,7 @@ def test_killed_at_every_call_into_elasticsearch(searched: Settings, written: Gr
 FAULTS = [Fault("reset", effect=False), Fault("reset", effect=True), Fault("429", effect=False)]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_a_fault_at_each_request(searched: Settings, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever request fails, before or after its effect, a run ends in one of our errors, and the next one heals."""
@@ -224,7 +224,7 @@ def test_killed_at_every_call_into_a_folder(written: Growing, tmp_path: Path) ->
         assert_copied(out)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES], ids=errno.errorcode.get)
 def test_every_step_fails_into_a_folder(written: Growing, tmp_path: Path, number: int) -> None:
     """A disk that is full, broken or closed, of archive or folder, is said as an error of ours; the next run heals."""
@@ -293,7 +293,7 @@ def test_killed_on_the_way_into_a_topic(written: Growing, kafka: KafkaServer, tm
 # --- archived classes
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_killed_on_the_way_from_deep_archive(
     written: Growing, moto: MotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,7 +318,7 @@ def test_killed_on_the_way_from_deep_archive(
         assert_copied(out)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("effect", [False, True], ids=["before", "after"])
 def test_a_fault_on_the_way_from_deep_archive(
     written: Growing, moto: MotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effect: bool
