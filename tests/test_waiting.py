@@ -75,9 +75,11 @@ def test_reads_are_made_together(
         (["backfill", *YEARS, "--to", "folder", "--folder", "copied"], ["list checkpoints/"]),
         (["roll"], ["list manifests/", "manifests/"]),
         (["audit"], ["list manifests/", "manifests/"]),
+        (["verify"], ["manifests/", "checkpoints/"]),
+        (["verify", "--chain-only"], ["manifests/", "checkpoints/"]),
         (["detect", "run"], ["list manifests/", "manifests/"]),
     ],
-    ids=lambda value: value[0],
+    ids=" ".join,
 )
 def test_logs_do_not_wait_for_each_other(
     custody: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Sequence[str], subjects: Sequence[str]
@@ -102,37 +104,78 @@ def test_logs_do_not_wait_for_each_other(
 
 @pytest.mark.parametrize(
     "command",
-    [["backfill", *YEARS, "--late-days", "2", "--to", "folder", "--folder", "copied"], ["roll"]],
-    ids=lambda command: command[0],
+    [["query", "SELECT count(*) FROM events"], ["query", "SELECT count(*) FROM events", "--since", "1h"], ["audit"]],
+    ids=" ".join,
 )
-def test_connections_are_enough(
+def test_new_statements_of_logs_do_not_wait_for_each_other(
     custody: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Sequence[str]
 ) -> None:
+    """The one new statement of each of many logs is read with those of others, and so is its segment."""
+    begun = datetime.now(UTC) - timedelta(minutes=10)
+    logs = [Growing(tmp_path, partition, begun) for partition in range(LOGS)]
+    for name, value in (("KEYS", f"file:{logs[0].keyring}"), ("ARCHIVE", str(logs[0].folder))):
+        monkeypatch.setenv(f"CUSTODY_{name}", value)
+    for log in logs:
+        log.append(1)
+    assert custody("audit").code in {0, 3}
+    for log in logs:
+        log.append(1)
+    together = pass_for_a_bucket(monkeypatch, logs[0].folder, *BOTH)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", URL)
+    done = custody(*command)
+    assert done.code in {0, 3}, done.err
+    assert together.one_by_one == []
+
+
+@pytest.mark.parametrize(
+    ("command", "statements", "least"),
+    [
+        (["backfill", *YEARS, "--late-days", "2", "--to", "folder", "--folder", "copied"], 2 * STATEMENTS, 2),
+        (["roll"], 2 * STATEMENTS, 2),
+        (["audit"], 2 * STATEMENTS, 2),
+        # Of more logs at once, if these are small.
+        (["audit"], 8, 33),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else str(value),
+)
+def test_connections_are_enough(
+    custody: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: Sequence[str],
+    statements: int,
+    least: int,
+) -> None:
     """Where several statements of each of several logs are read at once, S3's client has a connection for each."""
+    # One client has all of an audit's pieces.
+    monkeypatch.setenv("CUSTODY_AUDIT__WORKERS", "1")
     years = 8 if command == ["roll"] else 0
     begun = datetime.now(UTC) - timedelta(days=years * 365.25, minutes=2 * STATEMENTS + 10)
     logs = [Growing(tmp_path, partition, begun) for partition in range(LOGS)]
     for log in logs:
-        log.append(2 * STATEMENTS)
+        log.append(statements)
     pass_for_a_bucket(monkeypatch, logs[0].folder)
     monkeypatch.setattr(run, "roll_bucket", lambda *_, **__: iter(()))
     for name, value in (("KEYS", f"file:{logs[0].keyring}"), ("ARCHIVE", URL)):
         monkeypatch.setenv(f"CUSTODY_{name}", value)
-    read, lock, now, most = FolderStore.read, threading.Lock(), 0, 0
+    read, changed, now, most = FolderStore.read, threading.Condition(), 0, 0
 
     def slow(store: FolderStore, key: str, **how: Any) -> bytes:
         nonlocal now, most
-        with lock:
+        with changed:
             now += 1
             most = max(most, now)
+            changed.notify_all()
+            # What is begun together is seen together.
+            changed.wait_for(lambda: most >= least, 0.2)
         time.sleep(0.05)
         try:
             return read(store, key, **how)
         finally:
-            with lock:
+            with changed:
                 now -= 1
 
     monkeypatch.setattr(FolderStore, "read", slow)
     done = custody(*command)
     assert done.code in {0, 3}, done.err
-    assert 1 < most <= CONNECTIONS
+    assert least <= most <= CONNECTIONS

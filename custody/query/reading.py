@@ -28,10 +28,11 @@ from custody.archive.time_index import TimeIndex
 from custody.archive.time_spans import Span, order
 from custody.archive.trusted import check_archive, unverified
 from custody.errors import FormatError, ObjectMissing
-from custody.format import layout
+from custody.format import layout, limits, manifest
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import Audit
 from custody.format.layout import Log
+from custody.format.manifest import QuarantineRef, SegmentRef
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.query import lazy, statements, tables, views
@@ -44,6 +45,13 @@ from custody.query.recent import Range, Recent, warn_unsigned, whole_tables
 from custody.query.warned import Period, Warnings
 from custody.store.ahead import MOST_LISTED, AskAhead
 from custody.store.protocol import Store
+from custody.tlog.log import Form
+
+_LOGS = 64
+"""Logs of which what is read first is asked for together."""
+_FIRST, _SMALL_BYTES = 4, 64 * 1024
+"""New statements of each of these logs that are read first, and the size up to which what they name is read too: of 64
+logs, 16 MiB of segments."""
 
 Tabled = tuple[Log, Files]
 """The tables of a range of a log's statements."""
@@ -141,12 +149,11 @@ class Reading:
         """Read the statements that no index covers, and see which spans may have statements of the period."""
         audit, index = self._audited
         asked = AskAhead(self._store)
-        asked.ask(partial(_ask_for_end, index), self._logs)
         entries = replace(self._entries, store=cast("Store", asked))
         recent = Recent(entries, self._period, self._folder, self._kept_from)
         chosen: list[Stretch] = []
         tabled: list[Tabled] = []
-        for log in self._logs:
+        for log in _asked_for(asked, index, self._logs, self._period):
             if audit and (marks := audit.marks.get(str(log))):
                 recent.expired[log] = marks.expired
             stretches, ranges = self._plan(log, index, recent)
@@ -350,16 +357,43 @@ class Reading:
         warn_unsigned(self._entries, log, unsigned)
 
 
-def _ask_for_end(index: TimeIndex, store: Store, log: Log) -> None:
-    """Ask a store what reading a log from the end of the index on will ask, but for the entries."""
-    form, first = statements_of(log), index.end(log)
-    slots = list(islice(slots_after(store, form, first - 1), MOST_LISTED))
-    if len(slots) == MOST_LISTED:
-        # So many statements are listed again when they are read.
-        return
-    if first and not slots:
-        store.exists(form.key(first - 1))
-    reader.checkpoint_sizes(store, log, slots[-1] + 1 if slots else first)
+def _asked_for(asked: AskAhead, index: TimeIndex, logs: Sequence[Log], period: Period) -> Iterator[Log]:
+    """Yield logs in order, some at a time. What is read first of them was asked for before."""
+    for start in range(0, len(logs), _LOGS):
+        several = logs[start : start + _LOGS]
+        _ask_for_ends(asked, index, several, period)
+        yield from several
+        asked.forget()
+
+
+def _ask_for_ends(asked: AskAhead, index: TimeIndex, logs: Sequence[Log], period: Period) -> None:
+    """Ask for what is read first of some logs, from the end of the index on."""
+    entries: list[tuple[Form[Any], int]] = []
+    named: list[SegmentRef | QuarantineRef] = []
+
+    def ask_for_end(store: Store, log: Log) -> None:
+        form, first = statements_of(log), index.end(log)
+        slots = list(islice(slots_after(store, form, first - 1), MOST_LISTED))
+        if len(slots) == MOST_LISTED:
+            # So many statements are listed again when they are read.
+            return
+        if first and not slots:
+            store.exists(form.key(first - 1))
+        entries.extend((form, slot) for slot in slots[:_FIRST])
+        reader.checkpoint_sizes(store, log, slots[-1] + 1 if slots else first)
+
+    def ask_for_entry(store: Store, entry: tuple[Form[Any], int]) -> None:
+        form, slot = entry
+        statement = manifest.parse(store.read(form.key(slot), limit=limits.FILE_BYTES)).statement
+        # Whether it counts is decided in its turn: until then it only says what may be asked for.
+        if period.has(statement.sealed_at):
+            refs = (statement.segment, statement.quarantine)
+            named.extend(ref for ref in refs if ref is not None and ref.size <= _SMALL_BYTES)
+
+    asked.ask(ask_for_end, logs)
+    if len(logs) > 1:
+        asked.ask(ask_for_entry, entries)
+        asked.ask(lambda store, ref: store.read(ref.key, limit=ref.size), named)
 
 
 _OF_AUDITS = ("audits", "findings")

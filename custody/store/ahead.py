@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
+from threading import Lock
 from typing import Any, Self, TypeVar, cast
 
 from custody.errors import CustodyError
+from custody.format.limits import MIB
 from custody.store.over import Over
 from custody.store.protocol import ObjectInfo, Store, is_local
 
@@ -19,7 +21,9 @@ _BEHIND = 8
 MOST_LISTED = 999
 """Objects of a listing up to which it is kept. One more, in the same request, shows whether there are others."""
 _MOST_KEPT = 100_000
-"""Objects of all answers that are kept: 30 MB."""
+"""Objects of all listings that are kept: 30 MB."""
+_MOST_BYTES = 32 * MIB
+"""Bytes of all objects that are kept."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -135,15 +139,21 @@ class ReadAhead(Over):
 
 
 class AskAhead(Over):
-    """A store that was asked in threads beforehand. It gives each answer once, whether something is there or listed.
+    """A store that was asked in threads beforehand. It gives each answer once.
 
-    Who gets it need not know: what nobody has asked is asked of the store itself.
+    Answers are objects, listings, and whether an object exists. Who gets it need not know: what nobody
+    has asked is asked of the store itself.
     """
 
     def __init__(self, store: Store) -> None:
         """Begin without an answer."""
         super().__init__(store)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all answers that were not given."""
         self._answers: dict[tuple[str, ...], Any] = {}
+        self._asking = cast("Store", _Asking(self._store, self._answers))
 
     def ask(self, questions: Callable[[Store, _T], object], items: Iterable[_T]) -> None:
         """Ask some questions for each item. Errors are not kept: who asks in earnest gets them.
@@ -154,14 +164,24 @@ class AskAhead(Over):
         """
         if is_local(self._store):
             return
-        asking = cast("Store", _Asking(self._store, self._answers))
 
         def ask(item: _T) -> None:
             with suppress(CustodyError):
-                questions(asking, item)
+                questions(self._asking, item)
 
         for _ in call_ahead(self._store, ask, items):
             pass
+
+    def read(self, key: str, *, limit: int, **part: Any) -> bytes:
+        """Return an object, or a part of it, as the store does."""
+        other = part.keys() - {"start", "size"}
+        known: bytes | None = None if other else self._answers.pop(("read", key), None)
+        if known is None:
+            return self._store.read(key, limit=limit, **part)
+        start, size = part.get("start", 0), part.get("size")
+        wanted = known[start : None if size is None else start + size]
+        # The store refuses what is larger.
+        return wanted if len(wanted) <= limit else self._store.read(key, limit=limit, **part)
 
     def exists(self, key: str) -> bool:
         """Return whether there is an object."""
@@ -175,14 +195,23 @@ class AskAhead(Over):
 
 
 class _Asking:
-    """Asks a store, and keeps the answers."""
+    """Asks a store, and keeps the answers, as far as there is room."""
 
     def __init__(self, store: Store, answers: dict[tuple[str, ...], Any]) -> None:
-        self._store, self._answers, self._room = store, answers, _MOST_KEPT
+        self._store, self._answers = store, answers
+        self._listed, self._bytes, self._lock = _MOST_KEPT, _MOST_BYTES, Lock()
 
     @property
     def url(self) -> str:
         return self._store.url
+
+    def read(self, key: str, *, limit: int) -> bytes:
+        answer = self._store.read(key, limit=limit)
+        with self._lock:
+            if len(answer) <= self._bytes:
+                self._bytes -= len(answer)
+                self._answers["read", key] = answer
+        return answer
 
     def exists(self, key: str) -> bool:
         answer = self._answers["exists", key] = self._store.exists(key)
@@ -191,8 +220,9 @@ class _Asking:
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         listed = self._store.list(prefix, after=after)
         first = list(islice(listed, MOST_LISTED + 1))
-        # What is longer than a page is not kept: it takes many requests in any case.
-        if len(first) <= min(MOST_LISTED, self._room):
-            self._room -= len(first)
-            self._answers["list", prefix, after] = first
+        with self._lock:
+            # What is longer than a page is not kept: it takes many requests in any case.
+            if len(first) <= min(MOST_LISTED, self._listed):
+                self._listed -= len(first)
+                self._answers["list", prefix, after] = first
         return iter(first)

@@ -1,8 +1,10 @@
 """Reads a log's entries in order for its account. From a remote store, it reads several ahead."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Self, TypeVar
 
 from custody.archive.reader import stored_digest
@@ -29,6 +31,12 @@ each other's code and data out of the processor's caches, and take longer. From 
 no request begins while a group is checked."""
 _GROUP_BYTES = 1_048_576
 """A group ends with the manifest that makes it larger than this."""
+_LOGS = 8
+"""Logs of a remote store whose first objects are begun to be read: the present one, and the next."""
+_FIRST = 4
+"""How many checkpoints of such a log, and how many manifests of each span, are its first objects."""
+_SMALL_BYTES = 256 * 1024
+"""Larger objects are read in their turn."""
 
 
 class Reader:
@@ -37,12 +45,37 @@ class Reader:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._threads = ThreadPoolExecutor(AHEAD)
+        self._begun: dict[str, Future[bytes | CustodyError]] = {}
+        """Reads that were begun before the turn of the present log, and whose answers nobody has asked for yet."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
+
+    def logs(
+        self, logs: Iterable[layout.Log], first_keys: Callable[[layout.Log], Iterable[str]]
+    ) -> Iterator[layout.Log]:
+        """Yield logs in order. From a remote store, it reads the first objects of the next logs before their turn.
+
+        Args:
+            logs: the logs.
+            first_keys: returns the keys of these objects.
+        """
+        if is_local(self.store):
+            yield from logs
+            return
+        left = iter(logs)
+        ahead: deque[tuple[layout.Log, dict[str, Future[bytes | CustodyError]]]] = deque()
+        while True:
+            for log in islice(left, _LOGS - len(ahead)):
+                keys = dict.fromkeys(first_keys(log))
+                ahead.append((log, {key: self._threads.submit(self._read, key, _SMALL_BYTES) for key in keys}))
+            if not ahead:
+                return
+            log, self._begun = ahead.popleft()
+            yield log
 
     def manifests(
         self, log: layout.Log, listed: Sequences | None, first: int, end: int | None, *, onward: bool
@@ -86,6 +119,15 @@ class Reader:
 
     def read(self, key: str, limit: int = limits.FILE_BYTES) -> bytes | CustodyError:
         """Return an object's bytes, or the error from reading it."""
+        begun = self._begun.pop(key, None)
+        if begun is not None:
+            answer = begun.result()
+            too_large = len(answer) > limit if isinstance(answer, bytes) else isinstance(answer, FormatError)
+            if not too_large:
+                return answer
+        return self._read(key, limit)
+
+    def _read(self, key: str, limit: int) -> bytes | CustodyError:
         try:
             return self.store.read(key, limit=limit)
         except CustodyError as error:
@@ -130,6 +172,31 @@ def _wanted(listed: Sequences, first: int, end: int | None) -> Iterator[int]:
             yield sequence
         yield following
         sequence = following + 1
+
+
+def first_keys(
+    log: layout.Log, sizes: Iterable[int], spans: Iterable[Span], listed: Sequences, *, onward: bool
+) -> Iterator[str]:
+    """Yield the keys of what is read first of a log.
+
+    Args:
+        log: the log.
+        sizes: of its checkpoints.
+        spans: which manifests are read.
+        listed: those that were listed.
+        onward: whether more are looked for behind them.
+    """
+    for size in islice(sizes, _FIRST):
+        yield layout.checkpoint_key(log, size)
+    for span in spans:
+        sequences = list(islice(_wanted(listed, span.first, span.end), _FIRST))
+        # What is behind the last one is looked at, too.
+        if span.end is not None:
+            sequences.append(span.end)
+        elif onward and len(sequences) < _FIRST:
+            sequences.append(sequences[-1] + 1 if sequences else span.first)
+        for sequence in sequences:
+            yield layout.manifest_key(log, sequence)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from custody.verify.names import Names
 from custody.verify.orphans import Unnamed
 from custody.verify.pool import Pool
 from custody.verify.protection import UNPROTECTED, Beneath, Locks, Protection, look_beneath
-from custody.verify.reading import Hands, Reader, follow, follow_audits
+from custody.verify.reading import Hands, Reader, first_keys, follow, follow_audits
 from custody.verify.report import LeftOut, Made, Progress, Report, summarize
 from custody.verify.scope import EVERYTHING, Scope, Span
 from custody.verify.work import Outcome, Sink
@@ -123,7 +123,15 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
                 workers if sink is None and each is None else 0,
                 complete=scope.whole and statements.complete,
             )
-            for log in chosen:
+            onward = live or not statements.complete
+
+            def first_of(log: layout.Log) -> Iterable[str]:
+                if log in followed or log in heads_read:
+                    return ()
+                listed = run.listing.manifests.get(log) or Sequences()
+                return first_keys(log, run.signed_sizes(log), scope.spans_of(log), listed, onward=onward)
+
+            for log in reader.logs(chosen, first_of):
                 if log in followed:
                     run.accounts.add(followed.pop(log))
                     continue
@@ -227,13 +235,16 @@ class _Run:
 
     def signed_heads(self, log: layout.Log, checkpoints: Checkpoints, hands: Hands) -> Iterator[KnownHead]:
         """Return the heads that a log's checkpoints in the archive sign, if they are in scope."""
-        listed = self.listing.checkpoints.get(log)
-        if listed is None:
-            return iter(())
-        spans = (Span(),) if log == layout.AUDIT_LOG else self.scope.spans_of(log)
-        sizes = (size for size in listed.all() if any(span.first <= size <= (span.end or size) for span in spans))
-        answers = hands.reader.objects(partial(layout.checkpoint_key, log), sizes, limits.NOTE_BYTES)
+        answers = hands.reader.objects(partial(layout.checkpoint_key, log), self.signed_sizes(log), limits.NOTE_BYTES)
         return checkpoints.heads(log, answers, self.archive, hands.locks)
+
+    def signed_sizes(self, log: layout.Log) -> Iterator[int]:
+        """Yield the sizes of a log's checkpoints that were listed and are in scope."""
+        listed = self.listing.checkpoints.get(log)
+        spans = (Span(),) if log == layout.AUDIT_LOG else self.scope.spans_of(log)
+        for size in listed.all() if listed else ():
+            if any(span.first <= size <= (span.end or size) for span in spans):
+                yield size
 
     def read_audits(self, known: Sequence[KnownHead], hands: Hands, *, complete: bool) -> AuditLog:
         """Read the log of audits, and check the objects that audits refer to.

@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain, groupby
 from operator import attrgetter
-from threading import Event
+from threading import BoundedSemaphore, Event
 from typing import Any, Literal, cast
 
 import msgspec
@@ -43,8 +43,11 @@ from tasks.settings import Settings
 
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
 _PIECE_AGE = timedelta(hours=2)
-_AT_ONCE = 4
-"""Logs in a bucket whose pieces are verified at once: nearly all that a small one needs is waiting."""
+_LOGS, _LARGE_LOGS = 6, 3
+"""Logs in a bucket whose pieces are verified at once, and how many of them may be large ones: nearly all that a small
+one needs is waiting. S3's client has a connection for nearly all that they read at once (`CONNECTIONS`)."""
+_SMALL = 8
+"""Statements up to which the pieces of a log are small."""
 _STORE_SLACK = timedelta(seconds=5)
 """A bucket's times are whole seconds, by the clocks of several hosts."""
 _SIGNATURES = {"signature", "key-unknown", "key-algorithm"}
@@ -158,12 +161,19 @@ def verify_pieces(
                             store.create(_result_key(plan, piece), sealed)
                 yield done
 
+        large = BoundedSemaphore(_LARGE_LOGS)
+
+        def in_turn(of_log: Sequence[Piece]) -> list[PieceResult]:
+            is_small = sum(piece.end - piece.first for piece in of_log) <= _SMALL
+            with nullcontext() if is_small else large:
+                return list(verified(of_log))
+
         logs = [list(of_log) for _, of_log in groupby(pieces, key=attrgetter("log"))]
         if len(logs) == 1 or is_local(store):
             yield from chain.from_iterable(map(verified, logs))
             return
         try:
-            yield from chain.from_iterable(call_ahead(store, lambda of_log: list(verified(of_log)), logs, _AT_ONCE))
+            yield from chain.from_iterable(call_ahead(store, in_turn, logs, _LOGS))
         finally:
             # After an error or an interrupt, the other logs end with the piece that they are at.
             ended.set()

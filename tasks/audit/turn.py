@@ -143,11 +143,11 @@ def share_of(start: int, old: int, before: int, days: float, step: int) -> list[
         step: statements in a piece, to which the share is rounded up.
     """
     grown = start * max(old - before, 0) / before if before else 0
-    many = min(math.ceil((old * days + grown) / step) * step, old)
+    many = math.ceil((old * days + grown) / step) * step
+    if many >= old:
+        return [(0, old)]
     start = 0 if start >= old else start
-    if start + many <= old:
-        return [(start, start + many)]
-    return [(0, min(start + many - old, start)), (start, old)] if start else [(0, old)]
+    return [(start, start + many)] if start + many <= old else [(0, start + many - old), (start, old)]
 
 
 def stretches_beside(

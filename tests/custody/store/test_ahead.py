@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from custody.errors import ObjectMissing, TransientStoreError
+from custody.errors import FormatError, ObjectMissing, TransientStoreError
 from custody.store.ahead import AHEAD, AskAhead, ReadAhead, call_ahead, in_order
 from custody.store.folder import FolderStore
 from custody.store.protocol import Store
@@ -190,6 +190,10 @@ def ask(store: Store, number: int) -> None:
     list(store.list("log/", after=KEYS[number]))
 
 
+def read_whole(store: Store, key: str) -> None:
+    store.read(key, limit=LIMIT)
+
+
 def test_answers_are_given_once(store: MemoryStore) -> None:
     """What was asked beforehand is not asked again, but by who asks a second time: it may have changed."""
     asked = AskAhead(store)
@@ -214,6 +218,43 @@ def test_answers_are_kept_up_to_a_bound(store: MemoryStore, monkeypatch: pytest.
     for number in range(10):
         assert len(list(asked.list("log/", after=KEYS[number]))) == MANY - number - 1
     assert len(store.calls) - before == 7
+
+
+def test_objects_are_given_once(store: MemoryStore) -> None:
+    """What was read beforehand is not read again, also in part; but not what is larger than the limit."""
+    asked = AskAhead(store)
+    asked.ask(read_whole, KEYS[:3])
+    store.calls.clear()
+    assert asked.read(KEYS[0], limit=LIMIT) == store.objects[KEYS[0]]
+    assert asked.read(KEYS[1], limit=2, start=1, size=2) == store.objects[KEYS[1]][1:3]
+    assert store.calls == []
+    with pytest.raises(FormatError):
+        asked.read(KEYS[2], limit=1)
+    asked.read(KEYS[0], limit=LIMIT)
+    assert store.calls == [("read", KEYS[2]), ("read", KEYS[0])]
+
+
+def test_objects_are_kept_up_to_a_bound(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large objects do not fill memory. There is room again once the answers are forgotten."""
+    monkeypatch.setattr("custody.store.ahead._MOST_BYTES", 3 * len(store.objects[KEYS[0]]))
+    asked = AskAhead(store)
+    for _ in range(2):
+        asked.ask(read_whole, KEYS[:8])
+        store.calls.clear()
+        for key in KEYS[:8]:
+            read_whole(cast("Store", asked), key)
+        assert len(store.calls) == 5
+        asked.forget()
+
+
+def test_answers_are_forgotten(store: MemoryStore) -> None:
+    """What nobody asked for does not stay."""
+    asked = AskAhead(store)
+    asked.ask(ask, [0])
+    asked.forget()
+    before = list(store.calls)
+    assert asked.exists(KEYS[0])
+    assert store.calls == [*before, ("exists", KEYS[0])]
 
 
 def test_no_error_is_kept_and_no_long_answer(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from tasks.audit.plan import Piece, Request, plan_audit
 from tasks.roll.record import Action, record
 from tasks.settings import AuditSettings, Settings
 from tests.helpers.environment import shifted
+from tests.helpers.remote import URL, pass_for_a_bucket
 from tests.helpers.sample import Growing
 from tests.servers.s3 import SeaweedServer
 
@@ -41,9 +42,9 @@ def growing(tmp_path: Path) -> Growing:
     return Growing(tmp_path)
 
 
-def settings(growing: Growing, trust: Path | None = None, **more: Any) -> Settings:
+def settings(growing: Growing, trust: Path | None = None, archive: str | None = None, **more: Any) -> Settings:
     return Settings(
-        archive=str(growing.folder),
+        archive=archive or str(growing.folder),
         keys=f"file:{growing.keyring}",
         trust=trust,
         audit=AuditSettings(piece_statements=3, **more),
@@ -162,6 +163,19 @@ def test_an_empty_range_says_so(growing: Growing) -> None:
         assert (problem["finding"], outcome.counts.get("statements", 0)) == ("empty", 0)
         assert problem["message"] == f"nothing was audited: {words} from {later} on and before now"
         assert audit_of(growing, outcome.sequence).covered == {}
+
+
+def test_an_audit_of_a_bucket_without_pieces(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is signed, whether nothing was sealed in a range, or all statements were deleted, which is a finding."""
+    growing.append(2)
+    run(growing)
+    pass_for_a_bucket(monkeypatch, growing.folder)
+    empty = run(growing, Request(since=datetime.now(UTC) + timedelta(days=30)), archive=URL)
+    assert [problem["finding"] for problem in empty.findings] == ["empty"]
+    shutil.rmtree(growing.folder / "manifests")
+    gone = run(growing, archive=URL)
+    assert "head-rollback" in {problem["finding"] for problem in gone.findings}
+    assert audit_of(growing, gone.sequence).verdict == gone.verdict == "tampered"
 
 
 @pytest.mark.parametrize("minutes", [-10, 0, 10])

@@ -561,6 +561,7 @@ def test_each_statement_has_its_turn(days: int, size: int, growth: list[int], st
         spans = share_of(start, old, before, 1 / days, step)
         for first, end in spans:
             read[first:end] = [night] * (end - first)
+        assert len(spans) == 1 or min(read) < night, "what is all read is one range"
         start, before = spans[0][1], old
         assert min(read) > night - days
         read += [night] * grown
