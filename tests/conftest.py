@@ -60,7 +60,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave a long test out if it might not end in time, before its fixtures are made."""
     limit = item.config.getoption("seconds")
     if limit is not None and order.is_left_out(item, limit, time.monotonic() - item.config.stash[_STARTED]):
-        pytest.skip(f"no time was left for long tests of {item.nodeid.partition('::')[0]}")
+        pytest.skip(f"no time was left for long tests of {order.file_of(item)}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -24,6 +24,29 @@ YEARS = ("--since", "2026-01-01T00:00Z", "--until", "2027-01-01T00:00Z")
 BOTH = ("manifests/", "events/")
 
 
+def use(monkeypatch: pytest.MonkeyPatch, growing: Growing, archive: str) -> None:
+    """Let commands read an archive with the keys of its writer."""
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    monkeypatch.setenv("CUSTODY_ARCHIVE", archive)
+
+
+def append(logs: Sequence[Growing], statements: int) -> None:
+    """Append some statements to each log."""
+    for log in logs:
+        log.append(statements)
+
+
+def one_by_one(
+    custody: Command, monkeypatch: pytest.MonkeyPatch, growing: Growing, command: Sequence[str], *subjects: str
+) -> list[str]:
+    """Run a command on an archive that passes for a bucket, and return what it asked for one after the other."""
+    together = pass_for_a_bucket(monkeypatch, growing.folder, *subjects)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", URL)
+    done = custody(*command)
+    assert done.code in {0, 3}, done.err
+    return together.one_by_one
+
+
 @pytest.mark.parametrize(
     ("command", "prefixes"),
     [
@@ -53,16 +76,11 @@ def test_reads_are_made_together(
 ) -> None:
     """Of many new statements, several are asked for at once, and several of their segments."""
     growing = Growing(tmp_path, begun=datetime.now(UTC) - timedelta(minutes=STATEMENTS + 10))
-    for name, value in (("KEYS", f"file:{growing.keyring}"), ("ARCHIVE", str(growing.folder))):
-        monkeypatch.setenv(f"CUSTODY_{name}", value)
+    use(monkeypatch, growing, str(growing.folder))
     growing.append(3)
     assert custody("audit").code in {0, 3}
     growing.append(STATEMENTS)
-    together = pass_for_a_bucket(monkeypatch, growing.folder, *prefixes)
-    monkeypatch.setenv("CUSTODY_ARCHIVE", URL)
-    done = custody(*command)
-    assert done.code in {0, 3}, done.err
-    assert together.one_by_one == []
+    assert one_by_one(custody, monkeypatch, growing, command, *prefixes) == []
 
 
 @pytest.mark.parametrize(
@@ -87,19 +105,13 @@ def test_logs_do_not_wait_for_each_other(
     """What is asked about each of many logs is asked about several at once, also where no log has anything new."""
     begun = datetime.now(UTC) - timedelta(minutes=10)
     logs = [Growing(tmp_path, partition, begun) for partition in range(LOGS)]
-    for log in logs:
-        log.append(1)
-    for name, value in (("KEYS", f"file:{logs[0].keyring}"), ("ARCHIVE", str(logs[0].folder))):
-        monkeypatch.setenv(f"CUSTODY_{name}", value)
+    append(logs, 1)
+    use(monkeypatch, logs[0], str(logs[0].folder))
     assert custody("audit").code in {0, 3}
     assert custody("roll").code in {0, 3}
     # The rules of a bucket are not asked of the archive's store.
     monkeypatch.setattr(run, "roll_bucket", lambda *_, **__: iter(()))
-    together = pass_for_a_bucket(monkeypatch, logs[0].folder, *subjects)
-    monkeypatch.setenv("CUSTODY_ARCHIVE", URL)
-    done = custody(*command)
-    assert done.code in {0, 3}, done.err
-    assert together.one_by_one == []
+    assert one_by_one(custody, monkeypatch, logs[0], command, *subjects) == []
 
 
 @pytest.mark.parametrize(
@@ -113,18 +125,11 @@ def test_new_statements_of_logs_do_not_wait_for_each_other(
     """The one new statement of each of many logs is read with those of others, and so is its segment."""
     begun = datetime.now(UTC) - timedelta(minutes=10)
     logs = [Growing(tmp_path, partition, begun) for partition in range(LOGS)]
-    for name, value in (("KEYS", f"file:{logs[0].keyring}"), ("ARCHIVE", str(logs[0].folder))):
-        monkeypatch.setenv(f"CUSTODY_{name}", value)
-    for log in logs:
-        log.append(1)
+    use(monkeypatch, logs[0], str(logs[0].folder))
+    append(logs, 1)
     assert custody("audit").code in {0, 3}
-    for log in logs:
-        log.append(1)
-    together = pass_for_a_bucket(monkeypatch, logs[0].folder, *BOTH)
-    monkeypatch.setenv("CUSTODY_ARCHIVE", URL)
-    done = custody(*command)
-    assert done.code in {0, 3}, done.err
-    assert together.one_by_one == []
+    append(logs, 1)
+    assert one_by_one(custody, monkeypatch, logs[0], command, *BOTH) == []
 
 
 @pytest.mark.parametrize(
@@ -152,12 +157,10 @@ def test_connections_are_enough(
     years = 8 if command == ["roll"] else 0
     begun = datetime.now(UTC) - timedelta(days=years * 365.25, minutes=2 * STATEMENTS + 10)
     logs = [Growing(tmp_path, partition, begun) for partition in range(LOGS)]
-    for log in logs:
-        log.append(statements)
+    append(logs, statements)
     pass_for_a_bucket(monkeypatch, logs[0].folder)
     monkeypatch.setattr(run, "roll_bucket", lambda *_, **__: iter(()))
-    for name, value in (("KEYS", f"file:{logs[0].keyring}"), ("ARCHIVE", URL)):
-        monkeypatch.setenv(f"CUSTODY_{name}", value)
+    use(monkeypatch, logs[0], URL)
     read, changed, now, most = FolderStore.read, threading.Condition(), 0, 0
 
     def slow(store: FolderStore, key: str, **how: Any) -> bytes:

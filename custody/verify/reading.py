@@ -54,14 +54,12 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def logs(
-        self, logs: Iterable[layout.Log], first_keys: Callable[[layout.Log], Iterable[str]]
-    ) -> Iterator[layout.Log]:
+    def logs(self, logs: Iterable[layout.Log], keys_of: Callable[[layout.Log], Iterable[str]]) -> Iterator[layout.Log]:
         """Yield logs in order. From a remote store, it reads the first objects of the next logs before their turn.
 
         Args:
             logs: the logs.
-            first_keys: returns the keys of these objects.
+            keys_of: returns the keys of these objects.
         """
         if is_local(self.store):
             yield from logs
@@ -70,7 +68,7 @@ class Reader:
         ahead: deque[tuple[layout.Log, dict[str, Future[bytes | CustodyError]]]] = deque()
         while True:
             for log in islice(left, _LOGS - len(ahead)):
-                keys = dict.fromkeys(first_keys(log))
+                keys = dict.fromkeys(keys_of(log))
                 ahead.append((log, {key: self._threads.submit(self._read, key, _SMALL_BYTES) for key in keys}))
             if not ahead:
                 return

@@ -123,20 +123,22 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
                 workers if sink is None and each is None else 0,
                 complete=scope.whole and statements.complete,
             )
-            onward = live or not statements.complete
+            all_listed = scope.listing and statements.complete
 
             def first_of(log: layout.Log) -> Iterable[str]:
                 if log in followed or log in heads_read:
                     return ()
                 listed = run.listing.manifests.get(log) or Sequences()
-                return first_keys(log, run.signed_sizes(log), scope.spans_of(log), listed, onward=onward)
+                return first_keys(
+                    log, run.signed_sizes(log), scope.spans_of(log), listed, onward=live or not all_listed
+                )
 
             for log in reader.logs(chosen, first_of):
                 if log in followed:
                     run.accounts.add(followed.pop(log))
                     continue
                 seen = heads_read.pop(log) if log in heads_read else heads_of(log)
-                run.read_log(log, seen, hands, complete=scope.listing and statements.complete)
+                run.read_log(log, seen, hands, complete=all_listed)
         complete = scope.whole and statements.complete and records.result().complete
         run.take_listed(statements, records.result(), complete=complete)
         named = complete or (scope.within is not None and scope.audits and statements.complete)

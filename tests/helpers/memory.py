@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
 
 from custody.errors import FormatError, ObjectExists, ObjectMissing
 from custody.store.protocol import Capabilities, ObjectInfo, ObjectStatus, Version
@@ -22,6 +24,13 @@ class MemoryStore:
     """Each call's name, and its key or prefix."""
     before: Callable[[str, str], None] | None = None
     """Called before each call, so that a test can come between."""
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        """Return a store of the objects in a folder."""
+        return cls(
+            {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        )
 
     @property
     def url(self) -> str:

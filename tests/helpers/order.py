@@ -95,9 +95,9 @@ def in_order(items: Sequence[pytest.Item]) -> list[pytest.Item]:
         if item.nodeid.startswith(ALWAYS):
             first.append(item)
         elif name is not None:
-            dear.setdefault((name, "" if name == DEAR[0] else _file(item)), []).append(item)
+            dear.setdefault((name, "" if name == DEAR[0] else file_of(item)), []).append(item)
         elif is_long(item):
-            blocks.setdefault((rank, item.nodeid if long.spread else _file(item)), []).append(item)
+            blocks.setdefault((rank, item.nodeid if long.spread else file_of(item)), []).append(item)
         else:
             quick.append(item)
     # The first process begins with Dask's test, and has the other tests with Prefect's server too.
@@ -135,7 +135,7 @@ def is_left_out(item: pytest.Item, limit: float, now: float) -> bool:
 
 def _chunks(items: Iterable[pytest.Item]) -> Iterator[list[pytest.Item]]:
     """Yield the tests of each file, of a large one several times: or else one process would have all slow files."""
-    for _, tests in itertools.groupby(items, _file):
+    for _, tests in itertools.groupby(items, file_of):
         while chunk := list(itertools.islice(tests, _CHUNK)):
             yield chunk
 
@@ -162,7 +162,8 @@ def _rank(item: pytest.Item) -> tuple[int, Long]:
     return max(fitting, key=lambda fit: len(fit[1].path))
 
 
-def _file(item: pytest.Item) -> str:
+def file_of(item: pytest.Item) -> str:
+    """Return the path of a test's file."""
     return item.nodeid.partition("::")[0]
 
 

@@ -24,7 +24,7 @@ from custody.verify.reading import Reader
 from custody.verify.run import verify
 from custody.verify.scope import EVERYTHING, Scope, Span, Within
 from custody.verify.work import Work
-from tests.helpers.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, Builder, good
+from tests.helpers.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, good
 from tests.helpers.memory import MemoryStore
 from tests.helpers.sample import Growing
 
@@ -36,16 +36,10 @@ TRUST = Trust(
 )
 
 
-def loaded(builder: Builder) -> MemoryStore:
-    """Return a store of an archive's objects that counts its calls."""
-    files = (path for path in builder.root.rglob("*") if path.is_file())
-    return MemoryStore({path.relative_to(builder.root).as_posix(): path.read_bytes() for path in files})
-
-
 def test_each_object_is_read_with_one_request(tmp_path: Path) -> None:
     """A full verification asks once for each manifest, each small segment and each small quarantine object."""
     builder = good(tmp_path / "archive")
-    store = loaded(builder)
+    store = MemoryStore.of_folder(builder.root)
     report = verify(store, TRUST, now=builder.clock, workers=0)
     assert report.exit_code == 0
     reads = Counter(key for name, key in store.calls if name == "read")
@@ -57,7 +51,7 @@ def test_each_object_is_read_with_one_request(tmp_path: Path) -> None:
 def test_a_length_is_checked_without_another_request(tmp_path: Path, change: str) -> None:
     """A segment or quarantine object of another length than stated is found all the same."""
     builder = good(tmp_path / "archive")
-    store = loaded(builder)
+    store = MemoryStore.of_folder(builder.root)
     for kind in ("events/", "quarantine/"):
         key = next(key for key in store.objects if key.startswith(kind))
         data = store.objects[key]
@@ -154,8 +148,7 @@ def test_logs_that_are_read_ahead(
         return report.exit_code, [problem.to_dict() for problem in report.findings]
 
     def remote() -> MemoryStore:
-        files = (path for path in logs[0].folder.rglob("*") if path.is_file())
-        made = MemoryStore({path.relative_to(logs[0].folder).as_posix(): path.read_bytes() for path in files})
+        made = MemoryStore.of_folder(logs[0].folder)
         made.before = fail
         return made
 
@@ -189,8 +182,7 @@ def test_a_sink_gets_batches_in_order(tmp_path: Path, small: int, monkeypatch: p
     growing.append(30)
     growing.append(10, each=40)
     growing.append(30)
-    files = (path for path in growing.folder.rglob("*") if path.is_file())
-    remote = MemoryStore({path.relative_to(growing.folder).as_posix(): path.read_bytes() for path in files})
+    remote = MemoryStore.of_folder(growing.folder)
     trust = open_trust([f"file:{growing.keyring}"])
     seen: list[list[tuple[int, int, bytes]]] = []
     for store in (open_store(str(growing.folder)), remote):

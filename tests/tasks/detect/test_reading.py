@@ -34,8 +34,7 @@ class Archive:
         self.id = read_archive(open_store(str(self.folder))).id
 
     def store(self) -> MemoryStore:
-        files = (path for path in self.folder.rglob("*") if path.is_file())
-        return MemoryStore({path.relative_to(self.folder).as_posix(): path.read_bytes() for path in files})
+        return MemoryStore.of_folder(self.folder)
 
     def reach(self, store: Store, positions: dict[str, int]) -> tuple[list[tuple[str, int]], Reading]:
         """Return where each log is after all chunks, and the reading."""
