@@ -27,6 +27,7 @@ from typing import Any, Final, Literal
 
 from custody.emit.request import Headers, header_lines
 from custody.errors import ConfigurationError
+from custody.format.patterns import possessive
 
 __all__ = ["Client", "Proxies"]
 
@@ -48,7 +49,8 @@ _ENTRY_CHARACTERS = 200
 """More than any address has, with its zone and port: what is longer takes no memory in the cache."""
 _SPACE = " \t"
 _PAIR = re.compile(r"[ \t]*+([!#$%&'*+.^_`|~0-9A-Za-z-]++)[ \t]*+=[ \t]*+")
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*+)"[ \t]*+(?=[;,]|\Z)', re.DOTALL)
+_IN_STRING = possessive(r'[^"\\]|\\.')
+_QUOTED = re.compile(rf'"({_IN_STRING})"[ \t]*+(?=[;,]|\Z)', re.DOTALL)
 _TOKEN = re.compile(r"[^;,]*+")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _PORT = r"(?::(?:[0-9]{1,5}|_[A-Za-z0-9._-]+))?"

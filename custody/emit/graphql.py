@@ -18,6 +18,7 @@ from typing import Final, Literal
 
 from custody.emit.operations import NAME_CHARACTERS, TOO_LARGE, Operation
 from custody.format.limits import INT_MAX, MIB
+from custody.format.patterns import possessive
 
 PARSE_FAILURE: Final = "## GraphQLParseFailure"
 VALIDATION_FAILURE: Final = "## GraphQLValidationFailure"
@@ -35,9 +36,10 @@ CACHE_BYTES: Final = 16 * MIB
 
 _ENTRY_BYTES = 1_024
 """About what an entry takes beside its signature."""
+_IN_BLOCK, _IN_STRING = r'\\"""|[^"]|"(?!"")', r'[^"\\\n\r]|\\.'
 # A string without its end is one token too. Otherwise each quote in it would begin a search to the end of the text.
 _TOKEN = re.compile(
-    r'#[^\n\r]*+|"""(?:\\"""|[^"]|"(?!""))*+(?:""")?|"(?:[^"\\\n\r]|\\.)*+"?'
+    rf'#[^\n\r]*+|"""{possessive(_IN_BLOCK)}(?:""")?|"{possessive(_IN_STRING)}"?'
     r"|(?P<open>[\[{(])|(?P<close>[\]})])|\.\.\.|[_A-Za-z][_0-9A-Za-z]*+|[-0-9][-+.0-9A-Za-z]*+|[^\s,\ufeff]"
 )
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from custody.emit.graphql import result_rows
+from custody.format.patterns import possessive
 
 CODES: Final = 10
 """Different codes of errors that an event names."""
@@ -22,7 +23,8 @@ _PENDING = 1_000
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{},:]|[^\s\[\]{},:"]++', re.DOTALL)
+_IN_STRING = possessive(r'[^"\\]|\\.').encode()
+_TOKEN = re.compile(b'"' + _IN_STRING + rb'"?|[\[\]{},:]|[^\s\[\]{},:"]++', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from custody.format.patterns import possessive
+
 _PROGRAMS: Final[dict[str, str]] = {
     # Its password is the same argument; alone `-p` asks for one, and what follows is something else.
     r"(?:mysql|mariadb)[a-z_-]{0,16}|7z[az]?|7zz|rar|unrar": r"-h?p(?=[^\s\"'-])",
@@ -22,14 +24,16 @@ _PROGRAMS: Final[dict[str, str]] = {
 """Programs, and the option whose value is a password."""
 _BETWEEN = r"(?:[\s,\"'\\]{1,16}+(?!{option})[^\s,\"'\\|;]{1,128}+){0,16}?[\s,\"'\\]{1,16}?"
 _SPACE = r"(?:[ \t\x1f=]{1,8}+|[\"'],[ \t]{0,4}+)"
+_QUOTED = possessive(r"(?!(?P=open))[^\r\n]", "{1,256}")
 _VALUE = (
-    r"(?P<open>\\{0,3}[\"'])?(?P<value>(?(open)(?:(?!(?P=open))[^\r\n]){1,256}+|(?!-|\[redacted\])[^\s\"'\\]{1,256}+))"
+    r"(?P<open>\\{0,3}[\"'])?"
+    rf"(?P<value>(?(open){_QUOTED}|(?!-|\[redacted\])[^\s\"'\\]{{1,256}}+))"
 )
 _USER = re.compile(
     rf"(?<![\w-])(?:-[A-Za-z]{{0,8}}[uU]{_SPACE}|-[uU]|--(?:proxy-)?user{_SPACE})"
     # The end of a URL's scheme is no user. `date -u +%H:%M` is a time.
     r"(?P<open>\\{0,3}[\"'])?(?P<user>(?!\+)[^\s:%\"'\\]{0,64}+)[:%](?!//|\\)"
-    r"(?P<value>(?(open)(?:(?!(?P=open))[^\r\n]){1,256}+|(?!\[redacted\])[^\s\"'\\]{1,256}+))"
+    rf"(?P<value>(?(open){_QUOTED}|(?!\[redacted\])[^\s\"'\\]{{1,256}}+))"
 )
 _COMMANDS = tuple(
     re.compile(

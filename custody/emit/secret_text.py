@@ -20,13 +20,14 @@ from urllib.parse import unquote
 
 from custody.emit.secret_commands import redact_commands
 from custody.emit.secret_names import Verdict, word_set
+from custody.format.patterns import possessive
 
 REDACTED: Final = "[redacted]"
 
 SHAPES: Final[dict[str, str]] = {
     "JSON Web Token": r"eyJ[A-Za-z0-9_-]{8,}+(?:\.[A-Za-z0-9_-]*+){1,4}",
     "private key (PEM)": r"-----BEGIN [A-Z0-9 ]{0,40}?PRIVATE KEY(?: BLOCK)?-----"
-    r"(?:(?s:.)*?-----END [A-Z0-9 ]{0,40}?PRIVATE KEY(?: BLOCK)?-----|(?s:.)*+)",
+    r"(?:(?s:.)*?-----END [A-Z0-9 ]{0,40}?PRIVATE KEY(?: BLOCK)?-----|[\s\S]*+)",
     "AWS access key id": r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])",
     "GitHub": r"(?:gh[pousr]_[A-Za-z0-9]{16,}+|github_pat_[A-Za-z0-9_]{16,}+)",
     "GitLab": r"gl(?:pat|dt|rt|ptt|soat|cbt|ft|agent|oas|imt)-[A-Za-z0-9_.-]{16,}+",
@@ -93,32 +94,34 @@ _ROOTS = (
 """What is in each name of a secret and in each scheme: a text with none of it needs no closer look."""
 _MARKS = re.compile(r"[ \t=:<,]|--|%(?:25){0,3}3")
 """What stands between a name or scheme and its value."""
+_BLANK = r"\s|\\{1,15}+[nrt]"
+_BLANKS, _INDICES = possessive(_BLANK, "{0,24}"), possessive(r"\[[\w.-]{0,64}+\]", "{0,4}")
 _NAMED = re.compile(
-    r"(?P<name>(?<![\w.-])[\w.-]++(?:\[[\w.-]{0,64}+\]){0,4}+"
+    rf"(?P<name>(?<![\w.-])[\w.-]++{_INDICES}"
     r"(?: (?:[kK][eE][yY]|[tT]oken|[sS]ecret|[cC]ode|[pP]hrase))?)"
     r"(?P<quote>\\{0,15}+[\"'])?\s{0,8}+(?P<mark>=>|:=|==|=|:(?!:|//)|,|%(?:25){0,3}3[DdAa])"
     # Behind it a quoted value may stand on the next line, also where the line's end is an escape. Another is indented.
-    r"(?:(?:\s|\\{1,15}+[nrt]){0,24}+(?=b?\\{0,15}+[\"'])|[ \t]{0,8}+(?:\r?\n[ \t]{1,8}+)?)"
+    rf"(?:{_BLANKS}(?=b?\\{{0,15}}+[\"'])|[ \t]{{0,8}}+(?:\r?\n[ \t]{{1,8}}+)?)"
     r"(?:b(?=\\{0,15}+[\"']))?(?P<open>\\{0,15}+[\"'])?"
 )
 _PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
 _ENCODINGS = 4
 """How often a text may have been percent-encoded."""
-_BEFORE_A_PAIR = re.compile(r"[\[(](?:\s|\\{1,15}+[nrt]){0,16}+[bu]?\\{0,15}[\"']$")
+_BEFORE_A_PAIR = re.compile(r"[\[(]" + possessive(_BLANK, "{0,16}") + r"[bu]?\\{0,15}[\"']$")
 _NEAR = 512
 """Characters between the name of a secret and its value, in an object such as `{'name': 'token', 'value': 'x'}`."""
 _OPTION = re.compile(r"(?<![\w-])--?(?P<name>[A-Za-z][\w-]*+)[ \t]{1,8}+(?P<value>[^\s-][^\s]*+)")
-_BARE = re.compile(r"(?:[^\s\"'<>&;]|&(?![\w.%\[\]-]{1,64}+=)|;(?!\s{0,2}+(?:[\w ]{1,64}+=|\s|$)))*+")
+_BARE = re.compile(possessive(r"[^\s\"'<>&;]|&(?![\w.%\[\]-]{1,64}+=)|;(?!\s{0,2}+(?:[\w ]{1,64}+=|\s|$))"))
 _SCALAR = re.compile(r"[^\s,}\]\"'<>]*+")
 _ARGUMENT = re.compile(r"[^\s,)}\]\"'<>]*+")
 _GRAPHQL = re.compile(r"\s{0,8}+(?:(?:query|mutation|subscription|fragment)\b|\{\s{0,8}+\w{1,64}+\s{0,8}+[({])")
 _NO_LITERAL = re.compile(r"(?:\$[A-Za-z_]\w*+|0|\[\]|\{\})(?=[\s,)}\]]|$)")
 """An argument of GraphQL that is a variable, or what an operation's signature has in place of a literal."""
-_BARE_ESCAPED = re.compile(r"(?:[^\s\"'<>&;%]|%(?!(?:25){0,3}26))*+")
+_BARE_ESCAPED = re.compile(possessive(r"[^\s\"'<>&;%]|%(?!(?:25){0,3}26)"))
 _TO_SEMICOLON = re.compile(r"[^;\r\n\"'<>]{0,256}+")
 _TO_NEXT_PAIR = re.compile(r"[^;=\r\n\"'<>]{0,256}+(?=;\s{0,2}+[\w ]{1,64}+=)")
 _TO_LINE_END = re.compile(r"[^\r\n]*+")
-_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_BRACKET = re.compile(r'"' + possessive(r'[^"\\]++|\\.') + r'"?|[\[{]|[\]}]', re.DOTALL)
 BESIDE_NAMES: Final = word_set(
     "name key field field_name setting header parameter param option variable attribute property column resource"
 )

@@ -5,9 +5,11 @@ from collections import Counter
 from typing import Any
 
 from custody.errors import FormatError
+from custody.format.patterns import possessive
 
 # A string without its end is one token too. Otherwise each quote in it would begin a search to the end of the text.
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_IN_STRING = possessive(r'[^"\\]++|\\.').encode()
+_TOKEN = re.compile(b'"' + _IN_STRING + rb'"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

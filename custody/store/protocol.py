@@ -27,6 +27,7 @@ from typing import ClassVar, Literal, Protocol
 from urllib.parse import urlsplit
 
 from custody.errors import FormatError, ObjectExists, ObjectMissing, legible
+from custody.format.patterns import possessive
 
 __all__ = [
     "Capabilities",
@@ -46,7 +47,8 @@ STAGING = ".staging"
 """Where a folder keeps unfinished objects. No reader looks there."""
 _KEY_BYTES = 1024
 # Names of ASCII that do not begin with a dot.
-_USUAL_KEY = re.compile(rf"(?=.{{1,{_KEY_BYTES}}}\Z)[\w@=-][\w@=.-]*+(?:/[\w@=-][\w@=.-]*+)*+", re.ASCII)
+_USUAL_NAME = r"[\w@=-][\w@=.-]*+"
+_USUAL_KEY = re.compile(rf"(?=.{{1,{_KEY_BYTES}}}\Z){_USUAL_NAME}{possessive(f'/{_USUAL_NAME}')}", re.ASCII)
 CLOCK_SLACK = timedelta(minutes=5)
 """A difference between clocks that is reported. Time synchronization keeps hosts within a second."""
 READABLE = "others on the network can read or change what is sent"
