@@ -78,7 +78,7 @@ class Source(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_
         stopped: the time of its `emitter_stopped`.
         holes: which numbers are missing, in order.
         unlisted: how many more are missing that are in no hole of the list, about.
-        partial: whether not all of its numbers were kept, so that nothing is said of gaps.
+        partial: whether the last audit that could read its numbers may have left out some: the next one adds no hole.
         places: where its numbers are, the oldest first.
     """
 

@@ -5,6 +5,9 @@ Rules:
   lowest number that was seen.
 - A number above the highest one leaves a hole. A number in a hole closes it, or cuts it in two, whatever log it is in.
   Any other number is a repeat.
+- An audit that left out numbers of a source, or may have, adds no hole and no repeat of it. Nor does the next one with
+  its numbers: those between may be what was left out. Holes from before stay. A number of such a hole that comes late
+  is taken for a repeat then.
 - A source has at most `HOLES` holes. What is missing beyond them is only counted: such a count is about right, and the
   source's repeats are not named.
 - A source without a hole is forgotten: a week after its last event if it stopped, else after 90 days. If there are more
@@ -58,19 +61,30 @@ class Advanced:
     repeats: dict[str, Repeats] = field(default_factory=dict)
 
 
-def advance(known: Sources, seen: Iterable[tuple[str, Seen]], audit: int) -> Advanced:
-    """Add what pieces have of sources, each with its log."""
+def advance(known: Sources, seen: Iterable[tuple[str, Seen]], audit: int, unnamed: bool = False) -> Advanced:
+    """Add what pieces have of sources, each with its log.
+
+    Args:
+        known: all sources.
+        seen: what the pieces have.
+        audit: the audit's sequence.
+        unnamed: whether sources were left out without their names, which may be any.
+    """
     made = Advanced(known)
     grouped: defaultdict[str, list[tuple[str, Seen]]] = defaultdict(list)
     for log, each in seen:
         grouped[each.source].append((log, each))
     room = REPEATS
     for name in sorted(grouped):
-        repeats = _advance(known, name, grouped[name], audit, room)
+        sure = not unnamed and not any(each.partial for _, each in grouped[name])
+        repeats = _advance(known, name, grouped[name], audit, room, sure=sure)
         made.changed.append(name)
         if repeats.many:
             made.repeats[name] = repeats
             room -= len(repeats.numbers)
+    if unnamed:
+        for source in known.sources.values():
+            source.partial = True
     return made
 
 
@@ -91,7 +105,9 @@ def forget(known: Sources, now: datetime) -> int:
     return excess
 
 
-def _advance(known: Sources, name: str, seen: Sequence[tuple[str, Seen]], audit: int, room: int) -> Repeats:
+def _advance(
+    known: Sources, name: str, seen: Sequence[tuple[str, Seen]], audit: int, room: int, *, sure: bool
+) -> Repeats:
     repeats, union = Repeats(), Numbers()
     for _, each in seen:
         _note(repeats, ((number, number) for number in each.repeats), room)
@@ -114,18 +130,22 @@ def _advance(known: Sources, name: str, seen: Sequence[tuple[str, Seen]], audit:
         *(each.first_sealed for _, each in seen),
         *(part.sealed_at for _, each in seen for part in each.spans),
     )
+    unsure = source.partial or not sure
     for first, last in runs:
+        if unsure:
+            source.last = max(source.last, first - 1)
+            source.base = min(source.base, last + 1)
         there = list(_take(source, first, last, audit))
         if source.unlisted:
             # They may be numbers that were missing, and were only counted.
             source.unlisted = max(0, source.unlisted - sum(end - begin + 1 for begin, end in there))
-        else:
+        elif not unsure:
             _note(repeats, there, room)
     for _, each in seen:
         source.events += each.events
         source.started = each.started or source.started
         source.stopped = each.stopped or source.stopped
-        source.partial |= each.partial
+    source.partial = not sure
     source.repeats += repeats.many
     return repeats
 

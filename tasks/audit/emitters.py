@@ -1,8 +1,8 @@
 """Collects the numbers of sources while an audit reads events (`custody.format.sources`).
 
 Memory is bounded for any events: a piece has at most `SOURCES` sources and `CHUNKS` chunks of numbers, and all pieces
-of an audit hand on at most about `HANDED_ON` sources, and as many scattered chunks. What is beyond is counted, and no
-gap of such a source is reported, because it may be none.
+of an audit hand on at most about `HANDED_ON` sources, and as many scattered chunks. What is beyond is counted. No gap
+is reported then of such a source; and if there was no room for its name, of any source: it may be none.
 """
 
 from collections.abc import Iterator
@@ -176,7 +176,7 @@ class Collector:
 
         Args:
             first: statements before this one were counted by an earlier audit.
-            pieces: how many pieces the audit has.
+            pieces: how many pieces of the audit collect.
         """
         self._first = first
         self._share = max(HANDED_ON // max(pieces, 1), 1)
@@ -184,6 +184,8 @@ class Collector:
         self._room = Room(CHUNKS)
         self.left_out = 0
         """Events of sources that there was no room for."""
+        self.unnamed = False
+        """Whether some of these sources are in no result."""
 
     def add(self, work: Work, batch: Batch, payload: bytes) -> None:  # noqa: ARG002 - as a sink
         """Add a batch of JSON lines."""
@@ -194,6 +196,7 @@ class Collector:
             if source is None:
                 if len(self._sources) >= min(SOURCES, self._share):
                     self.left_out += 1
+                    self.unnamed = True
                     continue
                 source = self._sources[name] = _Collected(work.sealed_at)
             source.add(number, work, self._room)

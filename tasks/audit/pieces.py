@@ -35,7 +35,7 @@ from custody.verify.scope import Scope, Span, Within
 from tasks.audit.emitters import Collector, Seen, Sinks
 from tasks.audit.kept import Kept, OfPiece
 from tasks.audit.objects import audit_folder, log_named
-from tasks.audit.plan import Piece, Plan
+from tasks.audit.plan import Piece, Plan, collects
 from tasks.audit.tables import TableWriter, check_tables, list_tables_of
 from tasks.audit.time_index import Indexer, known_index
 from tasks.search.reconcile import compare_with_search, reconcile
@@ -85,6 +85,7 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         expired_sealed: when the first and the last statement were sealed whose events expired and are gone.
         sources: the numbers of sources, if the piece is read for the first time, or all is read again.
         sources_left_out: how many events have a number of a source that there was no room for.
+        sources_unnamed: whether some of these sources are not in `sources`.
         spans: what it adds to the time index.
         replaced: where spans of that index begin that are made again.
         sound: whether nothing speaks against its chain.
@@ -106,6 +107,7 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     expired_sealed: tuple[str, str] | None
     sources: list[Seen]
     sources_left_out: int
+    sources_unnamed: bool
     spans: list[time_spans.Span]
     replaced: list[int]
     sound: bool
@@ -206,7 +208,7 @@ def _verify_piece(
         seen.take(statement)
 
     check = partial(verify, store, trust, now=started_at, workers=0, scope=scope, each=take, protection=protection)
-    collector = Collector(0 if plan.full else plan.counted.get(piece.log, 0), len(plan.pieces))
+    collector = Collector(0 if plan.full else plan.counted.get(piece.log, 0), plan.collecting)
     if settings.audit.tables and piece.read == "new":
         with TableWriter(store, log, piece.first, piece.end, archive=plan.archive, signers=signers) as writer:
             report = check(sink=Sinks(writer, collector))
@@ -215,7 +217,7 @@ def _verify_piece(
                 writer.finish()
             objects += [writer.listed] if writer.listed else []
     else:
-        sink = collector if piece.read == "new" or plan.full else None
+        sink = collector if collects(piece, full=plan.full) else None
         report = check(sink=sink)
     listed = objects[0] if objects else None
     indexed = indexer.finish(usable=_is_usable(report), files=settings.audit.tables, listed=listed)
@@ -257,6 +259,7 @@ def _verify_piece(
         expired_sealed=next((summary.expired_sealed for summary in report.logs), None),
         sources=collector.take(),
         sources_left_out=collector.left_out,
+        sources_unnamed=collector.unnamed,
         spans=indexed.spans,
         replaced=indexed.replaced,
         sound=all(summary.sound for summary in report.logs),

@@ -105,6 +105,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         findings: the survey's findings.
         whole: whether it is of the whole archive.
         full: whether it reads all of that.
+        collecting: how many of the pieces collect the numbers of sources.
         counted: of how many statements of each log the audits before have counted the numbers of sources.
         known: size and root of each log in the previous audit.
         marks_before: the marks of the previous audit.
@@ -128,6 +129,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[dict[str, Any], ...]
     whole: bool = True
     full: bool = False
+    collecting: int = 0
     counted: dict[str, int] = {}
     known: dict[str, tuple[int, str]] = {}
     marks_before: dict[str, Marks] = {}
@@ -197,7 +199,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime, kept: Kept |
         if kept:
             _read_borders(store, shares_of(pieces, settings.audit.workers))
         clock = _clock_error(store)
-    turned = not request.since and not request.until
+    turned, full = not request.since and not request.until, request.whole and request.full
     if not turned and not any(reads.values()):
         span = f"from {request.since or 'the beginning'} on and before {request.until or 'now'}"
         chosen = f" of {', '.join(request.logs)}" if request.logs else ""
@@ -215,7 +217,8 @@ def plan_audit(settings: Settings, request: Request, now: datetime, kept: Kept |
         marks_before=before.marks if before else {},
         findings=(*(problem.to_dict() for problem in report.findings), *others),
         whole=request.whole,
-        full=request.whole and request.full,
+        full=full,
+        collecting=sum(collects(piece, full=full) for piece in pieces),
         counted=counted,
         known={name: (head.size, head.root) for name, head in before.heads.items()} if before else {},
         ends=_ends(report, logs),
@@ -264,10 +267,7 @@ def _listing(
         Share(log, olds[str(log)], [(read.first, read.end) for read in spans if read.read == "again" and read.end])
         for log, spans in reads.items()
     ]
-    if request.full:
-        beside, following = [Stretch()], ""
-    else:
-        beside, following = stretches_beside(store, shares, known.following, holds)
+    beside, following = ([Stretch()], "") if request.full else stretches_beside(store, shares, known.following, holds)
     stretches, listed = turns.choose(known.listed, beside, now, days)
     audits = request.full or turns.is_due(known.audits_at, now, days)
     made = Turn(
@@ -322,8 +322,8 @@ def _without_audits(made: Turn | None, before: Turn | None, report: Report) -> T
 
 def _ends(report: Report, logs: Sequence[Log]) -> dict[str, tuple[int, int]]:
     """Return size and next offset of each log; (0, 0) without a statement that could be read."""
-    ends = {str(log): (0, 0) for log in logs}
-    return ends | {summary.log: (summary.size, summary.next_offset or 0) for summary in report.logs}
+    read = {summary.log: (summary.size, summary.next_offset or 0) for summary in report.logs}
+    return {str(log): (0, 0) for log in logs} | read
 
 
 def _counted(store: Store, audit: Audit | None) -> dict[str, int]:
@@ -359,6 +359,11 @@ def _pieces(report: Report, reads: Mapping[Log, Sequence[_Read]], step: int) -> 
                 stop = min((first // step + 1) * step, end)
                 yield Piece(name, first, stop, span.read)
                 first = stop
+
+
+def collects(piece: Piece, *, full: bool) -> bool:
+    """Return whether a piece's numbers of sources are counted: once, or anew by an audit that reads everything."""
+    return full or piece.read == "new"
 
 
 def shares_of(pieces: Sequence[Piece], workers: int) -> list[Sequence[Piece]]:

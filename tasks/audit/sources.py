@@ -92,13 +92,16 @@ def account(
     """
     known, problem = _before(store, trust, plan, results, now)
     again = plan.full and _is_anew(results)
-    seen = [
-        (done.piece.log, each)
+    taken = [
+        done
         for done in results
         if again or (done.piece.read == "new" and done.piece.end > known.counted.get(done.piece.log, 0))
-        for each in done.sources
     ]
-    made = advance(known, seen, plan.sequence)
+    unnamed = any(done.sources_unnamed for done in taken)
+    made = advance(known, [(done.piece.log, each) for done in taken for each in done.sources], plan.sequence, unnamed)
+    if unnamed:
+        # A source may have begun in what was left out.
+        known.known_from = max(known.known_from or "", _later(now))
     for done in results:
         known.counted[done.piece.log] = max(known.counted.get(done.piece.log, 0), done.piece.end)
     events = _look(store, plan.archive, trust, made)
@@ -107,8 +110,8 @@ def account(
     data = stored.encode(plan.archive, known)
     ref = stored.reference(plan.sequence, data)
     store.create(ref.key, data)
-    left_out = sum(done.sources_left_out for done in results)
-    findings = [*problem, *_bounds(excess, left_out), *_repeats(settings, made, events)]
+    left_out = sum(done.sources_left_out for done in taken)
+    findings = [*problem, *_bounds(settings, excess, left_out, unnamed=unnamed), *_repeats(settings, made, events)]
     counts: dict[str, int] = {}
     if plan.whole:
         # An audit of a part may lack what another log has.
@@ -128,6 +131,9 @@ def _accepted(acceptances: Acceptances, each: Finding) -> Finding:
 
 
 def _is_anew(results: Sequence[PieceResult]) -> bool:
+    """Return whether a full audit counts all anew. If it has no room for all sources, what was known says more."""
+    if any(done.sources_left_out for done in results):
+        return False
     return not any(each["finding"] in _READ_ALL for done in results for each in done.findings)
 
 
@@ -241,7 +247,7 @@ def _gaps(settings: Settings, known: Sources, now: datetime) -> Iterator[Finding
     lacking = [
         (source, holes)
         for source in known.sources.values()
-        if not source.partial and (holes := [hole for hole in source.holes if hole.sealed_at <= settled])
+        if (holes := [hole for hole in source.holes if hole.sealed_at <= settled])
     ]
     lacking.sort(key=lambda item: (not _is_expected(settings, item[0].name), item[0].name))
     seen = {service_of(name) for name in known.sources}
@@ -359,7 +365,7 @@ def _numbers_text(numbers: Sequence[int]) -> str:
     return f"number{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:_SHOWN]))}{more}"
 
 
-def _bounds(excess: int, left_out: int) -> Iterator[Finding]:
+def _bounds(settings: Settings, excess: int, left_out: int, *, unnamed: bool) -> Iterator[Finding]:
     if excess:
         message = (
             f"there are too many sources: {excess:,} were forgotten, the longest silent first. Their later gaps are"
@@ -371,4 +377,8 @@ def _bounds(excess: int, left_out: int) -> Iterator[Finding]:
             "there are too many sources, or their numbers are too scattered:"
             f" {counted(left_out, 'event was', 'events were')} not counted"
         )
-        yield finding("source-gap", message, severity=Severity.NOTICE)
+        if unnamed:
+            message += ". This audit and the next see no new gap of any source"
+        # Who may produce can invent sources, and so hide the gaps of others.
+        severity = Severity.INCOMPLETE if unnamed and settings.sources.expected else Severity.NOTICE
+        yield finding("source-gap", message, severity=severity)

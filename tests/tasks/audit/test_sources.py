@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -374,6 +375,100 @@ def test_nights_add_up(nights: list[list[list[int]]], is_known: bool) -> None:
     assert source.missing == len(holes)
     data = stored.encode("archive", made)
     assert data.count(b"\n") == 2
+
+
+WINDOW = 30
+
+
+@given(st.lists(st.sampled_from(["all", "named", "unnamed"]), min_size=1, max_size=6), st.randoms())
+def test_what_was_left_out_is_no_gap(nights: list[str], random: random.Random) -> None:
+    """Whichever numbers an audit had no room for, with their source's name or without, no gap is named that is none.
+
+    A gap is named if that audit, and the one before it, had room for all.
+    """
+    made, lost, highest = Sources({}), set[int](), []
+    for night, room in enumerate(nights):
+        numbers = list(range(night * WINDOW + 1, (night + 1) * WINDOW + 1))
+        random.shuffle(numbers)
+        gone, taken, others = numbers[:3], numbers[3:15], numbers[15:]
+        lost.update(gone)
+        pieces = [("log/0", seen(taken)), ("log/1", seen(others))]
+        if room == "named":
+            pieces[1] = ("log/1", left_out(pieces[1][1]))
+        elif room == "unnamed":
+            del pieces[1]
+        assert not advance(made, pieces, night, unnamed=room == "unnamed").repeats
+        highest.append(max(taken) if room != "all" else max(taken + others))
+        seen_at = {number: next((at for at, most in enumerate(highest) if most > number), None) for number in lost}
+        certain = {night for night in range(len(highest)) if {*nights[max(night - 1, 0) : night + 1]} == {"all"}}
+        holes = {number for hole in made.sources["s"].holes for number in range(hole.first, hole.last + 1)}
+        assert holes == {number for number, at in seen_at.items() if at in certain}
+
+
+def left_out(each: Seen) -> Seen:
+    return msgspec.structs.replace(each, numbers=[], partial=True)
+
+
+def test_a_gap_is_seen_again_after_numbers_were_left_out() -> None:
+    """What was left out in one night hides no gap of earlier nights, and none that opens later."""
+    made = Sources({})
+    advance(made, [("log/0", seen([1, 2, 5]))], 0)
+    advance(made, [("log/0", seen([9]))], 1, unnamed=True)
+    advance(made, [("log/0", seen([12, 13], "other"))], 2)
+    advance(made, [("log/0", seen([20, 22]))], 3)
+    advance(made, [("log/0", seen([25, 3]))], 4)
+    holes = [(hole.first, hole.last) for hole in made.sources["s"].holes]
+    assert holes == [(4, 4), (23, 24)]
+    assert not made.sources["s"].partial
+
+
+def test_old_statements_leave_room_for_sources(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pieces of old statements a night reads again, new ones have all the room for their sources."""
+    put(growing, life(24), each=1)
+    assert "source-gap" not in {name for name, _, _ in said(audit(settings(growing)))}
+    monkeypatch.setattr(emitters, "HANDED_ON", 6)
+    put(growing, [emitted(number, f"service/{name}/1") for number in (1, 3) for name in range(5)], each=10)
+    gaps = [message for name, _, message in said(audit(settings(growing))) if name == "source-gap"]
+    assert [message.partition(":")[0] for message in gaps] == [
+        f"1 event of the source 'service/{name}/1' never arrived" for name in range(5)
+    ]
+
+
+def test_sources_without_room_are_no_false_gap(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source for which one of two pieces had no room lacks nothing, in that night and in the next."""
+    monkeypatch.setattr(emitters, "SOURCES", 2)
+    crowd = [emitted(1, f"crowd/{name}/1") for name in range(3)]
+    put(growing, [*crowd, emitted(1, "shop/1/1")], each=4)
+    put(growing, [emitted(2, "shop/1/1")], each=1)
+    of_one = AuditSettings(piece_statements=1, report=False)
+    given = settings(growing, expected=("shop",)).model_copy(update={"audit": of_one})
+    ((_, severity, message),) = said(audit(given))
+    assert (severity, "2 events were not counted. This audit" in message) == ("incomplete", True)
+    put(growing, [emitted(4, "shop/1/1")], each=1)
+    assert said(audit(given)) == []
+    put(growing, [emitted(6, "shop/1/1")], each=1)
+    ((name, severity, message),) = said(audit(given))
+    assert (name, severity, "number 5 (" in message) == ("source-gap", "incomplete", True)
+
+
+def test_a_source_that_began_without_room_is_no_false_gap(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a source sent in a night in which there was no room for it at all is not named as missing in the next."""
+    monkeypatch.setattr(emitters, "SOURCES", 2)
+    put(growing, [emitted(1, f"crowd/{name}/1") for name in range(2)] + [emitted(1, "shop/1/1")], each=3)
+    ((_, severity, _),) = said(audit(settings(growing)))
+    assert severity == "notice"
+    put(growing, [emitted(2, "shop/1/1")], each=1)
+    assert said(audit(settings(growing, expected=("shop",)))) == []
+
+
+def test_a_full_audit_without_room_keeps_what_was_known(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full audit that has no room for all sources forgets no gap that audits before it have found."""
+    put(growing, [emitted(number, "shop/1/1") for number in (1, 2, 5)])
+    given = settings(growing, expected=("shop",))
+    gaps = [said for said in said(audit(given)) if "never arrived" in said[2]]
+    assert len(gaps) == 1
+    monkeypatch.setattr(emitters, "SOURCES", 0)
+    assert gaps[0] in said(audit(given, Request(full=True)))
 
 
 @given(st.sets(st.integers(1, 5000)), st.sets(st.integers(1, 5000)))
