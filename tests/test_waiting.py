@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from custody.archive.reader import read_archive
+from custody.keys import trust_file
+from custody.keys.open import open_public
 from custody.store.folder import FolderStore
 from custody.store.s3_client import CONNECTIONS
 from tasks.roll import run
@@ -87,6 +90,7 @@ def test_reads_are_made_together(
     ("command", "subjects"),
     [
         (["checkpoint"], ["list checkpoints/", "checkpoints/"]),
+        (["checkpoint", "--write"], ["list manifests/", "manifests/"]),
         (["report", "--output", "report.html"], ["list manifests/", "list checkpoints/", "checkpoints/"]),
         (["query", "SELECT count(*) FROM events"], ["list manifests/", "list checkpoints/"]),
         (["copy", URL, "copied"], ["list checkpoints/", "checkpoints/"]),
@@ -130,6 +134,41 @@ def test_new_statements_of_logs_do_not_wait_for_each_other(
     assert custody("audit").code in {0, 3}
     append(logs, 1)
     assert one_by_one(custody, monkeypatch, logs[0], command, *BOTH) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["query", "SELECT count(*) FROM events"],
+        ["query", "SELECT count(*) FROM manifests", "--since", "1h"],
+        ["export", "--ocsf", *YEARS, "--output", "exported"],
+        ["verify"],
+        ["verify", "--chain-only"],
+        ["report", "--output", "report.html"],
+    ],
+    ids=" ".join,
+)
+def test_logs_do_not_wait_for_each_other_with_public_keys_alone(
+    custody: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Sequence[str]
+) -> None:
+    """An auditor's commands read the checkpoints of several logs at once, and audits no more often for many logs."""
+    begun = datetime.now(UTC) - timedelta(minutes=10)
+    logs = [Growing(tmp_path, partition, begun) for partition in range(LOGS)]
+    use(monkeypatch, logs[0], str(logs[0].folder))
+    append(logs, 1)
+    assert custody("audit").code in {0, 3}
+    append(logs, 1)
+    assert custody("checkpoint", "--write").code == 0
+    trust = tmp_path / "trust.json"
+    pin = read_archive(FolderStore(str(logs[0].folder))).pin
+    trust_file.publish(trust, pin, open_public(f"file:{logs[0].keyring}"))
+    together = pass_for_a_bucket(monkeypatch, logs[0].folder, "manifests/", "checkpoints/", "audits/", "list audits/")
+    use(monkeypatch, logs[0], URL)
+    monkeypatch.delenv("CUSTODY_KEYS")
+    done = custody(*command, "--trust", trust)
+    assert done.code in {0, 3}, done.err
+    assert {"manifests/", "checkpoints/"}.isdisjoint(together.one_by_one)
+    assert together.all["audits/"] + together.all["list audits/"] < LOGS
 
 
 @pytest.mark.parametrize(

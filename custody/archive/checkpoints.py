@@ -3,7 +3,6 @@
 import logging
 
 from custody.archive.forms import form_of
-from custody.archive.guesses import claimed_sizes
 from custody.archive.trusted import Judge, find_signed_end
 from custody.errors import ConfigurationError, HeadRollback, ObjectExists
 from custody.format import layout
@@ -47,8 +46,18 @@ def put_checkpoint(store: Store, archive: str, log: Log, head: Head, signer: Not
     return note
 
 
-def write_checkpoint(store: Store, log: Log, archive: str, trust: Trust, signer: NoteSigner) -> Note | None:
+def write_checkpoint(
+    store: Store, log: Log, archive: str, trust: Trust, signer: NoteSigner, hint: int = 0
+) -> Note | None:
     """Sign a log's present head, write it, and return it. None if an invalid object is under its key.
+
+    Args:
+        store: the archive.
+        log: the log.
+        archive: the archive's id.
+        trust: the keys that sign statements.
+        signer: signs the checkpoint.
+        hint: a size that the log may have; a wrong one only costs requests.
 
     Raises:
         ConfigurationError: the log has no statement yet.
@@ -58,7 +67,7 @@ def write_checkpoint(store: Store, log: Log, archive: str, trust: Trust, signer:
     """
     form = form_of(log)
     judge = Judge(store, log, form, archive, trust)
-    tip = find_signed_end(store, form, judge, claimed_sizes(store).get(str(log), 0))
+    tip = find_signed_end(store, form, judge, hint)
     if not tip.head.size:
         raise ConfigurationError(f"{log} has no statement yet")
     return put_checkpoint(store, archive, log, tip.head, signer, judge)

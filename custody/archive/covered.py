@@ -7,6 +7,7 @@ Their own signatures are HMACs, which no public key can check. A checkpoint can 
 - Leaves are hashed from the statements that were read. Only the tree before the first of them is taken from it, and a
   wrong one leads to no trusted head.
 - What is not shown is not covered. It costs O(log n) reads for each run of statements, and one list of checkpoints.
+- `near` is a size that a log may have, such as that in an audit. A wrong one only costs requests.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 from custody.archive import guesses, reader
 from custody.archive.trusted import Judge
@@ -39,10 +41,17 @@ class Coverage:
     """
 
     def __init__(
-        self, store: Store, log: Log, form: Form[Entry], judge: Judge, trust: Trust, signed: Head | None = None
+        self,
+        store: Store,
+        log: Log,
+        form: Form[Entry],
+        judge: Judge,
+        trust: Trust,
+        signed: Head | None = None,
+        near: int = 0,
     ) -> None:
         """Begin. `signed` is a head that a trusted key signed, such as that of an audit."""
-        self._signed = signed
+        self._signed, self._near = signed, near
         self._store, self._log, self._form, self._judge, self._trust = store, log, form, judge, trust
         self.uncovered = 0
         self._start = self._size = 0
@@ -135,11 +144,9 @@ class Coverage:
         """Yield the head of the newest checkpoint that counts, and whose last statement is there."""
         if not signatures.note_keys(self._trust.keys):
             return
-        near = guesses.claimed_sizes(self._store).get(str(self._log), 0)
-        for size in islice(guesses.checkpoints_back(self._store, self._log, near), _TRIED):
+        for note, parsed in _newest(self._store, self._log, self._form, self._near):
             with suppress(FormatError, ObjectMissing):
-                note, parsed = reader.read_checkpoint(self._store, self._log, size)
-                if size and self._store.exists(self._form.key(size - 1)) and self._counts(note, parsed):
+                if self._counts(note, parsed):
                     yield parsed.head
                     return
 
@@ -159,3 +166,21 @@ class Coverage:
         earlier = [before[-(1 << step)] for step in range(len(before).bit_length())]
         checked = (self._judge.note_verdict(*read) for read in reader.read_checkpoints(self._store, self._log, earlier))
         return not any(verdict and newer.intersection(verdict.signers) for verdict in checked)
+
+
+def ask_for_newest(store: Store, log: Log, form: Form[Any], trust: Trust, near: int) -> None:
+    """Read what a `Coverage` needs first of a log: its newest checkpoint. Nothing if keys check its entries.
+
+    For a store that keeps what was asked for (`custody.store.ahead`). Raises StoreError.
+    """
+    if signatures.note_keys(trust.keys) and not trust.checks_all(form.wanted):
+        next(_newest(store, log, form, near), None)
+
+
+def _newest(store: Store, log: Log, form: Form[Any], near: int) -> Iterator[tuple[Note, Checkpoint]]:
+    """Yield the newest checkpoints of a log, the newest first, of those whose last statement is there."""
+    for size in islice(guesses.checkpoints_back(store, log, near), _TRIED):
+        with suppress(FormatError, ObjectMissing):
+            note, parsed = reader.read_checkpoint(store, log, size)
+            if size and store.exists(form.key(size - 1)):
+                yield note, parsed

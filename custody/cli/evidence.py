@@ -162,19 +162,23 @@ def checkpoint(
     store = open_store(settings.archive, settings.s3)
     file = read_archive(store)
     chosen = choose_logs(list_logs(store), logs or (), [AUDIT_LOG])
+    near = claimed_sizes(store, nightly_audits(file.statement.created, datetime.now(UTC)))
     own = None
     if write:
-        own = settings.own_trust()
-        require_trusted(store, file, own)
+        signs = own = settings.own_trust()
+        require_trusted(store, file, signs)
         signer = settings.signers(datetime.now(UTC)).ed25519()
-        made = [write_checkpoint(store, log, file.id, own, signer) for log in chosen]
+
+        def written(log: "Log") -> "Note | None":
+            return write_checkpoint(store, log, file.id, signs, signer, near.get(str(log), 0))
+
+        made = list(call_ahead(store, written, chosen))
     else:
         path = keyring_path(settings.keys)
         known = not trust and (path is None or path.exists())
         if keys or known or settings.trust:
             own = chosen_trust(settings, keys, given=not known, archive=store.url)
             check_keys(store, file, own)
-        near = claimed_sizes(store, nightly_audits(file.statement.created, datetime.now(UTC)))
 
         def newest(log: "Log") -> "Note | None":
             return newest_checkpoint(store, log, file.id, own, near.get(str(log), 0))

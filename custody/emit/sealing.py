@@ -25,6 +25,7 @@ from hashlib import sha256
 
 from custody.archive.assemble import TIME_CREATE, Assembler
 from custody.archive.checkpoints import put_checkpoint, write_checkpoint
+from custody.archive.guesses import claimed_sizes
 from custody.archive.reader import read_archive
 from custody.archive.trusted import require_trusted
 from custody.archive.writer import Entry, LogWriter, writer_name
@@ -253,9 +254,12 @@ class Sealer:
         names = [name for name in opened.store.level(layout.MANIFESTS)[0] if name.startswith(instance)]
         # By the time in the name, the newest last.
         others = sorted((name for name in names if name != self._name), key=lambda name: name.rpartition("-")[2])
+        sizes = claimed_sizes(opened.store) if others else {}
         for name in others[-ENDED_LOGS:]:
+            log = Log(name, 0)
             try:
-                write_checkpoint(opened.store, Log(name, 0), opened.archive.id, opened.trust, opened.signers.ed25519())
+                signer = opened.signers.ed25519()
+                write_checkpoint(opened.store, log, opened.archive.id, opened.trust, signer, sizes.get(str(log), 0))
             except CustodyError as error:
                 self._quiet.warn(f"checkpoint of {name}", f"no checkpoint of {name}/0: {error}")
 

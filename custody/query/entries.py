@@ -57,6 +57,10 @@ class Entries:
         known = any(key.algorithm in form.wanted for key in self.trust.keys.values())
         return judge, partial(judge.may_stand, by_known_keys=known)
 
+    def near(self, log: Log) -> int:
+        """Return the size of a log in the newest audit that counts; 0 if none names it."""
+        return max((size for size, _ in self.heads.get(str(log), ())), default=0)
+
     def read(self, log: Log, form: Form[E], ranges: Iterable[tuple[int, int | None]]) -> Iterator[tuple[int, E]]:
         """Yield the valid entries in ranges of slots, and count those that are unverified.
 
@@ -83,7 +87,7 @@ class Entries:
         with ReadAhead(self.store, limits.FILE_BYTES) as store:
             # It may look at what follows an entry: that was read too.
             judge, holds = self.judge(log, form, cast("Store", store))
-            coverage = Coverage(self.store, log, form, judge, self.trust, signed)
+            coverage = Coverage(self.store, log, form, judge, self.trust, signed, self.near(log))
             for first, end in ranges:
                 for sequence, entry in self._range(log, form, judge, holds, store, first, end):
                     coverage.add(sequence, entry)

@@ -20,6 +20,7 @@ import msgspec
 
 from custody.archive import reader, search, time_index
 from custody.archive.audit_findings import read_findings
+from custody.archive.covered import ask_for_newest
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.known_heads import to_heads
 from custody.archive.readings import newest_reading
@@ -153,7 +154,7 @@ class Reading:
         recent = Recent(entries, self._period, self._folder, self._kept_from)
         chosen: list[Stretch] = []
         tabled: list[Tabled] = []
-        for log in _asked_for(asked, index, self._logs, self._period):
+        for log in _asked_for(asked, entries, index, self._logs, self._period):
             if audit and (marks := audit.marks.get(str(log))):
                 recent.expired[log] = marks.expired
             stretches, ranges = self._plan(log, index, recent)
@@ -357,18 +358,20 @@ class Reading:
         warn_unsigned(self._entries, log, unsigned)
 
 
-def _asked_for(asked: AskAhead, index: TimeIndex, logs: Sequence[Log], period: Period) -> Iterator[Log]:
+def _asked_for(
+    asked: AskAhead, entries: Entries, index: TimeIndex, logs: Sequence[Log], period: Period
+) -> Iterator[Log]:
     """Yield logs in order, some at a time. What is read first of them was asked for before."""
     for start in range(0, len(logs), _LOGS):
         several = logs[start : start + _LOGS]
-        _ask_for_ends(asked, index, several, period)
+        _ask_for_ends(asked, entries, index, several, period)
         yield from several
         asked.forget()
 
 
-def _ask_for_ends(asked: AskAhead, index: TimeIndex, logs: Sequence[Log], period: Period) -> None:
+def _ask_for_ends(asked: AskAhead, entries: Entries, index: TimeIndex, logs: Sequence[Log], period: Period) -> None:
     """Ask for what is read first of some logs, from the end of the index on."""
-    entries: list[tuple[Form[Any], int]] = []
+    taken: list[tuple[Form[Any], int]] = []
     named: list[SegmentRef | QuarantineRef] = []
 
     def ask_for_end(store: Store, log: Log) -> None:
@@ -379,8 +382,10 @@ def _ask_for_ends(asked: AskAhead, index: TimeIndex, logs: Sequence[Log], period
             return
         if first and not slots:
             store.exists(form.key(first - 1))
-        entries.extend((form, slot) for slot in slots[:_FIRST])
+        taken.extend((form, slot) for slot in slots[:_FIRST])
         reader.checkpoint_sizes(store, log, slots[-1] + 1 if slots else first)
+        if slots:
+            ask_for_newest(store, log, form, entries.trust, entries.near(log))
 
     def ask_for_entry(store: Store, entry: tuple[Form[Any], int]) -> None:
         form, slot = entry
@@ -392,7 +397,7 @@ def _ask_for_ends(asked: AskAhead, index: TimeIndex, logs: Sequence[Log], period
 
     asked.ask(ask_for_end, logs)
     if len(logs) > 1:
-        asked.ask(ask_for_entry, entries)
+        asked.ask(ask_for_entry, taken)
         asked.ask(lambda store, ref: store.read(ref.key, limit=ref.size), named)
 
 

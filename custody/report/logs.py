@@ -143,7 +143,7 @@ class LogReader:
         made.end = self._end(log, holds, made.size, begun.problems)
         self._find_checkpoint(log, made, judge)
         self._count(made, begun.states)
-        coverage = Coverage(self.store, log, statements_of(log), judge, self.trust)
+        coverage = Coverage(self.store, log, statements_of(log), judge, self.trust, near=made.end)
         rows = self.rows if self._may_use_rows(log, coverage) else None
         begun.statements = StatementReader(self.store, log, holds, coverage, self.period, self.index, rows)
         begun.slots = begun.statements.slots(max(made.end, made.size))

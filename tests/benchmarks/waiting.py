@@ -21,6 +21,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from custody.archive.reader import read_archive
+from custody.keys import trust_file
+from custody.keys.open import open_public
+from custody.store.folder import FolderStore
 from tests.helpers.aged import Requests
 from tests.helpers.sample import Growing
 from tests.servers.s3 import SeaweedServer
@@ -31,10 +35,14 @@ COUNT = ("query", "SELECT count(*) FROM events")
 
 
 def steps(folder: Path, archive: str) -> Sequence[tuple[str, ...]]:
-    """Return the commands in the order in which they run. From the audit on, nothing is new."""
+    """Return the commands in the order in which they run. From the audit on, nothing is new.
+
+    With --trust, a command has public keys alone.
+    """
     return (
         COUNT,
         (*COUNT, "--since", "1h"),
+        (*COUNT, "--trust", str(folder / "trust.json")),
         ("verify",),
         ("verify", "--chain-only"),
         ("detect", "run"),
@@ -46,6 +54,7 @@ def steps(folder: Path, archive: str) -> Sequence[tuple[str, ...]]:
         COUNT,
         ("audit",),
         ("checkpoint",),
+        ("checkpoint", "--write"),
         ("roll",),
         ("roll",),
     )
@@ -55,6 +64,8 @@ def run(command: Sequence[str], environment: Mapping[str, str], journal: Path, d
     """Run a command; return its requests, and its seconds."""
     journal.unlink(missing_ok=True)
     counted = [sys.executable, "-m", "tests.benchmarks.counted", str(journal), *command]
+    if "--trust" in command:
+        environment = {name: value for name, value in environment.items() if name != "CUSTODY_KEYS"}
     begin = time.perf_counter()
     done = subprocess.run(
         counted,
@@ -89,6 +100,8 @@ def main() -> None:
         run(("audit",), {**keys, "CUSTODY_ARCHIVE": str(logs[0].folder)}, folder / "requests", 0)
         for log in logs:
             log.append(options.statements)
+        pin = read_archive(FolderStore(str(logs[0].folder))).pin
+        trust_file.publish(folder / "trust.json", pin, open_public(keys["CUSTODY_KEYS"]))
         with SeaweedServer(folder / "seaweed") as server:
             bucket, client = server.make_bucket(), server.client()
             for path in logs[0].folder.rglob("*"):

@@ -26,10 +26,12 @@ class Together:
 
     Attributes:
         most: by prefix, the most that were under way.
+        all: by prefix, how many there were.
     """
 
     def __init__(self, *prefixes: str) -> None:
         self.most: Counter[str] = Counter(dict.fromkeys(prefixes, 0))
+        self.all: Counter[str] = Counter()
         self._now: Counter[str] = Counter()
         self._changed = threading.Condition()
 
@@ -40,6 +42,7 @@ class Together:
             return ask()
         with self._changed:
             self._now[prefix] += 1
+            self.all[prefix] += 1
             self.most[prefix] = max(self.most[prefix], self._now[prefix])
             self._changed.notify_all()
             self._changed.wait_for(lambda: self.most[prefix] >= _TOGETHER, _PATIENCE_SECONDS)
