@@ -240,10 +240,11 @@ class DrainSettings(BaseModel):
         le=86_400,
         description="A segment that is not full waits in Kafka until the log's last statement is this old",
     )
-    seconds: Seconds = Field(default=45, description="Longest time of a run, counted from the flow's start")
+    seconds: Seconds = Field(default=45, description="Longest time of a run, from when it begins to drain")
     hanging_seconds: Seconds = Field(default=900, description="A transaction that is open longer than this is reported")
     headroom_seconds: Seconds = Field(
-        default=21_600, description="A run fails if Kafka's retention deletes unread records within this time"
+        default=21_600,
+        description="A run of the flow fails if Kafka's retention deletes unread records within this time",
     )
     compression: Compression = Field(
         default="auto", description="gzip of a batch: dense once its log has caught up, and fast before; or always one"

@@ -110,7 +110,9 @@ def drain(
     ] = False,
     seconds: Annotated[
         float | None,
-        typer.Option(min=1, help="Longest time for this run.", show_default="the setting `drain.seconds`"),
+        typer.Option(
+            min=1, help="Longest time for this run.", show_default="the setting `drain.seconds`; none with --once"
+        ),
     ] = None,
     as_json: _JsonLines = False,
 ) -> None:

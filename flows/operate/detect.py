@@ -19,6 +19,7 @@ from custody.errors import CustodyError, escape
 app = App("detect", no_args_is_help=True, help="Run the rules that find attacks in archived events, and try rules.")
 
 _Json = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
+_JsonLines = Annotated[bool, typer.Option("--json", help="As JSON lines: one for each file.")]
 
 
 def _import(name: str) -> Any:
@@ -84,7 +85,7 @@ def lint(
         typer.Argument(metavar="PATH", help="Rule files, or folders of them. Default: those of `detect.rules`."),
     ] = None,
     *,
-    as_json: _Json = False,
+    as_json: _JsonLines = False,
 ) -> None:
     """Check rules before they are used: whether each file is a rule, and whether its own tests pass."""
     if not _import("flows.operate.rules").lint(paths, as_json=as_json):

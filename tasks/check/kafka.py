@@ -26,7 +26,7 @@ _PARTITIONS = 32
 """Partitions of a topic that are asked about."""
 
 _report = Reporter("kafka")
-_RIGHTS = "allow this client Describe, Read and DescribeConfigs on the topic (docs/operating.md)"
+_RIGHTS = "allow this client Describe, Read and DescribeConfigs on the topic (docs/kafka.md)"
 
 
 def check(settings: Settings) -> Iterator[Line]:
@@ -133,7 +133,7 @@ def _group(settings: Settings, broker: Broker, topic: Topic) -> Line:
     except TransientSourceError as error:
         return _report.warning("group", f"{group}: its offsets are not known: {error}", "try again")
     except SourceError as error:
-        message, remedy = f"{group}: {error}", "allow this client Describe and Read on the group (docs/operating.md)"
+        message, remedy = f"{group}: {error}", "allow this client Describe and Read on the group (docs/kafka.md)"
         return _report.failed("group", message, remedy)
     return _report.ok("group", f"{group}: its offsets can be read")
 

@@ -279,7 +279,7 @@ def _check(opened: Opened, settings: Settings, read: LogRead) -> LogRead:
         problems.append(Problem("warning", "lost", name, message, "give the topic more retention, or drain more often"))
     if recent.unreadable:
         message = f"{newest} {counted(recent.unreadable, 'offset')} that cannot be decoded"
-        remedy = "read them in Kafka while it keeps them (docs/operating.md)"
+        remedy = "read them in Kafka while it keeps them (docs/large-records.md)"
         problems.append(Problem("warning", "unreadable", name, message, remedy))
     return read.with_health(replace(health, drained=drained), *problems)
 

@@ -28,7 +28,7 @@ REQUEST_SECONDS = 3.0
 """Timeout of one request."""
 KAFKA_SECONDS = 15.0
 """How long logs are compared with Kafka, all together."""
-_COMPARE = "check that the brokers answer, and that this client may read the topic (docs/operating.md)"
+_COMPARE = "check that the brokers answer, and that this client may read the topic (docs/kafka.md)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +293,7 @@ def _unknown(kind: Kind, log: str, error: SourceError) -> Problem:
 
 
 def _refused(subject: str, error: SourceRefused) -> Problem:
-    remedy = "allow this client what it needs (docs/operating.md)"
+    remedy = "allow this client what it needs (docs/kafka.md)"
     return Problem("failed", "topic-refused", subject, f"it cannot be compared with Kafka: {error}", remedy)
 
 
