@@ -1,5 +1,6 @@
 """A bucket, the archive's prefix in it, and the clients for it."""
 
+import contextlib
 import functools
 import logging
 import multiprocessing
@@ -28,6 +29,8 @@ _READ_SECONDS = 30
 CONNECTIONS = 128
 """Of a client. A request beyond them makes one of its own, which is dropped."""
 READ_ATTEMPTS = 3
+_LISTED_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z")
+"""What S3 writes, as in 2026-11-30T17:37:19.123Z."""
 
 
 class Bucket:
@@ -180,6 +183,7 @@ def s3_clients(options: S3Options, *attempts: int) -> "tuple[list[S3Client], Cal
     """
     try:
         import boto3
+        import botocore.session
         from botocore.config import Config
     except ImportError:
         raise ConfigurationError(
@@ -198,7 +202,9 @@ def s3_clients(options: S3Options, *attempts: int) -> "tuple[list[S3Client], Cal
             user_agent_extra="custody",
         )
         # boto3's default session is not thread-safe.
-        session = boto3.session.Session()
+        base = botocore.session.get_session()
+        base.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_timestamp)
+        session = boto3.session.Session(botocore_session=base)
         clients = [
             session.client(
                 "s3",
@@ -214,6 +220,24 @@ def s3_clients(options: S3Options, *attempts: int) -> "tuple[list[S3Client], Cal
     if options.endpoint_url is None and multiprocessing.parent_process() is None:
         _warn_if_plain(clients[0].meta.endpoint_url)
     return clients, functools.partial(aws_caller, session)
+
+
+def parse_timestamp(value: Any) -> datetime:
+    """Return a time in an answer, as botocore does.
+
+    A listing has one for each key, in one form. botocore's own parser knows many forms, and takes three quarters of the
+    processor's time of a page.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    from botocore.parsers import DEFAULT_TIMESTAMP_PARSER
+
+    if isinstance(value, str) and _LISTED_TIME.fullmatch(value):
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(value)
+    parsed: datetime = DEFAULT_TIMESTAMP_PARSER(value)
+    return parsed
 
 
 @functools.cache
