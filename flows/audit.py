@@ -8,6 +8,7 @@ of the whole archive.
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -83,13 +84,21 @@ def _read(settings: Settings, plan: Plan, kept: Kept) -> list[PieceResult]:
     workers, runner = settings.audit.workers, settings.audit.task_runner
     # Another runner's workers may be on other machines.
     sent = runner not in {"threads", "processes"}
+    # Each share has its own pieces: of a large audit all of them are megabytes, for each share again.
+    bare = msgspec.structs.replace(plan, pieces=())
     shares = [
-        (plan, pieces, kept.share(((each.log, each.first, each.end) for each in pieces), sent=sent))
+        (bare, pieces, kept.share(((each.log, each.first, each.end) for each in pieces), sent=sent))
         for pieces in shares_of(plan.pieces, workers)
     ]
     if len(shares) == 1:
         return read_pieces(*shares[0])
-    return [result for share in run_parallel(read_pieces, shares, runner, workers) for result in share]
+    results: list[PieceResult] = []
+    for share in run_parallel(read_pieces, shares, runner, workers):
+        if isinstance(share, CustodyError):
+            # Nothing is signed without it. What the others read is not read again: they have signed their pieces.
+            raise share
+        results += share
+    return results
 
 
 def _conclude(outcome: Outcome) -> State[Any]:

@@ -110,7 +110,8 @@ def _run(run: Run, request: Request, *, dry_run: bool) -> State[Any]:
     if waiting:
         restoring = f"{counted(waiting, 'segment is', 'segments are')} being restored"
         return Completed(name="Restoring", message=f"{restoring}; {_schedule_next_run()}")
-    with run.step("copy"):
+    # Outside of the step, which notes whether it was stopped.
+    with stop_on_signals(), run.step("copy"):
         done = _copy(plan)
     get_run_logger().info(copy_summary(done))
     add_to_name(f"{done.created:,} copied" + (f", {counted(len(done.problems), 'problem')}" if done.problems else ""))
@@ -137,12 +138,11 @@ def _copy(plan: Plan) -> Progress:
 
     settings = Settings().backfill
     parts = shares(plan, settings.workers)
-    with stop_on_signals():
-        if len(parts) > 1:
-            results = run_parallel(copy_part, [(part,) for part in parts], settings.task_runner, settings.workers)
-            done = join(plan, results, time.monotonic() - begin)
-        else:
-            done = copy_events(plan, report)
+    if len(parts) > 1:
+        results = run_parallel(copy_part, [(part,) for part in parts], settings.task_runner, settings.workers)
+        done = join(plan, parts, results, time.monotonic() - begin)
+    else:
+        done = copy_events(plan, report)
     update_progress_artifact(artifact, 100 * done.share, copy_summary(done))
     return done
 

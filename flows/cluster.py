@@ -5,10 +5,12 @@ Rules:
   the worker's own settings, because Prefect's context would send the credentials of its API.
 - A share whose worker dies is run again by Dask, on another worker. That costs time alone: drains continue from the
   archive's head, audits after the last piece that they signed, backfills and indexing from what the target has.
-- A cluster that cannot be reached, or has no worker, ends the run with one line, and does not keep it waiting.
+- A cluster that cannot be started or reached, or has no worker, ends the run with one line, and does not keep it
+  waiting.
 - Workers that a run starts come back whenever they die. If none does, the run ends too.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +45,10 @@ dask.config.update_defaults(
 )
 
 
+# Of a cluster that does not start, Prefect logs the traceback too.
+logging.getLogger("prefect.task_runner.cluster").addFilter(lambda record: not record.exc_info)
+
+
 class _UnsentSettings(SettingsContext):
     """Prefect's settings as they are here. Nothing of them is sent."""
 
@@ -53,6 +59,18 @@ class _UnsentSettings(SettingsContext):
 
 class ClusterTaskRunner(DaskTaskRunner):
     """Dask's task runner of Prefect, which sends no settings of Prefect's."""
+
+    @property
+    def client(self) -> Any:
+        """The cluster's client. The first time, the cluster is started, or connected to.
+
+        Raises:
+            CustodyError: that is not possible.
+        """
+        try:
+            return super().client
+        except (OSError, RuntimeError) as error:
+            raise CustodyError(f"the Dask cluster cannot be used ({_reason(error)}). {_AGAIN}") from None
 
     def submit(
         self,
@@ -77,7 +95,9 @@ def cluster_runner(settings: DaskSettings, workers: int) -> ClusterTaskRunner:
     if settings.address:
         security = _security(settings)
         _reach(settings, settings.address, security)
-        return ClusterTaskRunner(address=settings.address, client_kwargs={"security": security})
+        return ClusterTaskRunner(
+            address=settings.address, client_kwargs={"security": security, "timeout": settings.wait_seconds}
+        )
     local = {
         "n_workers": 1 if settings.adaptive else workers,
         "threads_per_worker": 1,
@@ -116,8 +136,11 @@ def _reach(settings: DaskSettings, address: str, security: distributed.Security 
             client.wait_for_workers(1, timeout=seconds)
     # Certificates that do not fit and files that are missing are OSErrors too.
     except OSError as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ConfigurationError(f"{problem} ({reason}). {_AGAIN}") from None
+        raise ConfigurationError(f"{problem} ({_reason(error)}). {_AGAIN}") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 @contextmanager

@@ -64,13 +64,21 @@ def _run(run: Run, once: bool, seconds: float | None) -> RunReport:
         partitions = find_partitions(settings)
     shares = [partitions[start::number] for start in range(min(number, len(partitions)))]
     arguments = [(share, once, seconds) for share in shares]
-    with stop_on_signals(grace=GRACE_SECONDS), run.step("drain"):
-        if len(shares) > 1:
+    if len(shares) > 1:
+        with run.step("drain"):
             done = run_parallel(drain_share, arguments, settings.drain.task_runner, number)
-        else:
+    else:
+        # Outside of the step, which notes whether it was stopped.
+        with stop_on_signals(grace=GRACE_SECONDS), run.step("drain"):
             done = [drain_share(*each) for each in arguments]
-    results = [result for drained, _ in done for result in drained]
-    indexed = [result for _, of_share in done for result in of_share]
+    results: list[LogResult] = []
+    indexed: list[IndexResult] = []
+    for share, of_share in zip(shares, done, strict=True):
+        if isinstance(of_share, CustodyError):
+            results += [LogResult(f"{topic}/{part}", "failed", problem=str(of_share)) for topic, part in share]
+        else:
+            results += of_share[0]
+            indexed += of_share[1]
     return RunReport(tuple(results), time.monotonic() - begin, tuple(indexed))
 
 

@@ -45,7 +45,13 @@ def _run(wanted: tuple[str, ...]) -> list[IndexResult]:
         done = run_parallel(index_share, [(share,) for share in shares], settings.task_runner, settings.workers)
     else:
         done = [index_share(share) for share in shares]
-    return sorted((result for share in done for result in share), key=lambda result: result.log)
+    results: list[IndexResult] = []
+    for share, of_share in zip(shares, done, strict=True):
+        if isinstance(of_share, CustodyError):
+            results += [IndexResult(log, problem=str(of_share)) for log in share]
+        else:
+            results += of_share
+    return sorted(results, key=lambda result: result.log)
 
 
 def _conclude(results: list[IndexResult]) -> State[Any]:

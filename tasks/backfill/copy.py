@@ -26,7 +26,7 @@ import msgspec
 
 from custody.archive.reader import Holds, read_manifest
 from custody.archive.trusted import standing
-from custody.errors import FormatError, ObjectArchived, ObjectMissing, counted
+from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing, counted
 from custody.format import limits, lines
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
@@ -180,8 +180,19 @@ def shares(plan: Plan, number: int) -> list[Plan]:
     return [replace(made[0], problems=plan.problems), *made[1:]]
 
 
-def join(plan: Plan, done: Sequence[Progress], seconds: float) -> Progress:
-    """Return the result of a plan whose shares were copied in parallel, in so many seconds."""
+def join(plan: Plan, parts: Sequence[Plan], results: Sequence[Progress | CustodyError], seconds: float) -> Progress:
+    """Return the result of a plan whose shares were copied in parallel.
+
+    Args:
+        plan: the plan.
+        parts: its shares.
+        results: the result of each, or the error that ended it. What it copied until then is not counted.
+        seconds: how long it took.
+    """
+    done = [
+        _failed(part, result) if isinstance(result, CustodyError) else result
+        for part, result in zip(parts, results, strict=True)
+    ]
     whole = Progress(seconds=seconds, stopped=any(share.stopped for share in done))
     for share in done:
         for name in _SUMS:
@@ -190,6 +201,12 @@ def join(plan: Plan, done: Sequence[Progress], seconds: float) -> Progress:
         whole.problems = [*whole.problems, *share.problems][:_PROBLEMS]
     _check_copied(plan.request, whole)
     return whole
+
+
+def _failed(plan: Plan, error: CustodyError) -> Progress:
+    """Return the result of a share that an error ended."""
+    problems = [*plan.problems[: _PROBLEMS - 1], str(error)]
+    return Progress(parts=len(plan.parts), events=plan.events, size=plan.size, problems=problems)
 
 
 def _check_copied(request: Request, done: Progress) -> None:

@@ -8,8 +8,8 @@ Rules:
   also while others are being started.
 - If this process cannot take what another gives back, whatever the error is, it closes the connection: the other one
   stops, and neither waits for the other.
-- A process that goes on for long after the run's time is stopped. One that does not end then is killed: it holds
-  nobody up for ever. Nobody but its reader waits for it to take its task.
+- A process that goes on for long after the run's time, if the run has one, is stopped. One that does not end then is
+  killed: it holds nobody up for ever. Nobody but its reader waits for it to take its task.
 - A process that dies loses nothing, and its logs are failed results: the next run continues from the archive's heads.
 - What cannot be started stays with this process.
 """
@@ -116,7 +116,9 @@ class Processes:
     def __init__(self) -> None:
         self._processes: list[_Process] = []
         self._over = threading.Event()
-        self._watch = threading.Thread(target=self._stop_with_run, name="stop", daemon=True)
+        # In this run's context: what a flow logs goes to its page.
+        watch = copy_context().run
+        self._watch = threading.Thread(target=watch, args=(self._stop_with_run,), name="stop", daemon=True)
 
     def __enter__(self) -> Self:
         self._watch.start()
@@ -163,8 +165,11 @@ class Processes:
     def _stop_with_run(self) -> None:
         while not self._over.wait(_LOOK_SECONDS):
             # Not only once: another process may be being started.
-            for process in list(self._processes) if stop_requested.is_set() else ():
-                process.stop()
+            for process in list(self._processes):
+                if stop_requested.is_set():
+                    process.stop()
+                else:
+                    process.stop_if_late()
 
 
 class _Process:
@@ -189,6 +194,7 @@ class _Process:
         self._problem: str | None = None
         self._stopped: float | None = None
         self._has_task = False
+        self._killed = False
         self._closing = threading.Lock()
         # In this run's context: what a flow logs goes to its page.
         self._reader = threading.Thread(target=copy_context().run, args=(self._talk, task), name="share", daemon=True)
@@ -203,28 +209,28 @@ class _Process:
                 if self._has_task:
                     self._connection.send(None)
 
+    def stop_if_late(self) -> None:
+        """Stop it if it goes on for long after the run's time."""
+        if self._stopped is None and time.monotonic() >= self._latest:
+            self.stop()
+            logger.warning("a process for %d logs goes on long after the run's time: it is stopped", len(self._runs))
+
     def wait(self) -> Outcome:
         """Wait until it has ended, and return what it did."""
         self.close()
         return self._outcome or Outcome(problem=self._problem or _how_it_ended(self._process.wait()))
 
     def close(self) -> None:
-        """Wait until it has ended. Stop it if it does not end in time, and kill it if that does not help."""
-        while self._reader.is_alive():
+        """Wait until it has ended, and kill it if it does not end after a stop. After that, nobody waits again."""
+        while self._reader.is_alive() and not self._killed:
             self._reader.join(_LOOK_SECONDS)
-            now = time.monotonic()
-            if self._stopped is None and now >= self._latest:
-                logger.warning(
-                    "a process for %d logs goes on long after the run's time: it is stopped", len(self._runs)
-                )
-                self.stop()
-            if self._stopped is not None and now >= self._stopped + _ENDING_SECONDS:
+            if self._stopped is not None and time.monotonic() >= self._stopped + _ENDING_SECONDS:
                 self._kill()
-                return
 
     def _kill(self) -> None:
         """End it where it stands. What it archived stays."""
         self._problem = f"the process that drained it did not end after a stop, and was killed. {_NEXT}"
+        self._killed = True
         self._process.kill()
         # The connection ends with it. A line that cannot be logged is not waited for.
         self._reader.join(_ENDING_SECONDS)

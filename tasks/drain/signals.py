@@ -63,7 +63,7 @@ def _watchdog(kinds: tuple[signal.Signals, ...], grace: float) -> Iterator[None]
         while True:
             left = max(0.0, deadline - time.monotonic()) if received else None
             if not select.select([reading], [], [], left)[0]:
-                text = f"custody: ended {grace:g} s after a signal; the next run continues from the archive's head\n"
+                text = f"custody: ended {grace:g} s after a signal; the next run continues\n"
                 # Whatever became of stderr, the process ends.
                 with suppress(OSError):
                     os.write(2, text.encode())

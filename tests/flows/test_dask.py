@@ -45,6 +45,7 @@ from tasks.drain import loop
 from tasks.drain.run import drain_logs
 from tasks.settings import Settings
 from tasks.spread import DaskSettings
+from tests.helpers.environment import clear_settings
 from tests.helpers.reading import read_archive_records
 from tests.helpers.search import delete_indices, document_id, documents
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -412,7 +413,9 @@ def test_a_run_starts_workers_of_its_own(
     monkeypatch.setattr(site, "cluster_of_runs", "adaptive = true")
     site.use("own", "nothing", "dask")
     caplog.set_level("INFO", "distributed")
-    for names, wait in run_parallel(repeated, [(), ()], "dask", 1):
+    for done in run_parallel(repeated, [(), ()], "dask", 1):
+        assert not isinstance(done, CustodyError)
+        names, wait = done
         assert names & {"heartbeat", "profile"} == {"heartbeat"}
         assert wait == 300
     assert "Register worker addr: tls://127.0.0.1" in caplog.text
@@ -476,6 +479,35 @@ def test_certificates_open_a_cluster_that_takes_no_others(tmp_path: Path) -> Non
             cluster_runner(settings(own, cluster.scheduler_address), 2)
         with pytest.raises(ConfigurationError, match="does not answer"):
             cluster_runner(settings(other, cluster.scheduler_address), 2)
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("kind", ["of the run", "of the settings"])
+def test_a_cluster_that_cannot_be_opened_fails_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, kind: str
+) -> None:
+    """Workers that do not start, and a scheduler that goes away once it has answered, end a run without traceback."""
+    clear_settings(monkeypatch)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(tmp_path / "archive"))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{tmp_path}/keyring.json")
+    if kind == "of the settings":
+        monkeypatch.setenv("CUSTODY_DASK__ADDRESS", f"tcp://127.0.0.1:{free_ports(1)[0]}")
+        monkeypatch.setenv("CUSTODY_DASK__WAIT_SECONDS", "0.2")
+        monkeypatch.setattr("flows.cluster._reach", lambda *_: None)
+
+    def refuse(**_: Any) -> Any:
+        raise RuntimeError("Cluster failed to start:\nNanny failed to start.")
+
+    @task
+    def never() -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(distributed, "LocalCluster", refuse)
+    with pytest.raises(CustodyError, match="cannot be used") as ended:
+        run_parallel(never, [(), ()], "dask", 2)
+    assert "Nothing is lost: the next run continues" in str(ended.value)
+    assert "\n" not in str(ended.value)
+    assert [record for record in caplog.records if record.exc_info and record.name.startswith("prefect")] == []
 
 
 @pytest.mark.parametrize(

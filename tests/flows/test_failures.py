@@ -19,12 +19,15 @@ import flows.index
 import flows.publish
 import flows.roll
 import tasks.detect.run
+from custody.errors import TerminalStoreError, TransientSourceError, TransientStoreError
 from flows.alert import alert
 from flows.operate.deploy import DEPLOYMENTS
 from flows.operate.sample import sample_events
 from flows.summaries import drain_table
+from tasks.backfill import copy
 from tasks.drain import apart
 from tasks.drain.log_run import LogResult
+from tasks.search.index import IndexResult
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
 from tests.servers.kafka import KafkaServer
@@ -245,6 +248,122 @@ def test_too_much_quarantine(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, 
     emitted.clear()
     assert flows.drain.drain(once=True, return_state=True).is_completed()
     assert [event for event, _ in emitted] == ["custody.drain.completed"]
+
+
+def in_shares(monkeypatch: pytest.MonkeyPatch, flow: str) -> list[tuple[list[dict[str, Any]], str]]:
+    """Run a flow in two shares, on threads, and return the tables that it is to publish."""
+    monkeypatch.setenv(f"CUSTODY_{flow}__WORKERS", "2")
+    monkeypatch.setenv(f"CUSTODY_{flow}__TASK_RUNNER", "threads")
+    tables: list[Any] = []
+    for module in (flows.drain, flows.index):
+        monkeypatch.setattr(module, "publish_table", lambda _, rows, summary: tables.append((rows, summary)))
+    return tables
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_share_of_a_drain_that_fails(emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alerts are sent about logs of the other shares. Then the run fails, and names the error and its logs."""
+    tables = in_shares(monkeypatch, "DRAIN")
+    results = [
+        LogResult("a/0", headroom=5.0, lag=3),
+        LogResult("a/2", hanging=99.0, lag=9),
+        LogResult("a/4", events=10, quarantined=90),
+        LogResult("a/6", unreadable=1),
+        LogResult("a/8", "failed", vanished=True, problem="the topic is gone"),
+    ]
+    behind = [IndexResult("a/0", problem="Elasticsearch does not answer")]
+
+    def drained(_: Any, partitions: Any, **__: Any) -> Any:
+        if ("a", 1) in partitions:
+            raise TransientSourceError("no answer from Kafka")
+        return results, behind
+
+    monkeypatch.setattr(flows.drain, "find_partitions", lambda _: [("a", number) for number in range(4)])
+    monkeypatch.setattr("tasks.drain.task.drain_and_index", drained)
+    state = flows.drain.drain(return_state=True)
+    assert state.is_failed()
+    assert "a/1: no answer from Kafka" in str(state.message)
+    assert "a/3: no answer from Kafka" in str(state.message)
+    assert [event for event, _ in emitted] == [
+        "custody.drain.headroom",
+        "custody.log.quarantined",
+        "custody.search.behind",
+        "custody.log.hanging-transaction",
+        "custody.log.unreadable",
+        "custody.log.vanished",
+        "custody.drain.failed",
+    ]
+    ((rows, _),) = tables
+    assert {row["log"] for row in rows if row["outcome"] == "failed"} == {"a/1", "a/3", "a/8"}
+    assert len(rows) == 7
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_share_of_an_index_that_fails(emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The results of the other logs are shown, and the run fails with the error and its logs."""
+    tables = in_shares(monkeypatch, "SEARCH")
+
+    def indexed(_: Any, logs: Any) -> list[IndexResult]:
+        if "a/1" in logs:
+            raise TransientStoreError("the storage does not answer")
+        return [IndexResult(log, created=7) for log in logs]
+
+    monkeypatch.setattr("tasks.search.task.logs_to_index", lambda *_: ["a/0", "a/1", "a/2"])
+    monkeypatch.setattr("tasks.search.task.index_logs", indexed)
+    state = flows.index.index(return_state=True)
+    assert state.is_failed()
+    assert "14 events of 3 logs indexed" in str(state.message)
+    assert "a/1: the storage does not answer" in str(state.message)
+    ((rows, _),) = tables
+    assert [(row["log"], row["created"], row["problem"]) for row in rows] == [
+        ("a/1", 0, "the storage does not answer"),
+        ("a/0", 7, None),
+        ("a/2", 7, None),
+    ]
+    assert [event for event, _ in emitted] == ["custody.index.failed"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_share_of_a_backfill_that_fails(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The run says how many events the other share copied, and fails with the error. The next one copies the rest."""
+    in_shares(monkeypatch, "BACKFILL")
+    Growing(tmp_path).append(4)
+    real, begin = copy.copy_share, datetime(2000, 1, 1, tzinfo=UTC)
+
+    def copied(settings: Any, plan: Any, **more: Any) -> Any:
+        if plan.parts[0].first > 0:
+            raise TerminalStoreError("the storage refuses")
+        return real(settings, plan, **more)
+
+    parameters: Any = {"since": begin, "until": begin.replace(year=2090), "target": "folder", "folder": "out"}
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.backfill.task.copy_share", copied)
+        state = flows.backfill.backfill(**parameters, return_state=True)
+    assert state.is_failed()
+    summary, problem = str(state.message).splitlines()
+    assert problem == "the storage refuses"
+    assert "10 of 25 events checked: 10 copied" in summary
+    assert [event for event, _ in emitted] == ["custody.backfill.failed"]
+    state = flows.backfill.backfill(**parameters, return_state=True)
+    assert state.is_completed(), state.message
+    assert "25 of 25 events checked: 15 copied" in str(state.message)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_share_of_an_audit_that_fails(emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is signed about a part of the archive: the audit fails with the error."""
+    in_shares(monkeypatch, "AUDIT")
+
+    def verified(_: Any, __: Any, pieces: Any, **___: Any) -> Any:
+        if pieces:
+            raise TerminalStoreError("the storage refuses")
+        return []
+
+    monkeypatch.setattr("flows.audit.shares_of", lambda pieces, _: [pieces, ()])
+    monkeypatch.setattr("tasks.audit.task.verify_pieces", verified)
+    state = flows.audit.audit(return_state=True)
+    assert state.message == "the audit could not be done: the storage refuses"
+    assert [event for event, _ in emitted] == ["custody.audit.failed"]
 
 
 def test_many_logs_with_too_much_quarantine(emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,9 @@ def test_a_stop_reaches_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
         def stop(self) -> None:
             self._stopped.set()
 
+        def stop_if_late(self) -> None:
+            pass
+
         def close(self) -> None:
             pass
 
@@ -339,7 +342,10 @@ time.sleep(60)
 
 @pytest.mark.parametrize("kind", ["has its task", "takes no task"])
 def test_a_process_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """After its time and a grace it is stopped, then killed, whatever it hangs in; its logs fail with the reason."""
+    """After its time and a grace it is stopped, then killed, whatever it hangs in; its logs fail with the reason.
+
+    Several that hang are stopped at the same time.
+    """
     begin = subprocess.Popen
 
     def sleep(arguments: list[str], **named: Any) -> subprocess.Popen[bytes]:
@@ -347,17 +353,54 @@ def test_a_process_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, kind: s
 
     monkeypatch.setattr(subprocess, "Popen", sleep)
     monkeypatch.setattr(processes, "_OVERTIME_SECONDS", 0.2)
-    monkeypatch.setattr(processes, "_ENDING_SECONDS", 0.5)
+    monkeypatch.setattr(processes, "_ENDING_SECONDS", 3.0)
     # More than a connection takes before anybody reads.
     partitions = [("audit." + "a" * 200, number) for number in range(40_000)]
     task = Task(Settings(), partitions, once=True, seconds=0.1, processes=2, level=logging.WARNING)
     with Processes() as several:
         assert several.start(task, [])
+        assert several.start(task, [])
         assert several.collect() == ([], [])
-        (process,) = several._processes
+        first, second = several._processes
+    assert first._stopped is not None
+    assert second._stopped is not None
+    assert second._stopped - first._stopped < 2
+    for process in (first, second):
         assert "was killed" in str(process.wait().problem)
+        assert process._process.wait() == -signal.SIGKILL
+        assert not process._reader.is_alive()
+
+
+def test_a_line_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a line of another process hangs where it is logged, the process is killed, and nobody waits for it again."""
+    begin, stuck = subprocess.Popen, threading.Event()
+
+    def talk(arguments: list[str], **named: Any) -> subprocess.Popen[bytes]:
+        return begin([sys.executable, "-c", TALKER, arguments[-1], "a line"], **named)
+
+    monkeypatch.setattr(subprocess, "Popen", talk)
+    monkeypatch.setattr(processes, "_OVERTIME_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "_ENDING_SECONDS", 1.0)
+    monkeypatch.setattr(logging.getLogger("tasks.drain.loop"), "filters", [lambda _: stuck.wait(60)])
+    waited: list[float | None] = []
+    task = Task(Settings(), [], once=True, seconds=0.1, processes=2, level=logging.WARNING)
+    try:
+        with Processes() as several:
+            assert several.start(task, [])
+            (process,) = several._processes
+            join = process._reader.join
+
+            def watched(limit: float | None) -> None:
+                waited.append(limit)
+                join(limit)
+
+            monkeypatch.setattr(process._reader, "join", watched)
+            assert several.collect() == ([], [])
+            assert "was killed" in str(process.wait().problem)
+        assert waited.count(1.0) == 1
+    finally:
+        stuck.set()
     assert process._process.wait() == -signal.SIGKILL
-    assert not process._reader.is_alive()
 
 
 CHILD = """
