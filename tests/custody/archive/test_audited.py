@@ -89,8 +89,7 @@ def test_only_these_use_what_an_unsigned_audit_says() -> None:
         if "claimed_sizes" in path.read_text() and path.name != "guesses.py"
     }
     assert users == {
-        "custody/archive/checkpoints.py",
-        "custody/archive/covered.py",
         "custody/cli/evidence.py",
+        "custody/emit/sealing.py",
         "tasks/roll/expire.py",
     }

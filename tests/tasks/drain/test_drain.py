@@ -684,7 +684,7 @@ def test_as_many_ranges_as_a_statement_may_hold(site: Site) -> None:
     topic = site.kafka.create_topic(site.kafka.unused_name("ranges"))
     values = [value for pair in zip(events(22_000), [b"{}"] * 22_000, strict=True) for value in pair]
     sent = send(site.kafka.producer(linger_ms=50, queue_buffering_max_messages=100_000), topic, values)
-    result = only(site.drain(topic))
+    result = only(site.drain(topic, flush_seconds=600))
     assert (result.events, result.quarantined) == (22_000, 22_000)
     log = site.read()[f"{topic}/0"]
     assert log.events == archived(sent)
@@ -696,7 +696,7 @@ def test_small_batches_fit_a_statement(site: Site) -> None:
     """With one event a batch a statement would grow beyond its limit of 8 MiB: it is cut earlier."""
     topic = site.kafka.create_topic(site.kafka.unused_name("tiny"))
     sent = send(site.kafka.producer(linger_ms=50), topic, events(12_500))
-    assert only(site.drain(topic, batch_events=1)).events == 12_500
+    assert only(site.drain(topic, batch_events=1, flush_seconds=600)).events == 12_500
     log = site.read()[f"{topic}/0"]
     assert log.events == archived(sent)
     assert [len(one["batches"]) for one in log.statements] == [0, 5000, 5000, 2500]
