@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-from custody.archive.reader import read_archive
-from custody.keys import trust_file
-from custody.keys.open import open_public
 from custody.store.folder import FolderStore
 from custody.store.s3_client import CONNECTIONS
 from tasks.roll import run
@@ -28,7 +25,7 @@ BOTH = ("manifests/", "events/")
 
 
 def use(monkeypatch: pytest.MonkeyPatch, growing: Growing, archive: str) -> None:
-    """Let commands read an archive with the keys of its writer."""
+    """Name an archive to commands, and the keys of its writer."""
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
     monkeypatch.setenv("CUSTODY_ARCHIVE", archive)
 
@@ -37,6 +34,17 @@ def append(logs: Sequence[Growing], statements: int) -> None:
     """Append some statements to each log."""
     for log in logs:
         log.append(statements)
+
+
+def grown(custody: Command, monkeypatch: pytest.MonkeyPatch, root: Path) -> Sequence[Growing]:
+    """Return many logs of an archive that commands read: each has a statement that was audited, and a new one."""
+    begun = datetime.now(UTC) - timedelta(minutes=10)
+    logs = [Growing(root, partition, begun) for partition in range(LOGS)]
+    use(monkeypatch, logs[0], str(logs[0].folder))
+    append(logs, 1)
+    assert custody("audit").code in {0, 3}
+    append(logs, 1)
+    return logs
 
 
 def one_by_one(
@@ -127,12 +135,7 @@ def test_new_statements_of_logs_do_not_wait_for_each_other(
     custody: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Sequence[str]
 ) -> None:
     """The one new statement of each of many logs is read with those of others, and so is its segment."""
-    begun = datetime.now(UTC) - timedelta(minutes=10)
-    logs = [Growing(tmp_path, partition, begun) for partition in range(LOGS)]
-    use(monkeypatch, logs[0], str(logs[0].folder))
-    append(logs, 1)
-    assert custody("audit").code in {0, 3}
-    append(logs, 1)
+    logs = grown(custody, monkeypatch, tmp_path)
     assert one_by_one(custody, monkeypatch, logs[0], command, *BOTH) == []
 
 
@@ -152,16 +155,9 @@ def test_logs_do_not_wait_for_each_other_with_public_keys_alone(
     custody: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Sequence[str]
 ) -> None:
     """An auditor's commands read the checkpoints of several logs at once, and audits no more often for many logs."""
-    begun = datetime.now(UTC) - timedelta(minutes=10)
-    logs = [Growing(tmp_path, partition, begun) for partition in range(LOGS)]
-    use(monkeypatch, logs[0], str(logs[0].folder))
-    append(logs, 1)
-    assert custody("audit").code in {0, 3}
-    append(logs, 1)
+    logs = grown(custody, monkeypatch, tmp_path)
     assert custody("checkpoint", "--write").code == 0
-    trust = tmp_path / "trust.json"
-    pin = read_archive(FolderStore(str(logs[0].folder))).pin
-    trust_file.publish(trust, pin, open_public(f"file:{logs[0].keyring}"))
+    trust = logs[0].publish()
     together = pass_for_a_bucket(monkeypatch, logs[0].folder, "manifests/", "checkpoints/", "audits/", "list audits/")
     use(monkeypatch, logs[0], URL)
     monkeypatch.delenv("CUSTODY_KEYS")

@@ -21,10 +21,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from custody.archive.reader import read_archive
-from custody.keys import trust_file
-from custody.keys.open import open_public
-from custody.store.folder import FolderStore
 from tests.helpers.aged import Requests
 from tests.helpers.sample import Growing
 from tests.servers.s3 import SeaweedServer
@@ -34,7 +30,7 @@ YEARS = ("--since", "2026-01-01T00:00Z", "--until", "2027-01-01T00:00Z")
 COUNT = ("query", "SELECT count(*) FROM events")
 
 
-def steps(folder: Path, archive: str) -> Sequence[tuple[str, ...]]:
+def steps(folder: Path, archive: str, trust: Path) -> Sequence[tuple[str, ...]]:
     """Return the commands in the order in which they run. From the audit on, nothing is new.
 
     With --trust, a command has public keys alone.
@@ -42,7 +38,7 @@ def steps(folder: Path, archive: str) -> Sequence[tuple[str, ...]]:
     return (
         COUNT,
         (*COUNT, "--since", "1h"),
-        (*COUNT, "--trust", str(folder / "trust.json")),
+        (*COUNT, "--trust", str(trust)),
         ("verify",),
         ("verify", "--chain-only"),
         ("detect", "run"),
@@ -100,8 +96,7 @@ def main() -> None:
         run(("audit",), {**keys, "CUSTODY_ARCHIVE": str(logs[0].folder)}, folder / "requests", 0)
         for log in logs:
             log.append(options.statements)
-        pin = read_archive(FolderStore(str(logs[0].folder))).pin
-        trust_file.publish(folder / "trust.json", pin, open_public(keys["CUSTODY_KEYS"]))
+        trust = logs[0].publish()
         with SeaweedServer(folder / "seaweed") as server:
             bucket, client = server.make_bucket(), server.client()
             for path in logs[0].folder.rglob("*"):
@@ -113,7 +108,7 @@ def main() -> None:
             environment = {**keys, **at, **server.environment()}
             took = [
                 (command, *run(command, environment, folder / "requests", options.delay))
-                for command in steps(folder, at["CUSTODY_ARCHIVE"])
+                for command in steps(folder, at["CUSTODY_ARCHIVE"], trust)
             ]
     title = f"{options.logs} logs, {options.statements} new statements each, {options.delay * 1000:.0f} ms an answer"
     table = Table(title, "requests", "seconds", "one after the other")

@@ -10,15 +10,16 @@ from pathlib import Path
 import msgspec
 
 from custody.archive.assemble import TIME_CREATE, Assembler
-from custody.archive.reader import Tip
+from custody.archive.reader import Tip, read_archive
 from custody.archive.writer import DEFAULT_RETENTION_DAYS, Entry, LogWriter, create_archive
 from custody.format.audit import Audit, SignedAudit
 from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId, Manifest
 from custody.format.times import format_time
+from custody.keys import trust_file
 from custody.keys.keyring import new_keyring
-from custody.keys.open import open_signers
+from custody.keys.open import open_public, open_signers
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from tests.helpers.corpus import EVENTS
@@ -191,6 +192,12 @@ class Growing:
         at = writer.next_offset or 0
         writer.append(Entry(first_offset=at, next_offset=at))
         self._statements += 1
+
+    def publish(self) -> Path:
+        """Write what an auditor is given, `trust.json` beside the archive, and return its path."""
+        path = self.root / "trust.json"
+        trust_file.publish(path, read_archive(open_store(str(self.folder))).pin, open_public(f"file:{self.keyring}"))
+        return path
 
     def _open(self) -> LogWriter:
         uri = f"file:{self.keyring}"
