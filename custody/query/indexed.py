@@ -8,7 +8,7 @@ rows are made from the statements.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ import pyarrow.compute as pc
 
 from custody.archive.forms import statements_of
 from custody.archive.rows import batches_of
+from custody.archive.time_index import TimeIndex
+from custody.archive.time_parts import Run
 from custody.archive.time_spans import EVENT_SLACK, Bounds, Span
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format.layout import Log, parse_log_text
@@ -44,31 +46,14 @@ def moment(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-class Stretch:
-    """Spans of a log in order, which are read when a condition meets what is known of all of them."""
-
-    def __init__(self, known: Sequence[Span], read: Callable[[], Sequence[Span]] | None = None) -> None:
-        """Set up.
-
-        Args:
-            known: the spans; or, if they are read later, the run that stands for them.
-            read: returns the spans; None if `known` has them.
-        """
-        self.known, self._read = known, read
-
-    @cached_property
-    def spans(self) -> Sequence[Span]:
-        """The spans; one without times instead of all, if their part of the index is lost."""
-        return self._read() if self._read else self.known
-
-
 class Indexed:
     """The rows of spans."""
 
     def __init__(
         self,
         entries: Entries,
-        stretches: Sequence[Stretch],
+        runs: Sequence[Run],
+        index: TimeIndex,
         period: Period,
         folder: Path,
         recent: Recent,
@@ -78,18 +63,20 @@ class Indexed:
 
         Args:
             entries: reads statements.
-            stretches: in order, of spans that may have statements of the period. What is known of them has times.
+            runs: in order, of spans that may have statements of the period. They are opened if a condition meets what
+                is known of them.
+            index: opens them.
             period: of which rows are made.
             folder: for files that are made.
             recent: knows what has expired, and takes warnings.
             tabled: returns the tables of a log's slots that count, found by their names.
         """
-        self._stretches, self._tabled = stretches, tabled
+        self._runs, self._index, self._tabled = runs, index, tabled
         self._entries, self._period, self._folder, self._recent = entries, period, folder, recent
         self._lock = RLock()
         self._made = 0
         self._parts: dict[tuple[str, str, int], list[Part]] = {}
-        self._pruned = {name: self._prune(name, rows) for name, rows in _ROWS.items()}
+        self._pruned = {name: self._prune(name, runs) for name in _ROWS}
         self._makers: dict[str, Callable[[Span, Log], list[Part]]] = {
             "events": self._events,
             "manifests": partial(self._statements, "manifests"),
@@ -100,22 +87,25 @@ class Indexed:
     @property
     def spans(self) -> Sequence[Span]:
         """All spans of all logs, in order."""
-        return [span for stretch in self._stretches for span in stretch.spans]
+        return [run.span for run in self._opened(self._runs, lambda inside: inside)]
 
-    def _prune(self, name: str, rows: "_Rows") -> Pruned:
-        stretches = [stretch for stretch in self._stretches if any(map(rows.may_be_in, stretch.known))]
-        return Pruned(
-            lazy.schema_of(name),
-            stretches,
-            lambda several: rows.guarantee([span for each in several for span in each.known]),
-        )
+    def _opened(self, runs: Sequence[Run], chosen: Callable[[Sequence[Run]], Sequence[Run]]) -> Sequence[Run]:
+        """Open runs down to their spans. Each time, those are opened that are chosen."""
+        while any(run.part for run in runs):
+            runs = chosen([inner for run in runs for inner in self._index.inside(run)])
+        return runs
+
+    def _prune(self, name: str, runs: Sequence[Run]) -> Pruned:
+        rows = _ROWS[name]
+        of_name = [run for run in runs if rows.may_be_in(run.span)]
+        return Pruned(lazy.schema_of(name), of_name, lambda several: rows.guarantee([run.span for run in several]))
 
     def parts(self, name: str, condition: Any) -> Iterator[Part]:
         """Yield the parts of a table that may have rows which meet a condition."""
-        rows = _ROWS[name]
-        stretches = self._pruned[name].meeting(condition)
-        candidates = [span for stretch in stretches for span in stretch.spans if rows.may_be_in(span)]
-        spans = list(Pruned(lazy.schema_of(name), candidates, rows.guarantee).meeting(condition))
+        chosen = self._opened(
+            list(self._pruned[name].meeting(condition)),
+            lambda inside: list(self._prune(name, inside).meeting(condition)),
+        )
 
         def parts(span: Span) -> list[Part]:
             key = (name, span.log, span.first)
@@ -126,7 +116,7 @@ class Indexed:
 
         # Each span of events has a list of tables, which is read first.
         with ThreadPoolExecutor(_READERS) as threads:
-            for several in threads.map(parts, spans):
+            for several in threads.map(parts, [run.span for run in chosen]):
                 yield from several
 
     # --- statements

@@ -7,10 +7,10 @@
 - `warnings` has what was seen so far, and what listings show: slots without a statement, tables that nobody signed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
 from threading import RLock
@@ -26,6 +26,7 @@ from custody.archive.known_heads import to_heads
 from custody.archive.readings import newest_reading
 from custody.archive.slots import slots_after
 from custody.archive.time_index import TimeIndex
+from custody.archive.time_parts import Run
 from custody.archive.time_spans import Span, order
 from custody.archive.trusted import check_archive, unverified
 from custody.errors import FormatError, ObjectMissing
@@ -40,7 +41,7 @@ from custody.query import lazy, statements, tables, views
 from custody.query.entries import Entries
 from custody.query.excluded import Excluded
 from custody.query.files import Part, Source, local, scan
-from custody.query.indexed import LOST, Files, Indexed, Stretch
+from custody.query.indexed import LOST, Files, Indexed
 from custody.query.lazy import Lazy, Spill
 from custody.query.recent import Range, Recent, warn_unsigned, whole_tables
 from custody.query.warned import Period, Warnings
@@ -152,61 +153,56 @@ class Reading:
         asked = AskAhead(self._store)
         entries = replace(self._entries, store=cast("Store", asked))
         recent = Recent(entries, self._period, self._folder, self._kept_from)
-        chosen: list[Stretch] = []
+        chosen: list[Run] = []
         tabled: list[Tabled] = []
         for log in _asked_for(asked, entries, index, self._logs, self._period):
             if audit and (marks := audit.marks.get(str(log))):
                 recent.expired[log] = marks.expired
-            stretches, ranges = self._plan(log, index, recent)
+            runs, ranges = self._plan(log, index, recent)
             several = self._tabled(log, ranges)
             recent.read(log, ranges, [(files[0][0].first, files[0][0].end) for _, files in several])
-            chosen += stretches
+            chosen += runs
             tabled += several
         recent.finish()
         self._warn_of_index()
-        chosen.sort(key=lambda stretch: order(stretch.known[0]))
-        indexed = Indexed(self._entries, chosen, self._period, self._folder, recent, self._tabled)
+        chosen.sort(key=lambda run: order(run.span))
+        indexed = Indexed(self._entries, chosen, index, self._period, self._folder, recent, self._tabled)
         for log, files in tabled:
             recent.parts["events"] += indexed.found(log, files)
         # Files of spans that are read later have no other rows than those of the period.
-        cut = [span for stretch in chosen for span in stretch.known]
-        return recent, indexed, Excluded(recent.excluded, cut)
+        return recent, indexed, Excluded(recent.excluded, [run.span for run in chosen])
 
-    def _plan(self, log: Log, index: TimeIndex, recent: Recent) -> tuple[list[Stretch], list[Range]]:
-        """Return the spans of a log that may have statements of the period, and the slots that no span covers.
+    def _plan(self, log: Log, index: TimeIndex, recent: Recent) -> tuple[list[Run], list[Range]]:
+        """Return the runs of a log that may have statements of the period, and the slots that are read one by one.
 
         Spans of a run that is within the period are read when a query needs them.
         """
-        stretches: list[Stretch] = []
+        runs: list[Run] = []
         ranges: list[Range] = [(gap.start, gap.stop) for gap in index.gaps(log, 0, index.end(log))]
-        for run, part in index.runs(log):
-            if run.all_sealed_within(self._period.since, self._period.until):
-                stretches.append(Stretch([run], partial(index.within, run, part)))
-            elif run.sealed_within(self._period.since, self._period.until):
-                spans, uncovered = self._cut(log, index.within(run, part), recent)
-                ranges += uncovered
-                if spans:
-                    stretches.append(Stretch(spans))
+        self._choose(log, index, index.runs(log), recent, runs, ranges)
         ranges.append((index.end(log), None))
-        return stretches, _merged(ranges)
+        return runs, _merged(ranges)
 
-    def _cut(self, log: Log, spans: Sequence[Span], recent: Recent) -> tuple[list[Span], list[Range]]:
-        """Return those of some spans that have statements of the period, and the slots of those without rows."""
-        kept: list[Span] = []
-        ranges: list[Range] = []
-        for span in spans:
-            if span.sealed is None:
+    def _choose(
+        self, log: Log, index: TimeIndex, runs: Iterable[Run], recent: Recent, kept: list[Run], ranges: list[Range]
+    ) -> None:
+        """Add to `kept` those of some runs that have statements of the period, and to `ranges` the slots without rows.
+
+        A run that is partly within the period is opened.
+        """
+        for run in runs:
+            span = run.span
+            if span.all_sealed_within(self._period.since, self._period.until):
+                kept.append(run)
+            elif not span.sealed_within(self._period.since, self._period.until):
+                continue
+            elif run.part is not None:
+                self._choose(log, index, index.inside(run), recent, kept, ranges)
+            elif span.sealed is None or (outside := self._outside(log, span)) is None:
                 ranges.append((span.first, span.end))
-            elif span.all_sealed_within(self._period.since, self._period.until):
-                kept.append(span)
-            elif span.sealed_within(self._period.since, self._period.until):
-                outside = self._outside(log, span)
-                if outside is None:
-                    ranges.append((span.first, span.end))
-                else:
-                    kept.append(span)
-                    recent.excluded += [(log, sequence, sequence + 1) for sequence in outside]
-        return kept, ranges
+            else:
+                kept.append(run)
+                recent.excluded += [(log, sequence, sequence + 1) for sequence in outside]
 
     def _outside(self, log: Log, span: Span) -> list[int] | None:
         """Return which statements of a span were not sealed in the period; None if its rows are not as signed."""

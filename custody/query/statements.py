@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from custody.archive.rows import BatchRow, Row, row_of
-from custody.archive.time_index import FOLDER
+from custody.archive.time_parts import FOLDER
 from custody.archive.time_spans import Span
 from custody.errors import FormatError, ObjectArchived, ObjectMissing
 from custody.format.audit import ObjectRef

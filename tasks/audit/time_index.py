@@ -19,7 +19,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from custody.archive import signed_notes, time_index
+from custody.archive import signed_notes, time_index, time_merge
 from custody.archive.readings import newest_reading
 from custody.archive.rows import batches_of, row_of
 from custody.archive.time_index import TimeIndex
@@ -98,11 +98,10 @@ class Indexer:
         """
         self._store, self._log, self._piece, self._full = store, log, piece, plan.full
         name, first, end = piece.log, piece.first, piece.end
-        self._known = [
-            _Range(name, max(span.first, first), min(span.end, end), span) for span in known.between(log, first, end)
-        ]
+        ranges = list(known.ranges(log, first, end, lambda _: True))
+        self._known = [_Range(name, slots.start, slots.stop, span) for slots, span in ranges if span is not None]
         self._lost = [run.first for run in known.lost(log, first, end)]
-        gaps = [range(first, end)] if plan.full else list(known.slots(log, first, end, lambda _: False))
+        gaps = [range(first, end)] if plan.full else [slots for slots, span in ranges if span is None]
         if piece.read == "new":
             # Its tables are made in the same read.
             self._new = [_Range(name, gap.start, gap.stop) for gap in gaps]
@@ -302,7 +301,7 @@ def hand_on(
     known = time_index.EMPTY if plan.full else known_index(store, trust, plan)
     # What lies beyond the head that this audit signs may be another history.
     new = [span for span in new if span.end <= plan.heads.get(span.log, (0, ""))[0]]
-    index, made = time_index.extend(plan.archive, plan.sequence, known, new, replaced)
+    index, made = time_merge.extend(plan.archive, plan.sequence, known, new, replaced)
     for key, data in made.items():
         store.create(key, data)
     return [index.ref] if index.ref else [], list(_lost(known))

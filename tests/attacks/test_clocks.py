@@ -10,7 +10,8 @@ import pytest
 
 import custody
 from custody.archive import reader, search
-from custody.archive.time_index import EMPTY, TimeIndex, extend
+from custody.archive.time_index import EMPTY, TimeIndex
+from custody.archive.time_merge import extend
 from custody.archive.time_spans import SpanMaker
 from custody.archive.trusted import standing
 from custody.format import audit as form

@@ -31,7 +31,7 @@ import msgspec
 import pytest
 
 import custody.store.open
-from custody.archive import time_index
+from custody.archive import time_index, time_merge, time_parts
 from custody.archive.rows import batches_of, row_of
 from custody.archive.time_spans import Span
 from custody.archive.writer import DEFAULT_CHECKPOINT, DEFAULT_HEARTBEAT
@@ -438,7 +438,7 @@ class Maker:
     def _file(self, first: int, end: int, name: str) -> ObjectRef:
         digest = sha256(f"{self.log} {first} {end} {name}".encode()).hexdigest()
         key = f"{self.log.name}-{self.log.partition}-{first:012}-{end:012}-{name}-{digest[:16]}.parquet"
-        return ObjectRef(f"{time_index.FOLDER}statements/{key}", 20_000, digest)
+        return ObjectRef(f"{time_parts.FOLDER}statements/{key}", 20_000, digest)
 
 
 _TO_PATH = str.maketrans("-T:", "///")
@@ -544,7 +544,7 @@ def _make_index(
                 put.create(ref.key, data)
             of_log[number] = msgspec.structs.replace(each, **refs)
         spans += of_log
-    index, made = time_index.extend(spec.archive, audits - 1, time_index.EMPTY, spans)
+    index, made = time_merge.extend(spec.archive, audits - 1, time_index.EMPTY, spans)
     for key, data in made.items():
         put.create(key, data)
     return [index.ref] if index.ref else []

@@ -1,11 +1,13 @@
 """The time index names what an audit has read, in few objects, and never hides what it does not know."""
 
 import gzip
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import pairwise
+from random import Random
 from threading import Barrier
 from time import sleep
 from typing import Any
@@ -15,9 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custody.archive import time_index
+from custody.archive import time_index, time_merge, time_parts
 from custody.archive.reader import Tip
-from custody.archive.time_index import EMPTY, Part, TimeIndex, extend
+from custody.archive.time_index import EMPTY, TimeIndex
+from custody.archive.time_merge import extend
+from custody.archive.time_parts import FOLDER, Contents, Part
 from custody.archive.time_spans import Bounds, Span, SpanMaker, check, runs_of
 from custody.errors import FormatError
 from custody.format.audit import Audit, ObjectRef
@@ -90,15 +94,26 @@ def statement(sequence: int, low: int, high: int, passed: int) -> Statement:
     )
 
 
-@given(_nights)
+@contextmanager
+def small(spans: int = 2, gathered: int = 2) -> Iterator[None]:
+    """Let parts be small, so that a few nights make an index of several levels."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in (("SMALL", 0), ("MOST_SPANS", spans), ("EACH_LOG", 1), ("GATHERED", gathered)):
+            patched.setattr(time_merge, name, value)
+        yield
+
+
+@pytest.mark.parametrize("limits", [nullcontext, small])
+@given(nights=_nights)
 def test_merging_any_sequence_of_nights_gives_the_spans_of_one_object(
-    nights: list[Night],
+    limits: Callable[[], AbstractContextManager[None]], nights: list[Night]
 ) -> None:
-    """However nights are merged, a reader gets each span once, in order, and nothing else."""
+    """However nights are merged and gathered, a reader gets each span once, in order, and nothing else."""
     ends: dict[Log, int] = {}
     added = [night(ends, *each) for each in nights]
     store = MemoryStore()
-    index = put(store, added)
+    with limits():
+        index = put(store, added)
     at_once = put(MemoryStore(), [[span for spans in added for span in spans]])
     read = time_index.read(store, audit(index))
     for log in LOGS:
@@ -112,8 +127,8 @@ def test_merging_any_sequence_of_nights_gives_the_spans_of_one_object(
 @pytest.mark.parametrize("shrinking", [False, True])
 def test_the_number_of_objects_grows_with_the_logarithm(monkeypatch: pytest.MonkeyPatch, shrinking: bool) -> None:
     """A thousand nights are a few objects, also if each night is a little smaller than the one before."""
-    monkeypatch.setattr(time_index, "SMALL", 0)
-    monkeypatch.setattr(time_index, "MOST_SPANS", 10_000)
+    monkeypatch.setattr(time_merge, "SMALL", 0)
+    monkeypatch.setattr(time_merge, "MOST_SPANS", 10_000)
     written, index = 0, EMPTY
     ends: dict[Log, int] = {}
     for number in range(400):
@@ -147,8 +162,8 @@ def test_an_audit_with_nothing_new_refers_to_the_same_objects() -> None:
 
 def test_very_many_spans_are_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """No part is so large that reading it costs much, and the oldest are not written again."""
-    monkeypatch.setattr(time_index, "MOST_SPANS", 10)
-    monkeypatch.setattr(time_index, "_EACH_LOG", 5)
+    monkeypatch.setattr(time_merge, "MOST_SPANS", 10)
+    monkeypatch.setattr(time_merge, "EACH_LOG", 5)
     spans = [Span(log=str(LOGS[0]), first=at, end=at + 1, sealed=(at, at)) for at in range(95)]
     store = MemoryStore()
     index = put(store, [spans, *([Span(log=str(LOGS[0]), first=at, end=at + 1)] for at in range(95, 120))])
@@ -159,8 +174,8 @@ def test_very_many_spans_are_several_parts(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_only_parts_are_read_that_a_time_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The map says of the others between which times they are, and that they leave no gap."""
-    monkeypatch.setattr(time_index, "MOST_SPANS", 10)
-    monkeypatch.setattr(time_index, "_EACH_LOG", 5)
+    monkeypatch.setattr(time_merge, "MOST_SPANS", 10)
+    monkeypatch.setattr(time_merge, "EACH_LOG", 5)
     spans = [Span(log=str(LOGS[0]), first=at, end=at + 1, sealed=(at, at + 3)) for at in range(100)]
     store = MemoryStore()
     of = audit(put(store, [spans]))
@@ -172,6 +187,90 @@ def test_only_parts_are_read_that_a_time_needs(monkeypatch: pytest.MonkeyPatch) 
     wanted = index.slots(LOGS[0], 0, 101, lambda span: span.sealed_within(since, until))
     assert [slots.start for slots in wanted] == [52, 53, 54, 55, 100]
     assert len(store.calls) == 2
+
+
+def test_what_a_reader_of_a_day_gets_grows_with_the_logarithm() -> None:
+    """At ten times the nights, the map has twice as many runs at most, and a night is as many objects below it."""
+    runs, objects, many = [], [], [Log("audit", partition) for partition in range(40)]
+    for nights in (60, 600):
+        store, index = MemoryStore(), EMPTY
+        with small(spans=80, gathered=4):
+            for number in range(nights):
+                spans = [
+                    Span(log=str(log), first=number, end=number + 1, sealed=(number * 10, number * 10 + 9))
+                    for log in many
+                ]
+                index, made = extend(ARCHIVE_ID, number, index, spans)
+                store.objects |= made
+        heads = {str(log): HeadRef(nights, "00" * 32) for log in many}
+        of = audit(index, heads=heads)
+        for number in range(0, nights, 7):
+            read = time_index.read(store, of)
+            store.calls.clear()
+            moment = EPOCH + MICROSECOND * (number * 10 + 5)
+            for log in many:
+                assert [span.first for span in read.overlapping(log, moment, moment + MICROSECOND)] == [number]
+            objects.append(len(store.calls))
+        runs.append(sum(len(part.runs) for part in index.parts))
+    levels = max(part.level for part in index.parts)
+    assert levels >= 3
+    assert runs[1] <= 2 * runs[0]
+    assert max(objects) <= levels + 1
+
+
+def test_spans_of_years_that_are_added_at_once_are_parted_by_time() -> None:
+    """As after `audit --full`: a reader of a day does not get all parts because each has all times of some logs."""
+    many = [Log("audit", partition) for partition in range(10)]
+    spans = [Span(log=str(log), first=at, end=at + 1, sealed=(at, at)) for log in many for at in range(200)]
+    store = MemoryStore()
+    with small(spans=40, gathered=100):
+        index = put(store, [spans])
+    assert len(index.parts) == 50
+    assert all(len(part.runs) == len(many) for part in index.parts)
+    store.calls.clear()
+    read = time_index.read(store, audit(index, heads={str(log): HeadRef(200, "00" * 32) for log in many}))
+    moment = EPOCH + MICROSECOND * 100
+    assert all([span.first for span in read.overlapping(log, moment, moment + MICROSECOND)] == [100] for log in many)
+    assert len(store.calls) == 2
+
+
+def test_no_part_is_larger_than_a_reader_takes() -> None:
+    """However many logs there are: these spans have long names, and all that a span may have."""
+    random = Random(20261130)
+    name = "l" * 200
+
+    def number(digits: int) -> int:
+        return random.randrange(10 ** (digits - 1), 10**digits)
+
+    def file(log: str) -> ObjectRef:
+        digest = random.randbytes(32).hex()
+        return ObjectRef(f"{FOLDER}statements/{log}-{number(12)}-{number(12)}-{digest[:16]}", number(7), digest)
+
+    def span(log: str) -> Span:
+        first, offset, low = number(10), number(13), number(16)
+        return Span(
+            log=log,
+            first=first,
+            end=first + 500,
+            sealed=(low, low + number(11)),
+            event_times=(low, low + number(11)),
+            kafka_times=(low, low + number(11)),
+            first_offset=offset,
+            next_offset=offset + number(9),
+            events=number(9),
+            quarantined=number(6),
+            stored=number(12),
+            inflated=number(13),
+            tables=file(log),
+            manifests=file(log),
+            batches=file(log),
+        )
+
+    spans = [span(f"{name}/{partition}") for partition in range(1_000)]
+    data = time_parts.encode(ARCHIVE_ID, time_parts.FORMAT, spans)
+    share = len(spans) / time_merge.MOST_OF_ALL
+    assert len(data) < share * time_parts.SIZE_LIMIT
+    assert len(gzip.decompress(data)) < share * time_parts.INFLATED_LIMIT
 
 
 def _large() -> tuple[MemoryStore, TimeIndex, dict[Log, int]]:
@@ -215,20 +314,92 @@ def test_what_is_missing_or_damaged_hides_nothing(harm: str, of: str, signed: bo
         lost = [(span.first, span.end) for span in read.overlapping(log, since, until)]
         assert lost == ([(0, 900)] if of == "part" else [])
         assert list(read.gaps(log, 0, ends[log])) == ([] if of == "part" else [range(ends[log])])
-        single = [number for slots in read.slots(log, 0, ends[log], lambda _: False) for number in slots]
+        single = [at for slots, span in read.ranges(log, 0, ends[log], lambda _: True) if span is None for at in slots]
         assert single == list(range(900 if of == "part" else ends[log]))
         assert [(run.first, run.end) for run in read.lost(log, 0, 5)] == lost
     assert [ref.key in problem for problem in read.problems] == [True]
     assert bool(read.missing) == (data is None)
 
 
-def _no_spans(part: Part) -> Sequence[Span]:
+def _gathered() -> tuple[MemoryStore, TimeIndex]:
+    """Return an index of one log with thirty spans: the oldest eight are in one part of level 2."""
+    store = MemoryStore()
+    with small():
+        index = put(store, ([span] for span in _ones(30)))
+    assert [part.level for part in index.parts] == [2, 2, 1, 1, 0, 0, 0]
+    return store, index
+
+
+def _ones(count: int) -> Iterator[Span]:
+    for at in range(count):
+        yield Span(log=str(LOGS[0]), first=at, end=at + 1, sealed=(at, at), events=1)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_gathered_part_that_is_missing_or_damaged_hides_nothing(harm: str, level: int) -> None:
+    """At whatever level it is: what it covered is read one by one, and the rest is known."""
+    store, index = _gathered()
+    part = index.parts[0]
+    while part.level > level:
+        part = index.contents(part).lower[0]
+    del store.objects[part.ref.key]
+    if (data := HARMS[harm]) is not None:
+        store.objects[part.ref.key] = data
+    read = time_index.read(store, audit(index))
+    of = list(read.ranges(LOGS[0], 0, 32, lambda _: True))
+    (run,) = part.runs
+    assert of[0] == (range(run.end), None)
+    assert [slots.start for slots, span in of[1:-1] if span] == list(range(run.end, 30))
+    assert of[-1] == (range(30, 32), None)
+    assert [(lost.first, lost.end) for lost in read.lost(LOGS[0], 0, 32)] == [(0, run.end)]
+    assert [part.ref.key in problem for problem in read.problems] == [True]
+    # An audit that reads these statements again leaves the lost part out, and keeps the others.
+    after, made = extend(ARCHIVE_ID, 99, read, _ones(run.end), {(str(LOGS[0]), 0)})
+    store.objects |= made
+    again = time_index.read(store, audit(after))
+    assert [span.first for span in again.of(LOGS[0])] == list(range(30))
+    assert again.problems == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"many": 9}, "not those of the map"),
+        ({"runs": [Span(log=str(LOGS[0]), first=0, end=8, sealed=(3, 7), events=8)]}, "not those of the map"),
+        ({"level": 1}, "not of a lower level"),
+        ({"level": 0}, "another form"),
+    ],
+)
+def test_a_gathered_part_that_contradicts_its_map_is_found(change: dict[str, Any], said: str) -> None:
+    """Its line stands for what is not read. A part within itself would be read without end."""
+    store, index = _gathered()
+    first, *others = index.parts
+    read = time_index.read(store, audit(mapped(store, [msgspec.structs.replace(first, **change), *others])))
+    assert [slots for slots, span in read.ranges(LOGS[0], 0, 30, lambda _: True) if span is None] == [range(8)]
+    assert [said in problem for problem in read.problems] == [True]
+
+
+@given(st.sets(st.integers(0, 29), max_size=6))
+def test_spans_of_gathered_parts_can_be_replaced(replaced: set[int]) -> None:
+    """Each span that is made again is there once, and each other one as before."""
+    store, index = _gathered()
+    log = str(LOGS[0])
+    new = [Span(log=log, first=at, end=at + 1, sealed=(at, at), events=7) for at in replaced]
+    with small():
+        after, made = extend(ARCHIVE_ID, 99, index, new, {(log, at) for at in replaced})
+    read = time_index.read(MemoryStore(store.objects | made), audit(after))
+    assert [span.events for span in read.of(LOGS[0])] == [7 if at in replaced else 1 for at in range(30)]
+    assert [span.first for span in read.of(LOGS[0])] == list(range(30))
+
+
+def _no_spans(part: Part) -> Contents:
     raise FormatError(part.ref.key)
 
 
 def mapped(store: MemoryStore, parts: Sequence[Part]) -> TimeIndex:
     """Return an index with a map of these parts."""
-    data = time_index.encode(ARCHIVE_ID, time_index.MAP_FORMAT, parts)
+    data = time_parts.encode(ARCHIVE_ID, time_parts.MAP_FORMAT, parts)
     ref = ObjectRef("reports/index/0-map", len(data), sha256(data).hexdigest())
     store.objects[ref.key] = data
     return TimeIndex(parts, _no_spans, ref)
@@ -284,7 +455,7 @@ def test_of_spans_that_overlap_the_later_is_left_out() -> None:
     spans = [Span(log=str(LOGS[0]), first=first, end=end, sealed=(0, 0)) for first, end in ((0, 5), (3, 9), (9, 11))]
     refs = [ObjectRef(f"reports/index/{span.first}", 1, "00" * 32) for span in spans]
     parts = [Part(ref, 1, [span]) for ref, span in zip(refs, spans, strict=True)]
-    index = TimeIndex(parts, lambda part: part.runs)
+    index = TimeIndex(parts, lambda part: Contents(spans=part.runs))
     assert [(span.first, span.end) for span in index.of(LOGS[0])] == [(0, 5), (9, 11)]
     assert list(index.gaps(LOGS[0], 0, 12)) == [range(5, 9), range(11, 12)]
 
@@ -303,9 +474,9 @@ def test_of_spans_that_overlap_in_one_part_no_statement_is_in_two(
     log = LOGS[0]
     spans = [Span(log=str(log), first=first, end=end, sealed=(0, 0)) for first, end in bounds]
     ref = ObjectRef("reports/index/0", 1, "00" * 32)
-    index = TimeIndex([Part(ref, len(spans), runs_of(spans))], lambda _: spans)
+    index = TimeIndex([Part(ref, len(spans), runs_of(spans))], lambda _: Contents(spans=spans))
     assert [(span.first, span.end) for span in index.of(log)] == kept
-    assert [(s.first, s.end) for run, part in index.runs(log) for s in index.within(run, part)] == kept
+    assert [(each.span.first, each.span.end) for run in index.runs(log) for each in index.inside(run)] == kept
     assert list(index.gaps(log, 0, 30)) == gaps
 
 
@@ -335,7 +506,7 @@ def test_times_of_events_may_be_a_millisecond_off() -> None:
 
 def parse(lines: bytes) -> None:
     """Parse the lines of a part, as a reader does."""
-    for span in time_index.parse(gzip.compress(lines), ARCHIVE_ID, time_index.FORMAT, msgspec.json.Decoder(Span)):
+    for span in time_parts.parse(gzip.compress(lines), ARCHIVE_ID, time_parts.FORMAT, msgspec.json.Decoder(Span)):
         check(span)
 
 
@@ -363,7 +534,7 @@ def test_a_span_of_another_form_is_refused(fields: dict[str, object]) -> None:
 
 def test_an_object_that_inflates_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not more than the limit is inflated."""
-    monkeypatch.setattr(time_index, "INFLATED_LIMIT", 1_000)
+    monkeypatch.setattr(time_parts, "INFLATED_LIMIT", 1_000)
     with pytest.raises(FormatError, match="1000 bytes"):
         parse(b"\n" * 2_000)
 
@@ -400,11 +571,11 @@ def test_threads_may_share_an_index() -> None:
     ]
     read, at_once = 0, Barrier(8, timeout=60)
 
-    def slowly(_: Part) -> Sequence[Span]:
+    def slowly(_: Part) -> Contents:
         nonlocal read
         read += 1
         sleep(0.05)
-        return spans
+        return Contents(spans=spans)
 
     ref = ObjectRef("reports/index/part", 1, "00" * 32)
     index = TimeIndex([Part(ref, len(spans), list(runs_of(spans)))], slowly)

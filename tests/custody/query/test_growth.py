@@ -15,7 +15,7 @@ import pytest
 
 import custody
 import custody.query.connect
-from custody.archive import time_index
+from custody.archive import time_merge
 from custody.errors import TerminalStoreError
 from custody.format import layout
 from custody.format.layout import Log
@@ -58,8 +58,8 @@ class Hourly(Growing):
         self.late = 5 * (statements - 6) + 4
         self.append(statements - NEW, self.content)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(time_index, "MOST_SPANS", PART)
-            patched.setattr(time_index, "_EACH_LOG", 1)
+            patched.setattr(time_merge, "MOST_SPANS", PART)
+            patched.setattr(time_merge, "EACH_LOG", 1)
             audit(self.folder, self.keyring, pieces=PIECE)
         self.append(NEW, self.content)
 

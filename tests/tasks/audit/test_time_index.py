@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from custody.archive import time_index
+from custody.archive import time_index, time_merge, time_parts
 from custody.archive.reader import read_archive, read_manifest
 from custody.archive.time_index import TimeIndex
 from custody.archive.time_spans import Span, SpanMaker
@@ -91,11 +91,11 @@ def test_an_audit_with_nothing_new_keeps_the_index(growing: Growing) -> None:
     """It refers to the same objects, and writes none."""
     growing.append(6)
     run(growing)
-    before = sorted(path.name for path in (growing.folder / time_index.FOLDER).rglob("*"))
+    before = sorted(path.name for path in (growing.folder / time_parts.FOLDER).rglob("*"))
     parts = index_of(growing).parts
     assert run(growing).sequence == 1
     assert index_of(growing).parts == parts
-    assert sorted(path.name for path in (growing.folder / time_index.FOLDER).rglob("*")) == before
+    assert sorted(path.name for path in (growing.folder / time_parts.FOLDER).rglob("*")) == before
 
 
 def test_statements_that_are_not_there_have_a_span_without_times(growing: Growing) -> None:
@@ -160,7 +160,7 @@ def forge(growing: Growing, change: Callable[[Span], Span | None]) -> None:
     """Sign an index that was changed. Who holds the audit's key can do so."""
     store = open_store(str(growing.folder))
     spans = [changed for span in index_of(growing).of(log_of(growing)) if (changed := change(span)) is not None]
-    index, made = time_index.extend(read_archive(store).id, 999, time_index.EMPTY, spans)
+    index, made = time_merge.extend(read_archive(store).id, 999, time_index.EMPTY, spans)
     for key, data in made.items():
         store.create(key, data)
     assert index.ref is not None
@@ -186,8 +186,8 @@ def test_a_map_that_hides_a_part_is_found_and_made_again(growing: Growing, lie: 
     (part,) = index.parts
     runs = [msgspec.structs.replace(part.runs[0], **lie)]
     archive = read_archive(open_store(str(growing.folder))).id
-    data = time_index.encode(archive, time_index.MAP_FORMAT, [msgspec.structs.replace(part, runs=runs)])
-    ref = ObjectRef(f"{time_index.FOLDER}000-map-forged.jsonl.gz", len(data), sha256(data).hexdigest())
+    data = time_parts.encode(archive, time_parts.MAP_FORMAT, [msgspec.structs.replace(part, runs=runs)])
+    ref = ObjectRef(f"{time_parts.FOLDER}000-map-forged.jsonl.gz", len(data), sha256(data).hexdigest())
     open_store(str(growing.folder)).create(ref.key, data)
     sign(growing, ref)
     assert kinds(run(growing)) == [("time-index", "tampered")]
