@@ -211,8 +211,8 @@ def test_what_breaks_is_what_the_page_says(large: Scale) -> None:
         "Elasticsearch, a node",
         "a drain, a core for 45 of 60 s",
         "Kafka, a broker",
-        "requests for segments, one prefix, all day",
         "reads of manifests, all day",
+        "requests for segments, one prefix, all day",
     ]
     assert large.takes(WORKERS[-1], 365)[1] < DAY < large.takes(WORKERS[-1])[1]
 
@@ -226,10 +226,10 @@ def test_settings_keep_an_audit_within_a_day(large: Scale) -> None:
 
 
 def test_what_most_goes_into(large: Scale) -> None:
-    """Tables cost more than all else, nearly half of an audit's cores go into requests, and results are names."""
+    """Tables cost more than all else, two fifths of an audit's cores go into requests, and results are names."""
     assert large.storage()["tables, STANDARD"] > large.total() / 2
     work = together(large.shared())
-    assert 0.4 < 1 - work.seconds / large.core(work) < 0.5
+    assert 0.37 < 1 - work.seconds / large.core(work) < 0.43
     assert large.again() * 2 * NAME_BYTES > large.memory() / 2
 
 
@@ -314,17 +314,18 @@ class Deep(LockingStore):
 
 
 @pytest.mark.parametrize("is_large", [False, True])
-def test_an_archived_segment_takes_two_requests(
+def test_an_archived_segment_takes_one_request(
     aged: tuple[LockingStore, Spread, datetime], monkeypatch: pytest.MonkeyPatch, is_large: bool
 ) -> None:
-    """A read that the store refuses, and a look at its digest. Large segments are asked for one after the other."""
+    """A look at its digest. The first ones are read in vain before: one, or sixteen small ones at once."""
     Deep.most = 0
     if is_large:
         monkeypatch.setattr(contents, "_SMALL", 0)
     with reading(aged, Deep) as (store, read):
         (result,) = read(500)
         assert [problem["finding"] for problem in result.findings] == ["deferred"]
-        assert store.kinds()["read events"] + store.kinds()["status events"] == ARCHIVED_READS * STATEMENTS
+        assert store.kinds()["status events"] == ARCHIVED_READS * STATEMENTS
+        assert store.kinds()["read events"] <= (1 if is_large else contents._SEVERAL)
     assert (Deep.most == 1) is is_large
 
 

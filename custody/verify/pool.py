@@ -51,6 +51,7 @@ class Pool:
         self._leaves = leaves or {}
         self._sink = sink
         self._take = take
+        self._archived: set[str] = set()
         self._bound = 2 * workers
         self._group: list[Work] = []
         self._weight = 0
@@ -113,7 +114,8 @@ class Pool:
                 self._take(outcome)
 
     def _check_here(self, group: Sequence[Work]) -> None:
-        for outcome in check_several(self._store, group, self._sink, self._salts if self._leaves else None):
+        salts = self._salts if self._leaves else None
+        for outcome in check_several(self._store, group, self._sink, salts, archived=self._archived):
             self._take(outcome)
 
     def _made(self, group: Sequence[Work]) -> _Made | None:
@@ -149,6 +151,8 @@ def _name(work: Work, batch: Batch) -> _Name:
 
 
 _worker_store: Store | None = None
+_worker_archived: set[str] = set()
+"""Logs whose last object here was in an archive storage class."""
 
 
 def _open(store: Store) -> None:
@@ -160,4 +164,7 @@ def _open(store: Store) -> None:
 def _check_in_worker(works: Sequence[Work], made: _Made) -> list[Outcome]:
     if _worker_store is None:
         raise FormatError("this process was not started as a worker")
-    return list(check_several(_worker_store, works, salts=lambda work, batch: made.get(_name(work, batch))))
+    outcomes = check_several(
+        _worker_store, works, salts=lambda work, batch: made.get(_name(work, batch)), archived=_worker_archived
+    )
+    return list(outcomes)

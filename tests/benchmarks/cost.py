@@ -209,8 +209,8 @@ def cost(statement: Statement, prices: Mapping[str, Any]) -> dict[str, float]:
     overhead = rules["overhead_cold"] * storage["DEEP_ARCHIVE"] + rules["overhead_standard"] * storage["STANDARD"]
     costs["overhead"] = overhead / _GB * months(cold, life)
     costs["moves"] = (moves["STANDARD_IA"] + moves["DEEP_ARCHIVE"]) / 1_000
-    # In the cold class an audit reads the manifest alone.
-    gets = (life + warm) / days * requests["get"] + (cold - warm) / days * requests["get_warm"]
+    # In the cold class an audit reads the manifest, and asks for the segment's digest.
+    gets = (2 * life - (cold - warm)) / days * requests["get"] + (cold - warm) / days * requests["get_warm"]
     costs["audits"] = gets / 1_000 + (cold - warm) / days * size / _GB * prices["read"]["STANDARD_IA"]
     return costs
 

@@ -47,7 +47,7 @@ MANIFEST_BYTES, MANIFEST_BATCH_BYTES = 1_050, 358
 """Bytes of a manifest without batches, and of each batch in it."""
 LISTED_MS = 0.03
 """Of a core for each key of a listing, of versions too, for boto3 parses XML: where a request takes 1.25."""
-ARCHIVED_READS, PIECE_LISTS = 2, 6
+ARCHIVED_READS, PIECE_LISTS = 1, 6
 """Requests for a segment in an archive storage class; and of a piece that is read again: listings, and its result."""
 RESULT_BYTES = 3_300
 """Of memory for a piece's result, pickled and not, without names of objects."""
