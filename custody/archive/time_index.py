@@ -15,6 +15,7 @@ With keys, an index counts only if a trusted key signed the audit that refers to
 wrong is found by the audits that read the same statements again.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from threading import Lock
@@ -58,7 +59,7 @@ class TimeIndex:
         self.missing: set[str] = set()
         self.contradictions: set[str] = set()
         self._read = read
-        self._contents: dict[str, Contents] = {}
+        self._contents: dict[str, tuple[Part, Contents]] = {}
         self._inside: dict[str, Mapping[str, Sequence[Run]]] = {}
         self._lost: set[str] = set()
         self._lock = Lock()
@@ -75,23 +76,27 @@ class TimeIndex:
         return self._runs.get(str(log), ())
 
     def inside(self, run: Run) -> Sequence[Run]:
-        """Return what a run stands for, in order: runs of lower parts, or spans. A span is its own inside.
+        """Return what a run stands for, in order: runs of lower parts, or spans; of a span, the span itself.
+
+        They have all its statements. Those that its part does not have, or all if it is lost, are a lost span.
 
         Raises:
             StoreError: the store does not answer.
         """
         if run.part is None:
             return [run]
-        known = self._opened(run.part)
-        if known is None:
-            return [Run(Span(log=run.span.log, first=run.span.first, end=run.span.end), lost=True)]
+        log, reached, end = run.span.log, run.span.first, run.span.end
         chosen: list[Run] = []
-        reached = run.span.first
-        for each in known.get(run.span.log, ()):
+        known = self._opened(run.part).get(log, ())
+        for each in known[bisect_left(known, reached, key=_first) :]:
+            if each.span.first >= end:
+                break
             # Those that overlap these are of another run of the part.
-            if each.span.first == reached and each.span.end <= run.span.end:
+            if each.span.first == reached and each.span.end <= end:
                 chosen.append(each)
                 reached = each.span.end
+        if reached < end:
+            chosen.append(Run(Span(log=log, first=reached, end=end), lost=True))
         return chosen
 
     def ranges(
@@ -145,21 +150,32 @@ class TimeIndex:
         key = part.ref.key
         with self._lock:
             if key not in self._contents:
-                try:
-                    self._contents[key] = self._read(part)
-                except (FormatError, ObjectMissing, ObjectArchived) as error:
-                    self._contents[key] = Contents()
-                    self._lost.add(key)
-                    self.lose(key, error)
-            return self._contents[key]
+                self._contents[key] = part, self._read_or_lose(part)
+            compared, contents = self._contents[key]
+            if compared is not part and compared != part:
+                # Its object was compared with another line than this one.
+                self.lose(key, Contradiction("two lines of maps say different things of it"))
+                return Contents()
+            return contents
+
+    def _read_or_lose(self, part: Part) -> Contents:
+        try:
+            return self._read(part)
+        except (FormatError, ObjectMissing, ObjectArchived) as error:
+            self._lost.add(part.ref.key)
+            self.lose(part.ref.key, error)
+            return Contents()
 
     def lose(self, key: str, error: CustodyError) -> None:
         """Note that an object cannot be used."""
-        self.problems.append(f"a part of the index by time is not used: {key}: {error}")
+        problem = f"a part of the index by time is not used: {key}: {error}"
+        if problem in self.problems:
+            return
+        self.problems.append(problem)
         if isinstance(error, ObjectMissing):
-            self.missing.add(self.problems[-1])
+            self.missing.add(problem)
         if isinstance(error, Contradiction):
-            self.contradictions.add(self.problems[-1])
+            self.contradictions.add(problem)
 
     def _chosen(self, log: Log, first: int, end: int, wanted: Callable[[Span], bool]) -> list[Span]:
         return [run.span for _, run in self._walk(log, first, end, wanted) if run is not None and wanted(run.span)]
@@ -169,8 +185,6 @@ class TimeIndex:
     ) -> Iterator[tuple[range, Run | None]]:
         """Yield the slots `[first, end)` in order, each with the run or span that has them: None if there is none."""
         for run in self._within(self.runs(log), first, end, wanted):
-            if run.span.end <= first:
-                continue
             if first < run.span.first:
                 yield range(first, run.span.first), None
                 first = run.span.first
@@ -180,24 +194,24 @@ class TimeIndex:
             yield range(first, end), None
 
     def _within(self, runs: Iterable[Run], first: int, end: int, wanted: Callable[[Span], bool]) -> Iterator[Run]:
-        """Yield what has a slot in `[first, end)`, in order: spans, and runs that are not wanted."""
+        """Yield what has a slot in `[first, end)`, in order: spans, and runs that are neither wanted nor lost."""
         for run in runs:
             if run.span.end <= first:
                 continue
             if run.span.first >= end:
                 return
-            if run.part is None or not wanted(run.span):
+            if run.part is None or not (wanted(run.span) or run.part.ref.key in self._lost):
                 yield run
             else:
                 yield from self._within(self.inside(run), first, end, wanted)
 
-    def _opened(self, part: Part) -> Mapping[str, Sequence[Run]] | None:
-        """Return what a part has of each log; None if it is lost."""
+    def _opened(self, part: Part) -> Mapping[str, Sequence[Run]]:
+        """Return what a part has of each log: nothing if it is lost."""
         contents, key = self.contents(part), part.ref.key
-        if key in self._lost:
-            return None
+        if contents == Contents():
+            return {}
         if key not in self._inside:
-            # Whole, or not there.
+            # Assigned when it is complete, because other threads look at it.
             self._inside[key] = _by_log(contents)
         return self._inside[key]
 
@@ -209,6 +223,10 @@ def _by_log(contents: Contents) -> Mapping[str, Sequence[Run]]:
     for run in sorted([*runs, *map(Run, contents.spans)], key=_order):
         by_log.setdefault(run.span.log, []).append(run)
     return by_log
+
+
+def _first(run: Run) -> int:
+    return run.span.first
 
 
 def _order(run: Run) -> tuple[str, int]:

@@ -4,14 +4,16 @@
   many, as an LSM tree does. So each span is written O(log n) times.
 - When there are twice `GATHERED` parts of a level, the older half becomes one part of the level above: a map of them.
   So the map to which the audit refers has O(log n) lines for each log, however old the archive is.
+- A span that is made again takes the place of the one before. Its part, and those above it, are written again.
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from custody.archive.time_index import TimeIndex
-from custody.archive.time_parts import Contents, Part, make_map, make_part, make_upper
+from custody.archive.time_parts import Part, make_map, make_part, make_upper
 from custody.archive.time_spans import Span, order
+from custody.format.audit import ObjectRef
 
 MOST_SPANS = 2_048
 """Spans of a part, if the archive has few logs: 0.4 MB, or half a year of four logs."""
@@ -22,12 +24,12 @@ MOST_OF_ALL = 131_072
 SMALL = 64
 """Parts with no more spans are merged with any newer one: a request costs more than they do."""
 GATHERED = 8
-"""Parts that become one of the level above."""
+"""Parts that become one of the level above. So after seven years, 20,000 logs have a map that readers take."""
 
 
 def extend(
     archive: str, audit: int, known: TimeIndex, new: Iterable[Span], replaced: Collection[tuple[str, int]] = ()
-) -> tuple[TimeIndex, dict[str, bytes]]:
+) -> tuple[ObjectRef | None, dict[str, bytes]]:
     """Add spans. Puts nothing.
 
     Args:
@@ -38,26 +40,50 @@ def extend(
         replaced: the log and the first sequence of each known span that is left out, and of each run of a lost part.
 
     Returns:
-        The index to which the audit refers, and the objects that are to be put, by key.
+        The map to which the audit refers, None if there is none; and the objects that are to be put, by key.
 
     Raises:
         StoreError: the store does not answer.
     """
-    parts, freed = _kept(known, known.parts, _by_log(replaced))
-    # Of so many that they are several parts, each has those of a time, as if each had been added in its time.
-    added = sorted([*freed, *new], key=lambda span: span.sealed or (0, 0))
-    if not added and tuple(parts) == known.parts:
-        return known, {}
-    many_logs = len({run.log for part in parts for run in part.runs} | {span.log for span in added})
-    most = max(MOST_SPANS, min(EACH_LOG * many_logs, MOST_OF_ALL))
-    made = _Made(archive, f"{audit:012}", known)
+    made, change = _Made(archive, f"{audit:012}", known), _Change(new, replaced)
+    parts = _rebuilt(made, known.parts, change)
+    added = change.rest()
+    if not added and not made.objects and len(parts) == len(known.parts):
+        return known.ref, {}
+    _add(made, parts, added)
+    _gather(made, parts)
+    ref, data = made.map(parts)
+    return ref, made.objects | {ref.key: data}
+
+
+def _rebuilt(made: "_Made", parts: Iterable[Part], change: "_Change") -> list[Part]:
+    """Return parts in which some spans are left out, or replaced by new ones, without those that become empty."""
+    rebuilt: list[Part] = []
+    for part in parts:
+        if not change.touches(part):
+            rebuilt.append(part)
+            continue
+        lower, spans = made.known.contents(part)
+        if lower:
+            inner = _rebuilt(made, lower, change)
+            rebuilt += [made.upper(inner)] if inner else []
+        else:
+            kept = [*(span for span in spans if not change.replaces(span)), *change.taken(part)]
+            rebuilt += [made.part(kept)] if kept else []
+    return rebuilt
+
+
+def _add(made: "_Made", parts: list[Part], added: Sequence[Span]) -> None:
+    """Append parts of new spans, merged with the newest ones."""
+    logs = {run.log for part in parts for run in part.runs} | {span.log for span in added}
+    most = max(MOST_SPANS, min(EACH_LOG * len(logs), MOST_OF_ALL))
+    # If they are several parts, each has the spans of a time, as if each night had been added alone.
+    added = sorted(added, key=lambda span: span.sealed or (0, 0))
     for start in range(0, len(added), most):
         spans = added[start : start + most]
         while parts and _may_grow(parts[-1], len(spans), most):
-            spans += made.merged(parts.pop())
-        parts.append(made.part(sorted(spans, key=order)))
-    _gather(made, parts)
-    return made.finish(parts)
+            spans += made.absorb(parts.pop())
+        parts.append(made.part(spans))
 
 
 def _may_grow(newest: Part, many: int, most: int) -> bool:
@@ -65,6 +91,7 @@ def _may_grow(newest: Part, many: int, most: int) -> bool:
 
 
 def _gather(made: "_Made", parts: list[Part]) -> None:
+    """Replace the older half of each level's parts by one of the level above, if there are many."""
     level = 0
     while of_level := [part for part in parts if part.level == level]:
         for start in range(0, len(of_level) - 2 * GATHERED + 1, GATHERED):
@@ -75,69 +102,84 @@ def _gather(made: "_Made", parts: list[Part]) -> None:
         level += 1
 
 
-def _by_log(replaced: Iterable[tuple[str, int]]) -> Mapping[str, Sequence[int]]:
-    by_log: dict[str, list[int]] = {}
-    for log, first in sorted(replaced):
-        by_log.setdefault(log, []).append(first)
-    return by_log
+class _Change:
+    """New spans, and the known ones that are left out."""
+
+    def __init__(self, new: Iterable[Span], replaced: Iterable[tuple[str, int]]) -> None:
+        self._new: dict[str, list[Span]] = {}
+        for span in sorted(new, key=order):
+            self._new.setdefault(span.log, []).append(span)
+        self._replaced: dict[str, list[int]] = {}
+        for log, first in sorted(replaced):
+            self._replaced.setdefault(log, []).append(first)
+
+    def touches(self, part: Part) -> bool:
+        """Return whether a span of a part is left out."""
+        return any(map(self._is_any_within, part.runs))
+
+    def replaces(self, span: Span) -> bool:
+        """Return whether a known span is left out."""
+        sequences = self._replaced.get(span.log, ())
+        at = bisect_left(sequences, span.first)
+        return at < len(sequences) and sequences[at] == span.first
+
+    def _is_any_within(self, run: Span) -> bool:
+        sequences = self._replaced.get(run.log, ())
+        at = bisect_left(sequences, run.first)
+        return at < len(sequences) and sequences[at] < run.end
+
+    def taken(self, part: Part) -> Sequence[Span]:
+        """Take the new spans that lie within the runs of a part, and return them."""
+        taken: list[Span] = []
+        for run in part.runs:
+            spans = self._new.get(run.log, [])
+            start, end = (bisect_left(spans, at, key=_first) for at in (run.first, run.end))
+            within = [span for span in spans[start:end] if span.end <= run.end]
+            spans[start:end] = [span for span in spans[start:end] if span.end > run.end]
+            taken += within
+        return taken
+
+    def rest(self) -> Sequence[Span]:
+        """Return the new spans that were not taken."""
+        return [span for spans in self._new.values() for span in spans]
 
 
-def _kept(
-    known: TimeIndex, parts: Iterable[Part], replaced: Mapping[str, Sequence[int]]
-) -> tuple[list[Part], list[Span]]:
-    """Return the parts without a span that is replaced, and the other spans of the parts with one."""
-    kept: list[Part] = []
-    freed: list[Span] = []
-    for part in parts:
-        if not any(_is_within(replaced.get(run.log, ()), run.first, run.end) for run in part.runs):
-            kept.append(part)
-            continue
-        lower, spans = known.contents(part)
-        inner, others = _kept(known, lower, replaced)
-        kept += inner
-        freed += others
-        freed += [span for span in spans if not _is_within(replaced.get(span.log, ()), span.first, span.first + 1)]
-    return kept, freed
-
-
-def _is_within(sequences: Sequence[int], first: int, end: int) -> bool:
-    """Return whether one of some sorted sequences is in `[first, end)`."""
-    at = bisect_left(sequences, first)
-    return at < len(sequences) and sequences[at] < end
+def _first(span: Span) -> int:
+    return span.first
 
 
 class _Made:
-    """The objects that an audit makes."""
+    """The objects that an audit makes.
+
+    Attributes:
+        known: the index before.
+        objects: the bytes of each, by key.
+    """
 
     def __init__(self, archive: str, name: str, known: TimeIndex) -> None:
-        self._archive, self._name, self._known = archive, name, known
-        self._objects: dict[str, bytes] = {}
-        self._contents: dict[str, Contents] = {}
+        self.known = known
+        self.objects: dict[str, bytes] = {}
+        self._archive, self._name = archive, name
+        self._spans: dict[str, Sequence[Span]] = {}
 
     def part(self, spans: Sequence[Span]) -> Part:
         """Make a part of some spans."""
-        return self._keep(*make_part(self._name, self._archive, spans), Contents(spans=spans))
+        spans = sorted(spans, key=order)
+        part, self.objects[part.ref.key] = make_part(self._name, self._archive, spans)
+        self._spans[part.ref.key] = spans
+        return part
 
     def upper(self, parts: Sequence[Part]) -> Part:
         """Make a part of some parts."""
-        return self._keep(*make_upper(f"{self._name}-upper", self._archive, parts), Contents(lower=parts))
-
-    def _keep(self, part: Part, data: bytes, contents: Contents) -> Part:
-        self._objects[part.ref.key], self._contents[part.ref.key] = data, contents
+        part, self.objects[part.ref.key] = make_upper(f"{self._name}-upper", self._archive, parts)
         return part
 
-    def merged(self, part: Part) -> Sequence[Span]:
-        """Return the spans of a part that becomes one of another, so it is not put."""
-        spans = self.contents(part).spans
-        self._objects.pop(part.ref.key, None)
-        return spans
+    def map(self, parts: Sequence[Part]) -> tuple[ObjectRef, bytes]:
+        """Make the map of all parts."""
+        return make_map(f"{self._name}-map", self._archive, parts)
 
-    def contents(self, part: Part) -> Contents:
-        """Return what a part has, whoever made it."""
-        made = self._contents.get(part.ref.key)
-        return self._known.contents(part) if made is None else made
-
-    def finish(self, parts: Sequence[Part]) -> tuple[TimeIndex, dict[str, bytes]]:
-        """Make the map, and return the index with all objects that are to be put."""
-        ref, data = make_map(f"{self._name}-map", self._archive, parts)
-        return TimeIndex(parts, self.contents, ref), self._objects | {ref.key: data}
+    def absorb(self, part: Part) -> Sequence[Span]:
+        """Return the spans of a part which go into another one. If it was just made, it is not put."""
+        self.objects.pop(part.ref.key, None)
+        spans = self._spans.get(part.ref.key)
+        return self.known.contents(part).spans if spans is None else spans

@@ -8,7 +8,7 @@ import gzip
 import zlib
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from typing import Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -23,7 +23,9 @@ FORMAT: Literal["custody/time-index/1"] = "custody/time-index/1"
 MAP_FORMAT: Literal["custody/time-index-map/1"] = "custody/time-index-map/1"
 FOLDER = "reports/index/"
 SIZE_LIMIT = 64 * limits.MIB
-INFLATED_LIMIT = 512 * limits.MIB
+INFLATED_LIMIT = 256 * limits.MIB
+_LEVELS = 20
+"""More than there can be: each has eight times as many spans as the one below it."""
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
@@ -32,14 +34,14 @@ class Part(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_default
     Attributes:
         ref: the object with its spans, or with parts of the levels below.
         many: how many spans it has in all.
-        runs: they, adjacent ones of a log as one.
+        runs: its spans, adjacent ones of a log as one.
         level: 0 if the object has spans; otherwise it is a map.
     """
 
     ref: ObjectRef
     many: Int
     runs: list[Span]
-    level: Int = 0
+    level: Annotated[int, msgspec.Meta(ge=0, le=_LEVELS)] = 0
 
 
 class Run(NamedTuple):

@@ -305,6 +305,11 @@ def _joined(bounds: Sequence[Bounds | None]) -> Bounds | None:
     return (min(low for low, _ in known), max(high for _, high in known)) if known else None
 
 
+def _are_known(spans: Sequence[Span]) -> bool:
+    """Return whether it is known of each span when its statements were sealed. One of a lost part may have any."""
+    return all(span.sealed for span in spans)
+
+
 def _statements_guarantee(spans: Sequence[Span]) -> Any:
     """Return what each row of some spans meets: it is of their log, and of their statements."""
     first, last = spans[0], spans[-1]
@@ -316,12 +321,14 @@ def _statements_guarantee(spans: Sequence[Span]) -> Any:
 def _manifests_guarantee(spans: Sequence[Span]) -> Any:
     sealed = _joined([span.sealed for span in spans])
     guarantee = _statements_guarantee(spans)
-    return guarantee & lazy.within("sealed_at", sealed) if sealed else guarantee
+    return guarantee & lazy.within("sealed_at", sealed) if sealed and _are_known(spans) else guarantee
 
 
 def _events_guarantee(spans: Sequence[Span], *, days: bool = True) -> Any:
     """Return what each event of some spans meets. A time that is no time is NULL."""
     guarantee = _statements_guarantee(spans)
+    if not _are_known(spans):
+        return guarantee
     sealed, times = _joined([span.sealed for span in spans]), _joined([span.event_times for span in spans])
     if days and sealed:
         guarantee = guarantee & lazy.on_days(moment(sealed[0]), moment(sealed[1]))

@@ -301,10 +301,10 @@ def hand_on(
     known = time_index.EMPTY if plan.full else known_index(store, trust, plan)
     # What lies beyond the head that this audit signs may be another history.
     new = [span for span in new if span.end <= plan.heads.get(span.log, (0, ""))[0]]
-    index, made = time_merge.extend(plan.archive, plan.sequence, known, new, replaced)
+    ref, made = time_merge.extend(plan.archive, plan.sequence, known, new, replaced)
     for key, data in made.items():
         store.create(key, data)
-    return [index.ref] if index.ref else [], list(_lost(known))
+    return [ref] if ref else [], list(_lost(known))
 
 
 def _lost(known: TimeIndex) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import pytest
 import custody
 from custody.archive import reader, search
 from custody.archive.time_index import EMPTY, TimeIndex
-from custody.archive.time_merge import extend
+from custody.archive.time_parts import Contents, make_part
 from custody.archive.time_spans import SpanMaker
 from custody.archive.trusted import standing
 from custody.format import audit as form
@@ -74,7 +74,8 @@ def indexed(store: Store, log: Log, chance: random.Random) -> TimeIndex:
             maker.add(reader.read_manifest(store, log, sequence, lambda *_: True).statement)
         spans += [maker.span()] if chance.random() < 0.8 else []
         first = end
-    return extend("", 0, EMPTY, spans)[0]
+    part, _ = make_part("", "", spans)
+    return TimeIndex([part], lambda _: Contents(spans=spans))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -547,7 +547,7 @@ def _make_index(
     index, made = time_merge.extend(spec.archive, audits - 1, time_index.EMPTY, spans)
     for key, data in made.items():
         put.create(key, data)
-    return [index.ref] if index.ref else []
+    return [index] if index else []
 
 
 def _make_turn(put: Store, spec: Spec, audits: int) -> ObjectRef:

@@ -1,7 +1,7 @@
 """The time index names what an audit has read, in few objects, and never hides what it does not know."""
 
 import gzip
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
@@ -55,18 +55,26 @@ _nights = st.lists(
 )
 
 
-def put(store: MemoryStore, nights: Iterable[Sequence[Span]], index: TimeIndex = EMPTY) -> TimeIndex:
-    """Add the spans of some nights, each by an audit of its own."""
+def put(
+    store: MemoryStore,
+    nights: Iterable[Sequence[Span]],
+    index: TimeIndex = EMPTY,
+    replaced: Collection[tuple[str, int]] = (),
+    logs: Iterable[Log] = LOGS,
+) -> TimeIndex:
+    """Add the spans of some nights, each by an audit of its own, and return the index as a reader gets it."""
     for number, spans in enumerate(nights):
-        index, made = extend(ARCHIVE_ID, number, index, spans)
+        ref, made = extend(ARCHIVE_ID, number, index, spans, replaced)
         store.objects |= made
+        index = time_index.read(store, audit(ref, logs=logs))
+        assert index.problems == []
     return index
 
 
-def audit(index: TimeIndex, size: int = 10**6, **fields: object) -> Audit:
-    heads = {str(log): HeadRef(size, "00" * 32) for log in LOGS}
-    given = {"heads": heads, "objects": [index.ref] if index.ref else [], "counts": {"findings": 0}} | fields
-    return audit_of(ARCHIVE_ID, Tip(), NOW, **given)
+def audit(ref: ObjectRef | None, size: int = 10**9, logs: Iterable[Log] = LOGS) -> Audit:
+    """Return an audit that refers to a map."""
+    heads = {str(log): HeadRef(size, "00" * 32) for log in logs}
+    return audit_of(ARCHIVE_ID, Tip(), NOW, heads=heads, objects=[ref] if ref else [], counts={"findings": 0})
 
 
 def statement(sequence: int, low: int, high: int, passed: int) -> Statement:
@@ -115,9 +123,9 @@ def test_merging_any_sequence_of_nights_gives_the_spans_of_one_object(
     with limits():
         index = put(store, added)
     at_once = put(MemoryStore(), [[span for spans in added for span in spans]])
-    read = time_index.read(store, audit(index))
+    read = time_index.read(store, audit(index.ref))
     for log in LOGS:
-        assert read.of(log) == index.of(log) == at_once.of(log)
+        assert read.of(log) == at_once.of(log)
         assert read.problems == []
         assert read.end(log) == ends.get(log, 0)
         assert list(read.gaps(log, 0, 200)) == [range(ends.get(log, 0), 200)]
@@ -129,14 +137,15 @@ def test_the_number_of_objects_grows_with_the_logarithm(monkeypatch: pytest.Monk
     """A thousand nights are a few objects, also if each night is a little smaller than the one before."""
     monkeypatch.setattr(time_merge, "SMALL", 0)
     monkeypatch.setattr(time_merge, "MOST_SPANS", 10_000)
-    written, index = 0, EMPTY
+    written, index, store = 0, EMPTY, MemoryStore()
     ends: dict[Log, int] = {}
     for number in range(400):
         spans = []
         for _ in range((400 - number) // 20 + 1 if shrinking else 4):
             spans += night(ends, (1, 0, 0), ((number, number), None, None))
-        index, made = extend(ARCHIVE_ID, number, index, spans)
-        assert len(made) == 2
+        before = len(store.objects)
+        index = put(store, [spans], index)
+        assert len(store.objects) == before + 2
         written += index.parts[-1].many
         sizes = [part.many for part in index.parts]
         assert all(older > 2 * newer for older, newer in pairwise(sizes))
@@ -156,8 +165,7 @@ def test_small_objects_are_one() -> None:
 def test_an_audit_with_nothing_new_refers_to_the_same_objects() -> None:
     """Nothing is written then."""
     index = put(MemoryStore(), [night({}, (1, 1, 1), (None, None, None))])
-    after, made = extend(ARCHIVE_ID, 7, index, [])
-    assert (after, made) == (index, {})
+    assert extend(ARCHIVE_ID, 7, index, []) == (index.ref, {})
 
 
 def test_very_many_spans_are_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,8 +176,7 @@ def test_very_many_spans_are_several_parts(monkeypatch: pytest.MonkeyPatch) -> N
     store = MemoryStore()
     index = put(store, [spans, *([Span(log=str(LOGS[0]), first=at, end=at + 1)] for at in range(95, 120))])
     assert [part.many for part in index.parts] == [10] * 12
-    read = time_index.read(store, audit(index))
-    assert [span.first for span in read.of(LOGS[0])] == list(range(120))
+    assert [span.first for span in index.of(LOGS[0])] == list(range(120))
 
 
 def test_only_parts_are_read_that_a_time_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,9 +185,9 @@ def test_only_parts_are_read_that_a_time_needs(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(time_merge, "EACH_LOG", 5)
     spans = [Span(log=str(LOGS[0]), first=at, end=at + 1, sealed=(at, at + 3)) for at in range(100)]
     store = MemoryStore()
-    of = audit(put(store, [spans]))
+    of = put(store, [spans]).ref
     store.calls.clear()
-    index = time_index.read(store, of)
+    index = time_index.read(store, audit(of))
     since, until = EPOCH + MICROSECOND * 55, EPOCH + MICROSECOND * 56
     assert [span.first for span in index.overlapping(LOGS[0], since, until)] == [52, 53, 54, 55]
     assert list(index.gaps(LOGS[0], 0, 101)) == [range(100, 101)]
@@ -192,20 +199,17 @@ def test_only_parts_are_read_that_a_time_needs(monkeypatch: pytest.MonkeyPatch) 
 def test_what_a_reader_of_a_day_gets_grows_with_the_logarithm() -> None:
     """At ten times the nights, the map has twice as many runs at most, and a night is as many objects below it."""
     runs, objects, many = [], [], [Log("audit", partition) for partition in range(40)]
+
+    def of_night(number: int) -> list[Span]:
+        sealed = (number * 10, number * 10 + 9)
+        return [Span(log=str(log), first=number, end=number + 1, sealed=sealed) for log in many]
+
     for nights in (60, 600):
-        store, index = MemoryStore(), EMPTY
+        store = MemoryStore()
         with small(spans=80, gathered=4):
-            for number in range(nights):
-                spans = [
-                    Span(log=str(log), first=number, end=number + 1, sealed=(number * 10, number * 10 + 9))
-                    for log in many
-                ]
-                index, made = extend(ARCHIVE_ID, number, index, spans)
-                store.objects |= made
-        heads = {str(log): HeadRef(nights, "00" * 32) for log in many}
-        of = audit(index, heads=heads)
+            index = put(store, (of_night(number) for number in range(nights)), logs=many)
         for number in range(0, nights, 7):
-            read = time_index.read(store, of)
+            read = time_index.read(store, audit(index.ref, logs=many))
             store.calls.clear()
             moment = EPOCH + MICROSECOND * (number * 10 + 5)
             for log in many:
@@ -218,17 +222,35 @@ def test_what_a_reader_of_a_day_gets_grows_with_the_logarithm() -> None:
     assert max(objects) <= levels + 1
 
 
+def test_the_map_does_not_grow_with_spans_that_are_made_again() -> None:
+    """As when tables expire: a span takes the place of the one before, in however old a part."""
+    many, chance = [Log("audit", partition) for partition in range(5)], Random(20261130)
+    runs = []
+    for replacing in (False, True):
+        store, index = MemoryStore(), EMPTY
+        with small(spans=20, gathered=4):
+            for number in range(150):
+                new = [Span(log=str(log), first=number, end=number + 1, sealed=(number, number)) for log in many]
+                again = {(str(chance.choice(many)), chance.randrange(number)) for _ in range(3 if number else 0)}
+                again = again if replacing else set()
+                new += [Span(log=log, first=at, end=at + 1, sealed=(at, at), events=number) for log, at in again]
+                index = put(store, [new], index, again, logs=many)
+        assert all([span.first for span in index.of(log)] == list(range(150)) for log in many)
+        runs.append(sum(len(part.runs) for part in index.parts))
+    assert runs[0] == runs[1]
+
+
 def test_spans_of_years_that_are_added_at_once_are_parted_by_time() -> None:
     """As after `audit --full`: a reader of a day does not get all parts because each has all times of some logs."""
     many = [Log("audit", partition) for partition in range(10)]
     spans = [Span(log=str(log), first=at, end=at + 1, sealed=(at, at)) for log in many for at in range(200)]
     store = MemoryStore()
     with small(spans=40, gathered=100):
-        index = put(store, [spans])
+        index = put(store, [spans], logs=many)
     assert len(index.parts) == 50
     assert all(len(part.runs) == len(many) for part in index.parts)
     store.calls.clear()
-    read = time_index.read(store, audit(index, heads={str(log): HeadRef(200, "00" * 32) for log in many}))
+    read = time_index.read(store, audit(index.ref, logs=many))
     moment = EPOCH + MICROSECOND * 100
     assert all([span.first for span in read.overlapping(log, moment, moment + MICROSECOND)] == [100] for log in many)
     assert len(store.calls) == 2
@@ -308,7 +330,7 @@ def test_what_is_missing_or_damaged_hides_nothing(harm: str, of: str, signed: bo
         ref = ObjectRef(ref.key, len(data), sha256(data).hexdigest()) if signed else ref
     first = index.parts[0]
     parts = [Part(ref, first.many, first.runs), *index.parts[1:]]
-    read = time_index.read(store, audit(mapped(store, parts) if of == "part" else TimeIndex((), _no_spans, ref)))
+    read = time_index.read(store, audit(mapped(store, parts) if of == "part" else ref))
     since, until = EPOCH + MICROSECOND * 10, EPOCH + MICROSECOND * 20
     for log in LOGS[:2]:
         lost = [(span.first, span.end) for span in read.overlapping(log, since, until)]
@@ -346,7 +368,7 @@ def test_a_gathered_part_that_is_missing_or_damaged_hides_nothing(harm: str, lev
     del store.objects[part.ref.key]
     if (data := HARMS[harm]) is not None:
         store.objects[part.ref.key] = data
-    read = time_index.read(store, audit(index))
+    read = time_index.read(store, audit(index.ref))
     of = list(read.ranges(LOGS[0], 0, 32, lambda _: True))
     (run,) = part.runs
     assert of[0] == (range(run.end), None)
@@ -355,9 +377,7 @@ def test_a_gathered_part_that_is_missing_or_damaged_hides_nothing(harm: str, lev
     assert [(lost.first, lost.end) for lost in read.lost(LOGS[0], 0, 32)] == [(0, run.end)]
     assert [part.ref.key in problem for problem in read.problems] == [True]
     # An audit that reads these statements again leaves the lost part out, and keeps the others.
-    after, made = extend(ARCHIVE_ID, 99, read, _ones(run.end), {(str(LOGS[0]), 0)})
-    store.objects |= made
-    again = time_index.read(store, audit(after))
+    again = put(store, [list(_ones(run.end))], read, {(str(LOGS[0]), 0)})
     assert [span.first for span in again.of(LOGS[0])] == list(range(30))
     assert again.problems == []
 
@@ -380,29 +400,77 @@ def test_a_gathered_part_that_contradicts_its_map_is_found(change: dict[str, Any
     assert [said in problem for problem in read.problems] == [True]
 
 
+@pytest.mark.parametrize("lie", ["before", "after"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_lines_that_name_one_object_a_lie_is_found(lie: str, first: int) -> None:
+    """What the object has is compared with each of them, whichever is needed first."""
+    store, ends = MemoryStore(), dict[Log, int]()
+    (part,) = put(store, [night(ends, (3, 3, 0), ((1, 2), (1, 2), None))]).parts
+    false = Part(part.ref, 1, [Span(log=str(LOGS[1]), first=0, end=3, sealed=(900, 901))])
+    true = Part(part.ref, part.many, [run for run in part.runs if lie == "after" or run.log != str(LOGS[1])])
+    read = time_index.read(store, audit(mapped(store, [false, true] if lie == "before" else [true, false])))
+    for log in (LOGS[first], LOGS[1 - first]):
+        list(read.ranges(log, 0, 3, lambda _: True))
+    assert read.contradictions or [span.sealed for span in read.of(LOGS[1])] == [(1, 2)]
+
+
+def test_slots_that_a_run_has_and_its_part_has_not_are_read_one_by_one() -> None:
+    """As of two lines of a map that name one part: what it has is compared with the first line that is needed."""
+    store, ends = MemoryStore(), dict[Log, int]()
+    index = put(store, [night(ends, (3, 3, 0), ((1, 2), (1, 2), None))])
+    (part,) = index.parts
+    other = Part(part.ref, 1, [Span(log=str(LOGS[2]), first=0, end=4, sealed=(1, 2))])
+    read = time_index.read(store, audit(mapped(store, [part, other])))
+    assert [span.first for span in read.of(LOGS[0])] == [0]
+    assert list(read.ranges(LOGS[2], 0, 4, lambda _: True)) == [(range(4), None)]
+    (run,) = read.runs(LOGS[2])
+    assert [(each.span.first, each.span.end, each.span.sealed, each.lost) for each in read.inside(run)] == [
+        (0, 4, None, True)
+    ]
+
+
+def test_a_map_of_too_many_levels_is_refused() -> None:
+    """Who holds the audit's key could make one in which a reader goes down without end."""
+    store, index = _gathered()
+    deep = msgspec.structs.replace(index.parts[0], level=21)
+    read = time_index.read(store, audit(mapped(store, [deep])))
+    assert read.parts == ()
+    assert "level" in read.problems[0]
+
+
 @given(st.sets(st.integers(0, 29), max_size=6))
 def test_spans_of_gathered_parts_can_be_replaced(replaced: set[int]) -> None:
-    """Each span that is made again is there once, and each other one as before."""
+    """Each span that is made again is there once, in the place of the one before, and each other one as before."""
     store, index = _gathered()
     log = str(LOGS[0])
     new = [Span(log=log, first=at, end=at + 1, sealed=(at, at), events=7) for at in replaced]
     with small():
-        after, made = extend(ARCHIVE_ID, 99, index, new, {(log, at) for at in replaced})
-    read = time_index.read(MemoryStore(store.objects | made), audit(after))
-    assert [span.events for span in read.of(LOGS[0])] == [7 if at in replaced else 1 for at in range(30)]
-    assert [span.first for span in read.of(LOGS[0])] == list(range(30))
+        after = put(store, [new], index, {(log, at) for at in replaced})
+    assert [span.events for span in after.of(LOGS[0])] == [7 if at in replaced else 1 for at in range(30)]
+    assert [span.first for span in after.of(LOGS[0])] == list(range(30))
+    assert [(part.level, part.many, len(part.runs)) for part in after.parts] == [
+        (part.level, part.many, len(part.runs)) for part in index.parts
+    ]
 
 
-def _no_spans(part: Part) -> Contents:
-    raise FormatError(part.ref.key)
+@given(st.sets(st.integers(0, 29)), st.sets(st.integers(0, 29)))
+def test_spans_can_be_left_out_and_come_back(left: set[int], back: set[int]) -> None:
+    """As if an audit could not read their statements, and a later one could."""
+    store, index = _gathered()
+    log = str(LOGS[0])
+    with small():
+        fewer = put(store, [[]], index, {(log, at) for at in left})
+        assert [span.first for span in fewer.of(LOGS[0])] == sorted(set(range(30)) - left)
+        again = put(store, [[span for span in _ones(30) if span.first in left & back]], fewer)
+    assert [span.first for span in again.of(LOGS[0])] == sorted(set(range(30)) - (left - back))
 
 
-def mapped(store: MemoryStore, parts: Sequence[Part]) -> TimeIndex:
-    """Return an index with a map of these parts."""
+def mapped(store: MemoryStore, parts: Sequence[Part]) -> ObjectRef:
+    """Put a map of these parts."""
     data = time_parts.encode(ARCHIVE_ID, time_parts.MAP_FORMAT, parts)
     ref = ObjectRef("reports/index/0-map", len(data), sha256(data).hexdigest())
     store.objects[ref.key] = data
-    return TimeIndex(parts, _no_spans, ref)
+    return ref
 
 
 def test_another_object_than_the_signed_one_is_not_used() -> None:
@@ -411,7 +479,7 @@ def test_another_object_than_the_signed_one_is_not_used() -> None:
     _, others = extend(ARCHIVE_ID, 0, EMPTY, [Span(log=str(LOGS[0]), first=0, end=5_000, sealed=(0, 0))])
     ref = index.parts[0].ref
     store.objects[ref.key] = next(iter(others.values())).ljust(ref.size, b"\0")
-    read = time_index.read(store, audit(index))
+    read = time_index.read(store, audit(index.ref))
     assert not any(span.sealed for span in read.of(LOGS[0])[:-1])
     assert read.problems
 
@@ -430,7 +498,7 @@ def test_a_map_that_says_something_else_than_its_parts_is_found(change: dict[str
 def test_an_index_ends_at_the_heads_that_the_audit_signed() -> None:
     """What goes beyond them may be of another history: it is not used at all."""
     store, index, ends = _large()
-    read = time_index.read(store, audit(index, size=600))
+    read = time_index.read(store, audit(index.ref, size=600))
     assert read.problems
     assert list(read.gaps(LOGS[0], 0, ends[LOGS[0]])) == [range(ends[LOGS[0]])]
 
@@ -438,15 +506,15 @@ def test_an_index_ends_at_the_heads_that_the_audit_signed() -> None:
 def test_spans_that_are_replaced_are_left_out() -> None:
     """Only the parts that have them are written again, and a part that is lost is left out."""
     store, index, _ = _large()
-    log = str(LOGS[0])
+    log, before = str(LOGS[0]), set(store.objects)
     new = [Span(log=log, first=7, end=8, sealed=(1, 1))]
-    after, made = extend(ARCHIVE_ID, 9, index, new, {(log, 7)})
+    after = put(store, [new], index, {(log, 7)})
     assert after.of(LOGS[0])[7] == new[0]
     assert [*after.of(LOGS[0])][:7] == [*index.of(LOGS[0])][:7]
-    assert len(made) == 2
+    assert len(set(store.objects) - before) == 2
     store.objects[index.parts[0].ref.key] = b"lost"
-    read = time_index.read(store, audit(index))
-    after, _ = extend(ARCHIVE_ID, 9, read, new, {(log, 0)})
+    read = time_index.read(store, audit(index.ref))
+    after = put(store, [new], read, {(log, 0)})
     assert [span.first for span in after.of(LOGS[0])] == [7, 900]
 
 
@@ -465,6 +533,7 @@ def test_of_spans_that_overlap_the_later_is_left_out() -> None:
     [
         (((0, 10), (5, 15), (10, 20), (15, 20), (20, 30)), [(0, 10), (10, 20)], [range(20, 30)]),
         (((0, 10), (0, 5), (7, 15)), [(0, 5), (7, 15)], [range(5, 7), range(15, 30)]),
+        (((0, 4), (3, 5), (5, 6), (5, 8), (8, 9)), [(0, 4), (5, 6), (6, 9)], [range(4, 5), range(9, 30)]),
     ],
 )
 def test_of_spans_that_overlap_in_one_part_no_statement_is_in_two(

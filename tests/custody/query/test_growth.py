@@ -21,6 +21,7 @@ from custody.format import layout
 from custody.format.layout import Log
 from custody.format.times import EPOCH, format_time
 from custody.keys.trust import open_trust
+from custody.query import lazy
 from custody.query.connect import open_archive
 from custody.query.statements import span_rows
 from custody.report.facts import gather
@@ -36,7 +37,7 @@ STATEMENTS = 20
 """Of the young archive: one an hour. The old one has ten times as many."""
 PIECE = 4
 PART = 3
-"""Pieces of a part of the index by time: as in an archive of years, the old one has many parts."""
+"""Pieces of a part of the index by time: as in an archive of years, the old one has many parts, and levels of them."""
 LATE = 13
 """How many hours before its statement the late event happened: the last event of the sixth statement from the end."""
 NEW = 2
@@ -60,6 +61,7 @@ class Hourly(Growing):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(time_merge, "MOST_SPANS", PART)
             patched.setattr(time_merge, "EACH_LOG", 1)
+            patched.setattr(time_merge, "GATHERED", 2)
             audit(self.folder, self.keyring, pieces=PIECE)
         self.append(NEW, self.content)
 
@@ -270,21 +272,23 @@ def test_late_events(old: Hourly) -> None:
 
 @pytest.fixture(scope="module")
 def variants(young: Hourly, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The young archive as it is, without a part of the index, without the index, and without all that is derived."""
+    """The young archive as it is, without parts of the index, without the index, and without all that is derived."""
     root = tmp_path_factory.mktemp("variants")
-    made = [young.folder, *(root / name for name in ("no part", "no index", "nothing"))]
+    made = [young.folder, *(root / name for name in ("not the first", "not the last", "no index", "nothing"))]
     for folder in made[1:]:
         shutil.copytree(young.folder, folder)
-    _, no_part, no_index, nothing = made
-    parts_of(no_part)[0].unlink()
+    _, not_first, not_last, no_index, nothing = made
+    parts_of(not_first)[0].unlink()
+    parts_of(not_last)[-1].unlink()
     for lost in (no_index / "reports/index", nothing / "reports/index", nothing / "tables"):
         shutil.rmtree(lost)
     return made
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """Return the files of an archive's index by time, but for its map."""
-    return [path for path in sorted(folder.glob("reports/index/*.gz")) if "-map-" not in path.name]
+    """Return the files of an archive's index by time that have spans."""
+    files = sorted(folder.glob("reports/index/*.gz"))
+    return [path for path in files if "-map-" not in path.name and "-upper-" not in path.name]
 
 
 @pytest.fixture(scope="module")
@@ -302,8 +306,15 @@ def test_all_rows_with_and_without_an_index(
     assert all(tables(young, folder) == everything for folder in variants[1:])
 
 
-def test_rows_of_a_time_with_and_without_an_index(young: Hourly, variants: list[Path]) -> None:
-    """A condition gives the same rows, whatever the index lets out: times, days, statements, and what they join to."""
+@pytest.mark.parametrize("group", [1, 2, 64])
+def test_rows_of_a_time_with_and_without_an_index(
+    young: Hourly, variants: list[Path], monkeypatch: pytest.MonkeyPatch, group: int
+) -> None:
+    """A condition gives the same rows, whatever the index lets out: times, days, statements, and what they join to.
+
+    So it is with however many spans are looked at together, and lost ones among them.
+    """
+    monkeypatch.setattr(lazy, "_GROUP", group)
     chance = random.Random(17)
     conditions: list[str] = []
     for _ in range(12):
@@ -318,11 +329,14 @@ def test_rows_of_a_time_with_and_without_an_index(young: Hourly, variants: list[
             f"log = 'audit.grows/0' AND date_trunc('hour', time) = '{since:%F %H}:00:00'",
         ]
     conditions += ["time IS NULL", "day IS NULL", "log <> 'audit.grows/0'", "event_type LIKE 'auth%'", "status = 'x'"]
+    sealed = [each.replace("time", "sealed_at") for each in conditions if each.startswith("time BETWEEN")]
     found = []
     for folder in variants:
         with opened(young, folder) as (connection, _):
-            events = connection.table("events")
-            found.append([events.filter(each).select('"offset"').order("1").fetchall() for each in conditions])
+            events, manifests = connection.table("events"), connection.table("manifests")
+            of_folder = [events.filter(each).select('"offset"').order("1").fetchall() for each in conditions]
+            of_folder += [manifests.filter(each).select("sequence").order("1").fetchall() for each in sealed]
+            found.append(of_folder)
     assert all(other == found[0] for other in found[1:])
     assert sum(map(bool, found[0])) > len(conditions) // 2
 

@@ -160,11 +160,11 @@ def forge(growing: Growing, change: Callable[[Span], Span | None]) -> None:
     """Sign an index that was changed. Who holds the audit's key can do so."""
     store = open_store(str(growing.folder))
     spans = [changed for span in index_of(growing).of(log_of(growing)) if (changed := change(span)) is not None]
-    index, made = time_merge.extend(read_archive(store).id, 999, time_index.EMPTY, spans)
+    ref, made = time_merge.extend(read_archive(store).id, 999, time_index.EMPTY, spans)
     for key, data in made.items():
         store.create(key, data)
-    assert index.ref is not None
-    sign(growing, index.ref)
+    assert ref is not None
+    sign(growing, ref)
 
 
 def sign(growing: Growing, index: ObjectRef) -> None:
