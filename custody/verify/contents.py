@@ -27,6 +27,10 @@ _SEVERAL = 16
 """Statements whose objects are read at once."""
 
 
+Archived = set[tuple[str, type[SegmentRef | QuarantineRef]]]
+"""Logs and kinds of objects of which the last one was in an archive storage class."""
+
+
 class _Held:
     """Holds the batches of a statement for a sink, which gets them in its turn."""
 
@@ -47,7 +51,7 @@ def check_several(
     works: Sequence[Work],
     sink: Sink | None = None,
     salts: Salts | None = None,
-    archived: set[str] | None = None,
+    archived: Archived | None = None,
 ) -> Iterator[Outcome]:
     """Check the objects of several statements, and yield the outcomes in their order; as `check`.
 
@@ -80,7 +84,7 @@ def check(
     work: Work,
     sink: Sink | None = None,
     salts: Salts | None = None,
-    archived: set[str] | None = None,
+    archived: Archived | None = None,
 ) -> Outcome:
     """Check the objects of one statement. Never raises; problems are in the outcome.
 
@@ -89,8 +93,8 @@ def check(
         work: what the statement says about them.
         sink: gets each batch that inflates to the stated bytes.
         salts: returns the salts to check `leaves` with; without it, leaves are not checked.
-        archived: logs whose last object was in an archive storage class. The next one of such a log most likely is too,
-            so its status is asked for first: one request instead of two. Kept up to date.
+        archived: logs and kinds of objects of which the last one was in an archive storage class. The next one most
+            likely is too, so its status is asked for first: one request instead of two. Kept up to date.
     """
     outcome = Outcome(work)
     archived = set() if archived is None else archived
@@ -98,12 +102,9 @@ def check(
         if ref is None:
             continue
         try:
-            if work.log in archived:
-                status = store.status(ref.key)
-                if status.archived:
-                    outcome.findings.append(_archived(work, ref, status))
-                    continue
-                archived.discard(work.log)
+            if (status := _status_if_archived(store, work, ref, archived)) is not None:
+                outcome.findings.append(_archived(work, ref, status))
+                continue
             if isinstance(ref, SegmentRef):
                 check_segment(store, work, ref, outcome, sink, salts)
             else:
@@ -118,7 +119,30 @@ def check(
     return outcome
 
 
-def _check_archived(store: Store, work: Work, ref: SegmentRef | QuarantineRef, archived: set[str]) -> Finding:
+def _status_if_archived(
+    store: Store, work: Work, ref: SegmentRef | QuarantineRef, archived: Archived
+) -> ObjectStatus | None:
+    """Return the status of an object in an archive storage class behind another one; None if it is to be read.
+
+    Raises:
+        ObjectMissing: there is none.
+    """
+    if (work.log, type(ref)) not in archived:
+        return None
+    try:
+        status = store.status(ref.key)
+    except ObjectMissing:
+        raise
+    except CustodyError:
+        # To read it says what is wrong.
+        return None
+    if status.archived:
+        return status
+    archived.discard((work.log, type(ref)))
+    return None
+
+
+def _check_archived(store: Store, work: Work, ref: SegmentRef | QuarantineRef, archived: Archived) -> Finding:
     """Check an object that the store did not give, because it must be restored before."""
     try:
         status = store.status(ref.key)
@@ -126,7 +150,7 @@ def _check_archived(store: Store, work: Work, ref: SegmentRef | QuarantineRef, a
         message = f"the status of the object, in an archive storage class, cannot be read: {error}"
         return finding("unreadable", message, log=work.log, sequence=work.sequence, key=ref.key)
     if status.archived:
-        archived.add(work.log)
+        archived.add((work.log, type(ref)))
     return _archived(work, ref, status)
 
 

@@ -15,7 +15,7 @@ from custody.format import leaves, limits
 from custody.format.manifest import Batch
 from custody.keys.secret import Secret
 from custody.store.protocol import Store
-from custody.verify.contents import check_several
+from custody.verify.contents import Archived, check_several
 from custody.verify.work import Outcome, Sink, Work
 
 _GROUP_BYTES = 16 * 1_048_576
@@ -51,7 +51,7 @@ class Pool:
         self._leaves = leaves or {}
         self._sink = sink
         self._take = take
-        self._archived: set[str] = set()
+        self._archived: Archived = set()
         self._bound = 2 * workers
         self._group: list[Work] = []
         self._weight = 0
@@ -151,8 +151,7 @@ def _name(work: Work, batch: Batch) -> _Name:
 
 
 _worker_store: Store | None = None
-_worker_archived: set[str] = set()
-"""Logs whose last object here was in an archive storage class."""
+_worker_archived: Archived = set()
 
 
 def _open(store: Store) -> None:
