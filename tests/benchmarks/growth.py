@@ -1,8 +1,8 @@
 """What commands cost on an archive of a month, a year and seven years: `uv run python -m tests.benchmarks.growth`.
 
-Each archive has a log of one statement a minute, an hourly checkpoint and a nightly audit, up to the minute in which it
-was made. A real broker has a topic that ends where the log does, so there is nothing new. The commands are those that
-run each minute or each night, and those of people who look for a day, an event or a proof.
+Each archive has a log of one statement a minute, or several (`--logs`), an hourly checkpoint and a nightly audit, up to
+the minute in which it was made. A real broker has a topic that ends where the log does, so there is nothing new. The
+commands are those that run each minute or each night, and those of people who look for a day, an event or a proof.
 
 1. `generated`: a store that makes objects when they are asked for, and counts requests (tests/helpers/aged.py). What
    making them takes is part of the processor time; what a client of S3 takes is not.
@@ -42,7 +42,6 @@ from rich.console import Console
 from rich.table import Table
 
 from custody.archive.reader import read_archive
-from custody.format.layout import Log
 from custody.store.open import open_store
 from tasks.metrics.state import LogTotals, State
 from tasks.search.client import Search
@@ -199,6 +198,9 @@ def measure(archive: Archive, command: Command, folder: Path, servers: Servers, 
         figures, code, said = _wait(call, environment, folder, journal, limit)
         if code is not None and code not in command.codes:
             raise SystemExit(f"{archive.kind}, {archive.days} days: custody {' '.join(arguments)}: code {code}: {said}")
+        if code is None:
+            # What comes after a command that was ended is not what it would be after a whole one.
+            break
     return figures
 
 
@@ -250,17 +252,20 @@ def _fields(archive: Archive, folder: Path) -> dict[str, str]:
 # --- archives
 
 
-def build(folder: Path, ages: Sequence[int], kafka: KafkaServer | None, *, workers: int = 2) -> list[AgedStore]:
+def build(
+    folder: Path, ages: Sequence[int], kafka: KafkaServer | None, *, logs: int = 1, workers: int = 2
+) -> list[AgedStore]:
     """Make archives of these ages, several at a time, or find them where they were kept."""
-    sources = _topics(kafka, ages) if kafka else {days: Source(_topic(days)) for days in ages}
+    sources = _topics(kafka, ages, logs) if kafka else {days: Source(_topic(days)) for days in ages}
     end = datetime.now(UTC).replace(second=0, microsecond=0)
 
     def make(days: int) -> AgedStore:
-        at, source = folder / f"{days}", sources[days]
+        at, source = folder / (f"{days}-{logs}" if logs > 1 else f"{days}"), sources[days]
         if not (at / "spec.json").exists() or AgedStore(at).spec.source != source:
             shutil.rmtree(at, ignore_errors=True)
             more = ["--cluster", source.cluster, "--topic-id", source.topic_id or "", "--end", end.isoformat()]
-            call = [sys.executable, "-m", "tests.benchmarks.growth", "--make", str(at), "--ages", str(days), *more]
+            more += ["--ages", str(days), "--logs", str(logs)]
+            call = [sys.executable, "-m", "tests.benchmarks.growth", "--make", str(at), *more]
             subprocess.run(call, check=True)
         return AgedStore(at)
 
@@ -276,12 +281,12 @@ def _topic(days: int) -> str:
     return f"audit.{days}-days"
 
 
-def _topics(kafka: KafkaServer, ages: Sequence[int]) -> dict[int, Source]:
+def _topics(kafka: KafkaServer, ages: Sequence[int], logs: int) -> dict[int, Source]:
     """Return the topics of a broker, one for each age; they are made if they are not there."""
     there = kafka.admin.list_topics(timeout=20).topics
     for days in ages:
         if _topic(days) not in there:
-            kafka.create_topic(_topic(days))
+            kafka.create_topic(_topic(days), logs)
     cluster = kafka.admin.describe_cluster().result(20).cluster_id
     answers = kafka.admin.describe_topics(TopicCollection([_topic(days) for days in ages]))
     return {days: Source(_topic(days), str(cluster), str(answers[_topic(days)].result(20).topic_id)) for days in ages}
@@ -289,12 +294,12 @@ def _topics(kafka: KafkaServer, ages: Sequence[int]) -> dict[int, Source]:
 
 def _set_ends(kafka: KafkaServer, stores: Sequence[AgedStore]) -> None:
     """Let each topic begin and end where its log ends, as if retention had deleted all that was archived."""
-    ends = {store.spec.topic: FIRST_OFFSET + store.spec.statements * EACH for store in stores}
-    if all(kafka.watermarks(topic) == (end, end) for topic, end in ends.items()):
+    ends = {log: FIRST_OFFSET + store.spec.statements * EACH for store in stores for log in store.spec.names}
+    if all(kafka.watermarks(log.topic, log.partition) == (end, end) for log, end in ends.items()):
         return
     kafka.stop()
-    for topic, end in ends.items():
-        folder = kafka.folder / "data" / f"{topic}-0"
+    for log, end in ends.items():
+        folder = kafka.folder / "data" / f"{log.topic}-{log.partition}"
         for path in folder.iterdir():
             if path.name != "partition.metadata":
                 path.unlink()
@@ -310,18 +315,19 @@ def write_states(archive: Archive, folder: Path, elastic: ElasticsearchServer | 
     """Write the heads that a verifier saw a day ago, what was counted for metrics by then, and that all is indexed."""
     spec = archive.store.spec
     size = spec.statements - DAY
-    head = archive.store.nodes(Log(spec.topic, 0)).head(size)
+    heads = {str(log): archive.store.nodes(log).head(size) for log in spec.names}
     totals = LogTotals(size, "", {"query_executed": size * EACH}, size, size, complete=True)
-    counted = State(spec.archive, spec.begin.timestamp(), {archive.log: totals})
+    counted = State(spec.archive, spec.begin.timestamp(), dict.fromkeys(heads, totals))
     (folder / "metrics.json").write_bytes(msgspec.json.encode(counted))
     if elastic:
         with contextlib.closing(Search(SearchSettings(url=elastic.url))) as search:
             prepare(search)
-            put_cursor(search, spec.archive, Log(spec.topic, 0), spec.statements)
+            for log in spec.names:
+                put_cursor(search, spec.archive, log, spec.statements)
     pin = read_archive(archive.store).pin
     entry = {
         "archive": {"id": pin.id, "sha256": pin.sha256},
-        "heads": {archive.log: {"size": head.size, "root": head.root.hex()}},
+        "heads": {name: {"size": head.size, "root": head.root.hex()} for name, head in heads.items()},
     }
     url = open_store(archive.url).url if archive.kind == "folder" else archive.url
     path = folder / "state.json"
@@ -401,6 +407,7 @@ def main() -> None:
     """Build, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ages", type=_ages, default=list(AGES), help="days, with commas between them")
+    parser.add_argument("--logs", type=int, default=1, help="partitions of the topic, each of which is a log")
     parser.add_argument("--folder-days", type=_ages, default=list(AGES), help="ages that are also written as files")
     parser.add_argument(
         "--segment-days", type=int, default=SEGMENT_DAYS, help="days at the end whose segments are written as files"
@@ -424,7 +431,9 @@ def main() -> None:
     if options.make:
         (days,) = options.ages
         source = Source(_topic(days), options.cluster, options.topic_id)
-        aged.make_archive(options.make, days * DAY, source=source, end=options.end, unaudited=1, span=PIECE)
+        aged.make_archive(
+            options.make, days * DAY, logs=options.logs, source=source, end=options.end, unaudited=1, span=PIECE
+        )
         return
     tempfile.tempdir = str(options.temp.absolute()) if options.temp else None
     with tempfile.TemporaryDirectory(prefix="custody-growth-") as name, contextlib.ExitStack() as stack:
@@ -445,7 +454,7 @@ def _report(options: argparse.Namespace, folder: Path, servers: Servers, stack: 
     console.print(f"{machine}, load {os.getloadavg()[0]:.1f} before")
     began = time.perf_counter()
     ages = sorted({*options.ages, *options.folder_days, *options.s3_days})
-    stores = dict(zip(ages, build(folder, ages, servers.kafka), strict=True))
+    stores = dict(zip(ages, build(folder, ages, servers.kafka, logs=options.logs), strict=True))
     console.print(f"made {', '.join(f'{days:,} days' for days in ages)} in {time.perf_counter() - began:.0f} s")
     places: list[tuple[str, Sequence[int], Callable[[int], Archive], Sequence[str]]] = [
         ("generated", options.ages, lambda days: Archive("generated", days, stores[days], stores[days].url), ()),
