@@ -82,7 +82,10 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "audit": (Severity.TAMPERED, "restore the audits from a replica or backup; find out who modified them"),
     "version": (Severity.TAMPERED, "keep the first version as the evidence; find out who overwrote it"),
     "delete-marker": (Severity.TAMPERED, "remove the delete marker to restore the object; find out who deleted it"),
-    "deferred": (Severity.NOTICE, "nothing; to have the objects read, restore them and verify again"),
+    "deferred": (
+        Severity.NOTICE,
+        "nothing; to have the objects read, restore them, copy the archive, and verify the copy",
+    ),
     "lock": (Severity.POLICY, "set Object Lock as in the settings; find out who changed it"),
     "lifecycle": (Severity.POLICY, "set the bucket's lifecycle rules again: they may move evidence, never delete it"),
     "retention": (Severity.POLICY, "compare trust.json's retention_days with what was deleted, and when"),

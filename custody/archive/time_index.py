@@ -24,8 +24,8 @@ from custody.archive.audit_findings import listed_objects
 from custody.archive.forms import AUDITS
 from custody.archive.reader import find_end
 from custody.archive.readings import newest_reading
-from custody.archive.time_parts import FOLDER, Contents, Contradiction, Part, Run, read_map, read_part
-from custody.archive.time_spans import Span, order
+from custody.archive.time_parts import FOLDER, Contents, Part, Run, read_map, read_part
+from custody.archive.time_spans import Contradiction, Span, order
 from custody.archive.trusted import Judge
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import layout
@@ -71,7 +71,7 @@ class TimeIndex:
         runs = self.runs(log)
         return runs[-1].span.end if runs else 0
 
-    def runs(self, log: Log) -> Sequence[Run]:
+    def runs(self, log: Log | str) -> Sequence[Run]:
         """Return the runs of a log in order, as the map has them. Reads no part: `inside` does."""
         return self._runs.get(str(log), ())
 
@@ -100,7 +100,7 @@ class TimeIndex:
         return chosen
 
     def ranges(
-        self, log: Log, first: int, end: int, wanted: Callable[[Span], bool]
+        self, log: Log | str, first: int, end: int, wanted: Callable[[Span], bool]
     ) -> Iterator[tuple[range, Span | None]]:
         """Yield the slots `[first, end)` of a log in order, with their span: None for those in none, or of a lost part.
 
@@ -111,12 +111,6 @@ class TimeIndex:
         """
         for slots, run in self._walk(log, first, end, wanted):
             yield slots, run.span if run and not run.lost else None
-
-    def slots(self, log: Log, first: int, end: int, wanted: Callable[[Span], bool]) -> Iterator[range]:
-        """Yield the slots in `[first, end)` of a log in order that are in a wanted span, in none, or of a lost part."""
-        for slots, span in self.ranges(log, first, end, wanted):
-            if span is None or wanted(span):
-                yield slots
 
     def gaps(self, log: Log, first: int, end: int) -> Iterator[range]:
         """Yield the slots in `[first, end)` of a log that are in no run, in order. Reads no part."""
@@ -129,15 +123,7 @@ class TimeIndex:
         """
         return self._chosen(log, 0, self.end(log), lambda span: span.sealed_within(since, until))
 
-    def with_events(self, log: Log, since: datetime | None, until: datetime | None) -> Sequence[Span]:
-        """Return the spans that may have an event whose own time is from `since` on and before `until`."""
-        return self._chosen(log, 0, self.end(log), lambda span: span.events_within(since, until))
-
-    def of(self, log: Log) -> Sequence[Span]:
-        """Return all spans of a log. Reads all parts that have some."""
-        return self._chosen(log, 0, self.end(log), lambda _: True)
-
-    def between(self, log: Log, first: int, end: int) -> Sequence[Span]:
+    def between(self, log: Log | str, first: int, end: int) -> Sequence[Span]:
         """Return the spans of a log that have a slot in `[first, end)`. Those of lost parts are left out."""
         return [span for _, span in self.ranges(log, first, end, lambda _: True) if span is not None]
 
@@ -154,7 +140,7 @@ class TimeIndex:
             compared, contents = self._contents[key]
             if compared is not part and compared != part:
                 # Its object was compared with another line than this one.
-                self.lose(key, Contradiction("two lines of maps say different things of it"))
+                self._lose(key, Contradiction("two lines of maps say different things of it"))
                 return Contents()
             return contents
 
@@ -162,11 +148,14 @@ class TimeIndex:
         try:
             return self._read(part)
         except (FormatError, ObjectMissing, ObjectArchived) as error:
-            self._lost.add(part.ref.key)
-            self.lose(part.ref.key, error)
+            self._lose(part.ref.key, error)
             return Contents()
 
-    def lose(self, key: str, error: CustodyError) -> None:
+    def _lose(self, key: str, error: CustodyError) -> None:
+        self._lost.add(key)
+        self.note_problem(key, error)
+
+    def note_problem(self, key: str, error: CustodyError) -> None:
         """Note that an object cannot be used."""
         problem = f"a part of the index by time is not used: {key}: {error}"
         if problem in self.problems:
@@ -181,7 +170,7 @@ class TimeIndex:
         return [run.span for _, run in self._walk(log, first, end, wanted) if run is not None and wanted(run.span)]
 
     def _walk(
-        self, log: Log, first: int, end: int, wanted: Callable[[Span], bool]
+        self, log: Log | str, first: int, end: int, wanted: Callable[[Span], bool]
     ) -> Iterator[tuple[range, Run | None]]:
         """Yield the slots `[first, end)` in order, each with the run or span that has them: None if there is none."""
         for run in self._within(self.runs(log), first, end, wanted):
@@ -264,7 +253,7 @@ def read(store: Store, audit: Audit) -> TimeIndex:
         _check_heads(audit, parts)
     except (FormatError, ObjectMissing, ObjectArchived) as error:
         index = TimeIndex((), _none)
-        index.lose(ref.key, error)
+        index.note_problem(ref.key, error)
         return index
     return TimeIndex(parts, lambda part: read_part(store, audit.archive, part), ref)
 
@@ -294,7 +283,7 @@ def find(store: Store, archive: str | None, trust: Trust) -> TimeIndex:
         size = find_end(store, AUDITS, judge.stands).head.size
     except FormatError as error:
         index = TimeIndex((), _none)
-        index.lose(layout.AUDITS, error)
+        index.note_problem(layout.AUDITS, error)
         return index
     audit = newest_reading(store, archive, trust, size, signed=bool(trust.keys))
     return read(store, audit) if audit else EMPTY

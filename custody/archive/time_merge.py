@@ -24,7 +24,7 @@ MOST_OF_ALL = 131_072
 SMALL = 64
 """Parts with no more spans are merged with any newer one: a request costs more than they do."""
 GATHERED = 8
-"""Parts that become one of the level above. So after seven years, 20,000 logs have a map that readers take."""
+"""Parts that become one of the level above. So after seven years, 10,000 logs have a map that readers take."""
 
 
 def extend(
@@ -36,7 +36,7 @@ def extend(
         archive: the archive's id.
         audit: sequence of the audit that adds them.
         known: what the audit before refers to. Parts of it that turn out to be lost are left out.
-        new: the spans. Of two that overlap, readers use the first one only.
+        new: the spans. One is left out if a known one, which is not left out, has a statement of it.
         replaced: the log and the first sequence of each known span that is left out, and of each run of a lost part.
 
     Returns:
@@ -45,7 +45,7 @@ def extend(
     Raises:
         StoreError: the store does not answer.
     """
-    made, change = _Made(archive, f"{audit:012}", known), _Change(new, replaced)
+    made, change = _Made(archive, f"{audit:012}", known), _Change(known, new, replaced)
     parts = _rebuilt(made, known.parts, change)
     added = change.rest()
     if not added and not made.objects and len(parts) == len(known.parts):
@@ -68,7 +68,9 @@ def _rebuilt(made: "_Made", parts: Iterable[Part], change: "_Change") -> list[Pa
             inner = _rebuilt(made, lower, change)
             rebuilt += [made.upper(inner)] if inner else []
         else:
-            kept = [*(span for span in spans if not change.replaces(span)), *change.taken(part)]
+            # Of a lost part, new spans are added as others are: there may be more than a part has.
+            taken = change.take_within(part) if spans else ()
+            kept = [*(span for span in spans if not change.replaces(span)), *taken]
             rebuilt += [made.part(kept)] if kept else []
     return rebuilt
 
@@ -105,13 +107,15 @@ def _gather(made: "_Made", parts: list[Part]) -> None:
 class _Change:
     """New spans, and the known ones that are left out."""
 
-    def __init__(self, new: Iterable[Span], replaced: Iterable[tuple[str, int]]) -> None:
-        self._new: dict[str, list[Span]] = {}
-        for span in sorted(new, key=order):
-            self._new.setdefault(span.log, []).append(span)
+    def __init__(self, known: TimeIndex, new: Iterable[Span], replaced: Iterable[tuple[str, int]]) -> None:
         self._replaced: dict[str, list[int]] = {}
         for log, first in sorted(replaced):
             self._replaced.setdefault(log, []).append(first)
+        self._new: dict[str, list[Span]] = {}
+        for span in sorted(new, key=order):
+            # A part that was lost when the new one was made may be there again.
+            if all(map(self.replaces, known.between(span.log, span.first, span.end))):
+                self._new.setdefault(span.log, []).append(span)
 
     def touches(self, part: Part) -> bool:
         """Return whether a span of a part is left out."""
@@ -128,7 +132,7 @@ class _Change:
         at = bisect_left(sequences, run.first)
         return at < len(sequences) and sequences[at] < run.end
 
-    def taken(self, part: Part) -> Sequence[Span]:
+    def take_within(self, part: Part) -> Sequence[Span]:
         """Take the new spans that lie within the runs of a part, and return them."""
         taken: list[Span] = []
         for run in part.runs:

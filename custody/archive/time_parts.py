@@ -1,18 +1,19 @@
 """The objects of the index by time: parts and maps, as signed bytes, and what they have.
 
-A part has spans. A map has parts: the one to which an audit refers, and those below it, which stand for some parts of
-the level below theirs.
+A part of level 0 has spans. The object of another part is a map of parts of lower levels, for which it stands. The map
+to which an audit refers has the parts of all levels for which no other one stands.
 """
 
 import gzip
 import zlib
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from custody.archive.time_spans import Span, check, runs_of
+from custody.archive.time_spans import Contradiction, Span, check, order, runs_of
 from custody.errors import FormatError
 from custody.format import limits
 from custody.format.audit import ObjectRef
@@ -65,10 +66,6 @@ class Contents(NamedTuple):
     spans: Sequence[Span] = ()
 
 
-class Contradiction(FormatError):
-    """What was signed contradicts itself."""
-
-
 class _Head(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     format: str
     archive: str
@@ -116,6 +113,10 @@ def read_part(store: Store, archive: str, part: Part) -> Contents:
 def _compare(part: Part, many: int, spans: Sequence[Span]) -> None:
     if many != part.many or runs_of(spans) != part.runs:
         raise Contradiction("its spans are not those of the map that names it")
+    for before, after in pairwise(sorted(spans, key=order)):
+        if after.log == before.log and after.first < before.end:
+            # Who goes down from a run, and who only looks at it, would take different ones.
+            raise Contradiction(f"two of its spans have statement {after.first} of {after.log[:300]!r}")
 
 
 def make_part(name: str, archive: str, spans: Sequence[Span]) -> tuple[Part, bytes]:

@@ -158,12 +158,18 @@ def _widened(bounds: Bounds | None, values: Sequence[int]) -> Bounds | None:
     return (min(values), max(values)) if values else None
 
 
+class Contradiction(FormatError):
+    """What was signed contradicts itself."""
+
+
 def check(span: Span) -> None:
-    """Raise FormatError if a span contradicts itself."""
+    """Raise Contradiction if a span contradicts itself."""
     if span.first >= span.end or span.first_offset > span.next_offset:
-        raise FormatError(f"the span {span.first} to {span.end} of {span.log[:300]!r} is empty or reversed")
+        raise Contradiction(f"the span {span.first} to {span.end} of {span.log[:300]!r} is empty or reversed")
     for bounds in (span.sealed, span.event_times, span.kafka_times):
         if bounds and bounds[0] > bounds[1]:
-            raise FormatError(f"the span {span.first} to {span.end} of {span.log[:300]!r} has reversed times")
+            raise Contradiction(f"the span {span.first} to {span.end} of {span.log[:300]!r} has reversed times")
     if span.sealed is None and (span.event_times or span.manifests or span.batches):
-        raise FormatError(f"the span {span.first} to {span.end} of {span.log[:300]!r} has no times, but their tables")
+        raise Contradiction(f"the span {span.first} to {span.end} of {span.log[:300]!r} has no times, but their tables")
+    if span.batches and not span.manifests:
+        raise Contradiction(f"the span {span.first} to {span.end} of {span.log[:300]!r} has batches of no statements")

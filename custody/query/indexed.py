@@ -228,6 +228,8 @@ class Indexed:
         if span.tables is None:
             return None
         try:
+            if tables.parse_list_key(span.tables.key) != (log, span.first, span.end):
+                raise FormatError(f"{span.tables.key} is no list of these statements' tables")
             data = read_signed(self._entries.store, span.tables)
             made = msgspec.json.decode(data.split(b"\n")[0], type=tables.TableList)
         except (*LOST, msgspec.MsgspecError) as error:

@@ -122,7 +122,7 @@ def check(
 def _status_if_archived(
     store: Store, work: Work, ref: SegmentRef | QuarantineRef, archived: Archived
 ) -> ObjectStatus | None:
-    """Return the status of an object in an archive storage class behind another one; None if it is to be read.
+    """Return the status of an archived object, if the log's last one of its kind was archived; None: it is to be read.
 
     Raises:
         ObjectMissing: there is none.

@@ -97,6 +97,7 @@ class Indexer:
             StoreError: the archive cannot be listed.
         """
         self._store, self._log, self._piece, self._full = store, log, piece, plan.full
+        self._archive, self._trust = plan.archive, trust
         name, first, end = piece.log, piece.first, piece.end
         ranges = list(known.ranges(log, first, end, lambda _: True))
         self._known = [_Range(name, slots.start, slots.stop, span) for slots, span in ranges if span is not None]
@@ -166,7 +167,7 @@ class Indexer:
                 continue
             try:
                 problem = self._difference(each, known, read) or self._file_problem(each, known)
-                listed = known.tables if self._is_listed(known) else None
+                listed = known.tables if self._is_listed(known) else self._found_list(known)
             except CustodyError as error:
                 message = f"the time index of statements {each.first} to {each.end - 1} cannot be checked: {error}"
                 made.findings.append(finding("unreadable", message, log=known.log))
@@ -183,6 +184,9 @@ class Indexer:
 
     def _difference(self, each: _Range, known: Span, read: Span) -> Finding | None:
         """Return a finding if a known span does not say what the statements say, as far as they are of this piece."""
+        if known.tables and tables.parse_list_key(known.tables.key) != (self._log, known.first, known.end):
+            message = "the time index names a list of tables that is not of its statements"
+            return self._finding(each, message, key=known.tables.key)
         whole = (each.first, each.end) == (known.first, known.end)
         for name, what in (("sealed", "were sealed"), ("event_times", "have events"), ("kafka_times", "have records")):
             stated, actual = getattr(known, name), getattr(read, name)
@@ -228,6 +232,12 @@ class Indexer:
             return sha256(self._store.read(ref.key, limit=limits.FILE_BYTES)).hexdigest() == ref.sha256
         except (ObjectMissing, FormatError):
             return False
+
+    def _found_list(self, known: Span) -> ObjectRef | None:
+        """Return the signed list of the tables of a known span, found by its name; None if there is none."""
+        found = signed_lists(self._store, self._archive, self._log, known.first, known.end, self._trust)
+        _, end, ref = next(iter(found))
+        return ref if end == known.end else None
 
     def _finding(self, each: _Range, message: str, **fields: Any) -> Finding:
         loss = (self._piece.log, each.first, each.end, message, fields.get("expected"), fields.get("found"))
@@ -298,10 +308,14 @@ def hand_on(
     Raises:
         StoreError: the archive cannot be written.
     """
-    known = time_index.EMPTY if plan.full else known_index(store, trust, plan)
+    known = known_index(store, trust, plan)
+    for log, first in replaced if plan.full else ():
+        # It is named if it is lost, though nothing of it is kept.
+        known.between(log, first, first + 1)
     # What lies beyond the head that this audit signs may be another history.
     new = [span for span in new if span.end <= plan.heads.get(span.log, (0, ""))[0]]
-    ref, made = time_merge.extend(plan.archive, plan.sequence, known, new, replaced)
+    before = time_index.EMPTY if plan.full else known
+    ref, made = time_merge.extend(plan.archive, plan.sequence, before, new, replaced)
     for key, data in made.items():
         store.create(key, data)
     return [ref] if ref else [], list(_lost(known))

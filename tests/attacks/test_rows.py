@@ -73,6 +73,9 @@ ELSEWHERE: dict[int, list[str]] = {
     82: [
         "tests/tasks/audit/test_time_index.py::test_a_signed_index_that_is_wrong_is_found_and_made_again",
         "tests/tasks/audit/test_time_index.py::test_a_map_that_hides_a_part_is_found_and_made_again",
+        "tests/tasks/audit/test_time_index.py::test_spans_that_overlap_are_found",
+        "tests/tasks/audit/test_time_index.py::test_batches_of_no_statements_are_found",
+        "tests/tasks/audit/test_time_index.py::test_tables_of_others_hide_no_events",
         "tests/tasks/audit/test_time_index.py::test_rows_that_are_not_those_of_the_statements_are_found",
         "tests/tasks/audit/test_time_index.py::test_an_object_that_is_not_as_it_was_signed_is_made_again",
     ],

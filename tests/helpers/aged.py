@@ -544,10 +544,10 @@ def _make_index(
                 put.create(ref.key, data)
             of_log[number] = msgspec.structs.replace(each, **refs)
         spans += of_log
-    index, made = time_merge.extend(spec.archive, audits - 1, time_index.EMPTY, spans)
+    map_ref, made = time_merge.extend(spec.archive, audits - 1, time_index.EMPTY, spans)
     for key, data in made.items():
         put.create(key, data)
-    return [index] if index else []
+    return [map_ref] if map_ref else []
 
 
 def _make_turn(put: Store, spec: Spec, audits: int) -> ObjectRef:

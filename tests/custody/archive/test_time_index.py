@@ -71,6 +71,11 @@ def put(
     return index
 
 
+def spans_of(index: TimeIndex, log: Log) -> Sequence[Span]:
+    """Return all spans of a log. A lost part is one without times."""
+    return index.overlapping(log, None, None)
+
+
 def audit(ref: ObjectRef | None, size: int = 10**9, logs: Iterable[Log] = LOGS) -> Audit:
     """Return an audit that refers to a map."""
     heads = {str(log): HeadRef(size, "00" * 32) for log in logs}
@@ -104,7 +109,7 @@ def statement(sequence: int, low: int, high: int, passed: int) -> Statement:
 
 @contextmanager
 def small(spans: int = 2, gathered: int = 2) -> Iterator[None]:
-    """Let parts be small, so that a few nights make an index of several levels."""
+    """Make parts small, so that a few nights make an index of several levels."""
     with pytest.MonkeyPatch.context() as patched:
         for name, value in (("SMALL", 0), ("MOST_SPANS", spans), ("EACH_LOG", 1), ("GATHERED", gathered)):
             patched.setattr(time_merge, name, value)
@@ -125,11 +130,11 @@ def test_merging_any_sequence_of_nights_gives_the_spans_of_one_object(
     at_once = put(MemoryStore(), [[span for spans in added for span in spans]])
     read = time_index.read(store, audit(index.ref))
     for log in LOGS:
-        assert read.of(log) == at_once.of(log)
+        assert spans_of(read, log) == spans_of(at_once, log)
         assert read.problems == []
         assert read.end(log) == ends.get(log, 0)
         assert list(read.gaps(log, 0, 200)) == [range(ends.get(log, 0), 200)]
-        assert all(read.between(log, span.end - 1, span.end) == [span] for span in read.of(log))
+        assert all(read.between(log, span.end - 1, span.end) == [span] for span in spans_of(read, log))
 
 
 @pytest.mark.parametrize("shrinking", [False, True])
@@ -176,7 +181,7 @@ def test_very_many_spans_are_several_parts(monkeypatch: pytest.MonkeyPatch) -> N
     store = MemoryStore()
     index = put(store, [spans, *([Span(log=str(LOGS[0]), first=at, end=at + 1)] for at in range(95, 120))])
     assert [part.many for part in index.parts] == [10] * 12
-    assert [span.first for span in index.of(LOGS[0])] == list(range(120))
+    assert [span.first for span in spans_of(index, LOGS[0])] == list(range(120))
 
 
 def test_only_parts_are_read_that_a_time_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,8 +196,9 @@ def test_only_parts_are_read_that_a_time_needs(monkeypatch: pytest.MonkeyPatch) 
     since, until = EPOCH + MICROSECOND * 55, EPOCH + MICROSECOND * 56
     assert [span.first for span in index.overlapping(LOGS[0], since, until)] == [52, 53, 54, 55]
     assert list(index.gaps(LOGS[0], 0, 101)) == [range(100, 101)]
-    wanted = index.slots(LOGS[0], 0, 101, lambda span: span.sealed_within(since, until))
-    assert [slots.start for slots in wanted] == [52, 53, 54, 55, 100]
+    ranges = index.ranges(LOGS[0], 0, 101, lambda span: span.sealed_within(since, until))
+    wanted = [slots.start for slots, span in ranges if span is None or span.sealed_within(since, until)]
+    assert wanted == [52, 53, 54, 55, 100]
     assert len(store.calls) == 2
 
 
@@ -235,7 +241,7 @@ def test_the_map_does_not_grow_with_spans_that_are_made_again() -> None:
                 again = again if replacing else set()
                 new += [Span(log=log, first=at, end=at + 1, sealed=(at, at), events=number) for log, at in again]
                 index = put(store, [new], index, again, logs=many)
-        assert all([span.first for span in index.of(log)] == list(range(150)) for log in many)
+        assert all([span.first for span in spans_of(index, log)] == list(range(150)) for log in many)
         runs.append(sum(len(part.runs) for part in index.parts))
     assert runs[0] == runs[1]
 
@@ -293,6 +299,39 @@ def test_no_part_is_larger_than_a_reader_takes() -> None:
     share = len(spans) / time_merge.MOST_OF_ALL
     assert len(data) < share * time_parts.SIZE_LIMIT
     assert len(gzip.decompress(data)) < share * time_parts.INFLATED_LIMIT
+
+
+def test_the_map_of_ten_thousand_logs_is_no_larger_than_a_reader_takes() -> None:
+    """After seven years of three spans a night, with the most lines that each log may have."""
+    many, random = 10_000, Random(20261130)
+    parts = 3 * 365 * 7 * many // min(time_merge.EACH_LOG * many, time_merge.MOST_OF_ALL)
+    lines = 0
+    while parts >= 2 * time_merge.GATHERED:
+        lines, parts = lines + 2 * time_merge.GATHERED - 1, parts // time_merge.GATHERED
+    lines += parts
+    assert 20 < lines < 50
+
+    def run(partition: int) -> Span:
+        first, low, events = random.randrange(10**7), random.randrange(10**15, 10**16), random.randrange(10**10)
+        times = (low, low + random.randrange(10**13))
+        stored = random.randrange(10**11)
+        return Span(
+            log=f"audit.events/{partition}",
+            first=first,
+            end=first + random.randrange(10**6),
+            sealed=times,
+            event_times=(times[0] - random.randrange(10**7), times[1] - random.randrange(10**7)),
+            kafka_times=(times[0] // 1000, times[1] // 1000),
+            first_offset=random.randrange(10**11),
+            next_offset=10**11 + events,
+            events=events,
+            stored=stored,
+            inflated=4 * stored + random.randrange(10**6),
+        )
+
+    part = Part(ObjectRef("reports/index/a", 1, "00" * 32), 1, [run(partition) for partition in range(1_000)])
+    data = time_parts.encode(ARCHIVE_ID, time_parts.MAP_FORMAT, [part])
+    assert len(data) / len(part.runs) * lines * many < time_parts.SIZE_LIMIT
 
 
 def _large() -> tuple[MemoryStore, TimeIndex, dict[Log, int]]:
@@ -378,7 +417,7 @@ def test_a_gathered_part_that_is_missing_or_damaged_hides_nothing(harm: str, lev
     assert [part.ref.key in problem for problem in read.problems] == [True]
     # An audit that reads these statements again leaves the lost part out, and keeps the others.
     again = put(store, [list(_ones(run.end))], read, {(str(LOGS[0]), 0)})
-    assert [span.first for span in again.of(LOGS[0])] == list(range(30))
+    assert [span.first for span in spans_of(again, LOGS[0])] == list(range(30))
     assert again.problems == []
 
 
@@ -411,7 +450,7 @@ def test_of_two_lines_that_name_one_object_a_lie_is_found(lie: str, first: int) 
     read = time_index.read(store, audit(mapped(store, [false, true] if lie == "before" else [true, false])))
     for log in (LOGS[first], LOGS[1 - first]):
         list(read.ranges(log, 0, 3, lambda _: True))
-    assert read.contradictions or [span.sealed for span in read.of(LOGS[1])] == [(1, 2)]
+    assert read.contradictions or [span.sealed for span in spans_of(read, LOGS[1])] == [(1, 2)]
 
 
 def test_slots_that_a_run_has_and_its_part_has_not_are_read_one_by_one() -> None:
@@ -421,7 +460,7 @@ def test_slots_that_a_run_has_and_its_part_has_not_are_read_one_by_one() -> None
     (part,) = index.parts
     other = Part(part.ref, 1, [Span(log=str(LOGS[2]), first=0, end=4, sealed=(1, 2))])
     read = time_index.read(store, audit(mapped(store, [part, other])))
-    assert [span.first for span in read.of(LOGS[0])] == [0]
+    assert [span.first for span in spans_of(read, LOGS[0])] == [0]
     assert list(read.ranges(LOGS[2], 0, 4, lambda _: True)) == [(range(4), None)]
     (run,) = read.runs(LOGS[2])
     assert [(each.span.first, each.span.end, each.span.sealed, each.lost) for each in read.inside(run)] == [
@@ -446,11 +485,32 @@ def test_spans_of_gathered_parts_can_be_replaced(replaced: set[int]) -> None:
     new = [Span(log=log, first=at, end=at + 1, sealed=(at, at), events=7) for at in replaced]
     with small():
         after = put(store, [new], index, {(log, at) for at in replaced})
-    assert [span.events for span in after.of(LOGS[0])] == [7 if at in replaced else 1 for at in range(30)]
-    assert [span.first for span in after.of(LOGS[0])] == list(range(30))
+    assert [span.events for span in spans_of(after, LOGS[0])] == [7 if at in replaced else 1 for at in range(30)]
+    assert [span.first for span in spans_of(after, LOGS[0])] == list(range(30))
     assert [(part.level, part.many, len(part.runs)) for part in after.parts] == [
         (part.level, part.many, len(part.runs)) for part in index.parts
     ]
+
+
+def test_a_part_that_is_there_again_doubles_nothing() -> None:
+    """An audit's pieces did without it. When their spans are added, it can be read: known ones stay."""
+    store, log = MemoryStore(), str(LOGS[0])
+    spans = [Span(log=log, first=at, end=at + 5, sealed=(at, at)) for at in (0, 5, 10)]
+    index = put(store, [spans])
+    new = Span(log=log, first=5, end=10, sealed=(5, 5), events=3)
+    after = put(store, [[new]], index, {(log, 0)})
+    assert [(span.first, span.events) for span in spans_of(after, LOGS[0])] == [(5, 0), (10, 0)]
+
+
+def test_what_replaces_a_lost_part_is_parts_of_the_usual_size() -> None:
+    """A lost map may stand for many parts. Their spans are added as others are, not as one part."""
+    store, index = _gathered()
+    del store.objects[index.parts[0].ref.key]
+    read = time_index.read(store, audit(index.ref))
+    with small():
+        after = put(store, [list(_ones(8))], read, {(str(LOGS[0]), 0)})
+    assert [span.first for span in spans_of(after, LOGS[0])] == list(range(30))
+    assert all(part.many <= 2 or part.level for part in after.parts)
 
 
 @given(st.sets(st.integers(0, 29)), st.sets(st.integers(0, 29)))
@@ -460,9 +520,9 @@ def test_spans_can_be_left_out_and_come_back(left: set[int], back: set[int]) -> 
     log = str(LOGS[0])
     with small():
         fewer = put(store, [[]], index, {(log, at) for at in left})
-        assert [span.first for span in fewer.of(LOGS[0])] == sorted(set(range(30)) - left)
+        assert [span.first for span in spans_of(fewer, LOGS[0])] == sorted(set(range(30)) - left)
         again = put(store, [[span for span in _ones(30) if span.first in left & back]], fewer)
-    assert [span.first for span in again.of(LOGS[0])] == sorted(set(range(30)) - (left - back))
+    assert [span.first for span in spans_of(again, LOGS[0])] == sorted(set(range(30)) - (left - back))
 
 
 def mapped(store: MemoryStore, parts: Sequence[Part]) -> ObjectRef:
@@ -480,7 +540,7 @@ def test_another_object_than_the_signed_one_is_not_used() -> None:
     ref = index.parts[0].ref
     store.objects[ref.key] = next(iter(others.values())).ljust(ref.size, b"\0")
     read = time_index.read(store, audit(index.ref))
-    assert not any(span.sealed for span in read.of(LOGS[0])[:-1])
+    assert not any(span.sealed for span in spans_of(read, LOGS[0])[:-1])
     assert read.problems
 
 
@@ -491,7 +551,7 @@ def test_a_map_that_says_something_else_than_its_parts_is_found(change: dict[str
     first = index.parts[0]
     runs = [msgspec.structs.replace(first.runs[0], **change), *first.runs[1:]]
     read = time_index.read(store, audit(mapped(store, [Part(first.ref, first.many, runs), *index.parts[1:]])))
-    assert read.of(LOGS[0])[0].sealed is None
+    assert spans_of(read, LOGS[0])[0].sealed is None
     assert "not those of the map" in read.problems[0]
 
 
@@ -509,13 +569,13 @@ def test_spans_that_are_replaced_are_left_out() -> None:
     log, before = str(LOGS[0]), set(store.objects)
     new = [Span(log=log, first=7, end=8, sealed=(1, 1))]
     after = put(store, [new], index, {(log, 7)})
-    assert after.of(LOGS[0])[7] == new[0]
-    assert [*after.of(LOGS[0])][:7] == [*index.of(LOGS[0])][:7]
+    assert spans_of(after, LOGS[0])[7] == new[0]
+    assert [*spans_of(after, LOGS[0])][:7] == [*spans_of(index, LOGS[0])][:7]
     assert len(set(store.objects) - before) == 2
     store.objects[index.parts[0].ref.key] = b"lost"
     read = time_index.read(store, audit(index.ref))
     after = put(store, [new], read, {(log, 0)})
-    assert [span.first for span in after.of(LOGS[0])] == [7, 900]
+    assert [span.first for span in spans_of(after, LOGS[0])] == [7, 900]
 
 
 def test_of_spans_that_overlap_the_later_is_left_out() -> None:
@@ -524,7 +584,7 @@ def test_of_spans_that_overlap_the_later_is_left_out() -> None:
     refs = [ObjectRef(f"reports/index/{span.first}", 1, "00" * 32) for span in spans]
     parts = [Part(ref, 1, [span]) for ref, span in zip(refs, spans, strict=True)]
     index = TimeIndex(parts, lambda part: Contents(spans=part.runs))
-    assert [(span.first, span.end) for span in index.of(LOGS[0])] == [(0, 5), (9, 11)]
+    assert [(span.first, span.end) for span in spans_of(index, LOGS[0])] == [(0, 5), (9, 11)]
     assert list(index.gaps(LOGS[0], 0, 12)) == [range(5, 9), range(11, 12)]
 
 
@@ -544,7 +604,7 @@ def test_of_spans_that_overlap_in_one_part_no_statement_is_in_two(
     spans = [Span(log=str(log), first=first, end=end, sealed=(0, 0)) for first, end in bounds]
     ref = ObjectRef("reports/index/0", 1, "00" * 32)
     index = TimeIndex([Part(ref, len(spans), runs_of(spans))], lambda _: Contents(spans=spans))
-    assert [(span.first, span.end) for span in index.of(log)] == kept
+    assert [(span.first, span.end) for span in spans_of(index, log)] == kept
     assert [(each.span.first, each.span.end) for run in index.runs(log) for each in index.inside(run)] == kept
     assert list(index.gaps(log, 0, 30)) == gaps
 
@@ -564,13 +624,12 @@ def test_a_span_overlaps_what_its_statements_may_lie_in(bounds: list[Bounds | No
 
 def test_times_of_events_may_be_a_millisecond_off() -> None:
     """A batch's times are rounded in its statement, so an event at the bound is not lost."""
-    sealed, event = (0, 0), (10_000_000, 20_000_000)
-    index = put(MemoryStore(), [[Span(log=str(LOGS[0]), first=0, end=1, sealed=sealed, event_times=event)]])
+    span = Span(log=str(LOGS[0]), first=0, end=1, sealed=(0, 0), event_times=(10_000_000, 20_000_000))
     moment = EPOCH + timedelta(seconds=20)
-    assert index.with_events(LOGS[0], moment + timedelta(milliseconds=1), None)
-    assert not index.with_events(LOGS[0], moment + timedelta(milliseconds=1, microseconds=1), None)
-    assert index.with_events(LOGS[0], None, EPOCH + timedelta(seconds=10, microseconds=-999))
-    assert not index.with_events(LOGS[0], None, EPOCH + timedelta(seconds=10, milliseconds=-1))
+    assert span.events_within(moment + timedelta(milliseconds=1), None)
+    assert not span.events_within(moment + timedelta(milliseconds=1, microseconds=1), None)
+    assert span.events_within(None, EPOCH + timedelta(seconds=10, microseconds=-999))
+    assert not span.events_within(None, EPOCH + timedelta(seconds=10, milliseconds=-1))
 
 
 def parse(lines: bytes) -> None:
@@ -587,6 +646,7 @@ def parse(lines: bytes) -> None:
         {"end": 1, "sealed": (1, 2), "event_times": (2, 1)},
         {"end": 1, "event_times": (1, 2)},
         {"end": 1, "manifests": ObjectRef("reports/index/x", 1, "00" * 32)},
+        {"end": 1, "sealed": (1, 2), "batches": ObjectRef("reports/index/x", 1, "00" * 32)},
         {"end": 1, "first_offset": 2, "next_offset": 1},
         {"end": 1, "more": 1},
         {"end": -1},

@@ -1,6 +1,7 @@
 """An audit keeps an index of statements by time, and finds an index that does not say what the statements say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import custody
 from custody.archive import time_index, time_merge, time_parts
 from custody.archive.reader import read_archive, read_manifest
 from custody.archive.time_index import TimeIndex
@@ -15,7 +17,7 @@ from custody.archive.time_spans import Span, SpanMaker
 from custody.format import layout
 from custody.format.audit import ObjectRef
 from custody.format.layout import Log, parse_log_text
-from custody.format.times import microseconds_of
+from custody.format.times import EPOCH, MICROSECOND, microseconds_of
 from custody.keys.trust import Trust, open_trust
 from custody.query import statements, tables
 from custody.store.open import open_store
@@ -53,7 +55,7 @@ def index_of(growing: Growing, trust: Trust | None = None) -> TimeIndex:
 
 
 def ranges(growing: Growing) -> list[tuple[int, int]]:
-    return [(span.first, span.end) for span in index_of(growing).of(log_of(growing))]
+    return [(span.first, span.end) for span in index_of(growing).overlapping(log_of(growing), None, None)]
 
 
 def kinds(outcome: Outcome) -> list[tuple[str, str]]:
@@ -70,7 +72,7 @@ def test_each_audit_adds_a_span_for_each_piece(growing: Growing) -> None:
     store, log, index = open_store(str(growing.folder)), log_of(growing), index_of(growing)
     assert len(index.parts) == 1
     assert (index.end(log), list(index.gaps(log, 0, 12))) == (11, [range(11, 12)])
-    for span in index.of(log):
+    for span in index.overlapping(log, None, None):
         assert span.sealed == tuple(microseconds_of(growing.sealed_at(at)) for at in (span.first, span.end - 1))
         maker = SpanMaker(growing.log, span.first, span.end)
         read = [read_manifest(store, log, at, lambda *_: True).statement for at in range(span.first, span.end)]
@@ -102,17 +104,17 @@ def test_statements_that_are_not_there_have_a_span_without_times(growing: Growin
     """It overlaps every time, so that readers read what there is. Once they are back, it gets its times."""
     growing.append(9)
     run(growing)
-    before = index_of(growing).of(log_of(growing))
+    before = index_of(growing).overlapping(log_of(growing), None, None)
     path = growing.folder / layout.manifest_key(log_of(growing), 4)
     data = path.read_bytes()
     path.unlink()
     assert ("sequence-gap", "incomplete") in kinds(run(growing, request=Request(full=True)))
-    spans = index_of(growing).of(log_of(growing))
+    spans = index_of(growing).overlapping(log_of(growing), None, None)
     assert spans == [before[0], Span(log=growing.log, first=3, end=6), before[2]]
     path.write_bytes(data)
     assert [kinds(run(growing)) for _ in range(3)] == [[], [], []]
     assert ranges(growing) == [(0, 3), (3, 6), (6, 9)]
-    assert all(span.sealed and span.manifests for span in index_of(growing).of(log_of(growing)))
+    assert all(span.sealed and span.manifests for span in index_of(growing).overlapping(log_of(growing), None, None))
 
 
 def test_beyond_the_head_that_is_signed_nothing_is_indexed(growing: Growing) -> None:
@@ -143,7 +145,7 @@ def test_an_old_archive_gets_its_index_by_and_by(growing: Growing, monkeypatch: 
     run(growing)
     run(growing)
     assert ranges(growing) == [(0, 3), (3, 6), (6, 8), (8, 9), (9, 10)]
-    assert all(span.tables and span.manifests for span in index_of(growing).of(log_of(growing)))
+    assert all(span.tables and span.manifests for span in index_of(growing).overlapping(log_of(growing), None, None))
 
 
 def test_a_full_audit_makes_the_index_again(growing: Growing) -> None:
@@ -153,14 +155,18 @@ def test_a_full_audit_makes_the_index_again(growing: Growing) -> None:
     before = index_of(growing)
     forge(growing, lambda span: msgspec.structs.replace(span, first=0, end=8) if not span.first else None)
     assert set(kinds(run(growing, request=Request(full=True)))) == {("time-index", "tampered")}
-    assert index_of(growing).of(log_of(growing)) == before.of(log_of(growing))
+    assert index_of(growing).overlapping(log_of(growing), None, None) == before.overlapping(log_of(growing), None, None)
 
 
-def forge(growing: Growing, change: Callable[[Span], Span | None]) -> None:
-    """Sign an index that was changed. Who holds the audit's key can do so."""
+def forge(growing: Growing, change: Callable[[Span], Span | None], more: Sequence[Span] = ()) -> None:
+    """Sign an index that was changed, or has more spans. Who holds the audit's key can do so."""
     store = open_store(str(growing.folder))
-    spans = [changed for span in index_of(growing).of(log_of(growing)) if (changed := change(span)) is not None]
-    ref, made = time_merge.extend(read_archive(store).id, 999, time_index.EMPTY, spans)
+    spans = [
+        changed
+        for span in index_of(growing).overlapping(log_of(growing), None, None)
+        if (changed := change(span)) is not None
+    ]
+    ref, made = time_merge.extend(read_archive(store).id, 999, time_index.EMPTY, [*spans, *more])
     for key, data in made.items():
         store.create(key, data)
     assert ref is not None
@@ -176,12 +182,13 @@ def sign(growing: Growing, index: ObjectRef) -> None:
         conclude(given, plan, [])
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("lie", [{"sealed": (5, 6)}, {"event_times": None}, {"end": 99}])
-def test_a_map_that_hides_a_part_is_found_and_made_again(growing: Growing, lie: dict[str, Any]) -> None:
+def test_a_map_that_hides_a_part_is_found_and_made_again(growing: Growing, lie: dict[str, Any], full: bool) -> None:
     """Its bounds decide which parts are read. So they must be those of the part's spans, and end at the head."""
     growing.append(6)
     run(growing)
-    before = index_of(growing).of(log_of(growing))
+    before = index_of(growing).overlapping(log_of(growing), None, None)
     index = index_of(growing)
     (part,) = index.parts
     runs = [msgspec.structs.replace(part.runs[0], **lie)]
@@ -190,15 +197,21 @@ def test_a_map_that_hides_a_part_is_found_and_made_again(growing: Growing, lie: 
     ref = ObjectRef(f"{time_parts.FOLDER}000-map-forged.jsonl.gz", len(data), sha256(data).hexdigest())
     open_store(str(growing.folder)).create(ref.key, data)
     sign(growing, ref)
-    assert kinds(run(growing)) == [("time-index", "tampered")]
+    # A full audit makes the index anew, and says what it was.
+    assert kinds(run(growing, Request(full=full))) == [("time-index", "tampered")]
     for _ in range(2):
         assert kinds(run(growing)) == []
-    assert index_of(growing).of(log_of(growing)) == before
+    assert index_of(growing).overlapping(log_of(growing), None, None) == before
 
 
 def _earlier(bounds: tuple[int, int] | None) -> tuple[int, int]:
     assert bounds
     return bounds[0] - 10**9, bounds[1] - 10**9
+
+
+def _list_of(span: Span) -> ObjectRef:
+    assert span.tables is not None
+    return span.tables
 
 
 FORGERIES: dict[str, Callable[[Span], Span]] = {
@@ -210,6 +223,9 @@ FORGERIES: dict[str, Callable[[Span], Span]] = {
     "fewer events": lambda span: msgspec.structs.replace(span, events=span.events - 1),
     "another offset": lambda span: msgspec.structs.replace(span, next_offset=span.next_offset - 1),
     "no batches": lambda span: msgspec.structs.replace(span, batches=None),
+    "tables of others": lambda span: msgspec.structs.replace(
+        span, tables=msgspec.structs.replace(_list_of(span), key="x")
+    ),
 }
 
 
@@ -218,23 +234,91 @@ def test_a_signed_index_that_is_wrong_is_found_and_made_again(growing: Growing, 
     """The rolling re-read recomputes the spans of what it reads: a difference is tampering, and is gone afterwards."""
     growing.append(8)
     run(growing)
-    before = index_of(growing).of(log_of(growing))
+    before = index_of(growing).overlapping(log_of(growing), None, None)
     forge(growing, lambda span: FORGERIES[forgery](span) if span.first == 3 else span)
-    assert index_of(growing).of(log_of(growing)) != before
+    assert index_of(growing).overlapping(log_of(growing), None, None) != before
     assert kinds(run(growing)) == []
     outcome = run(growing)
     assert kinds(outcome) == [("time-index", "tampered")]
     assert (outcome.findings[0]["sequence"], outcome.findings[0]["through"]) == (3, 5)
     assert outcome.exit_code == 13
-    assert index_of(growing).of(log_of(growing)) == before
+    assert index_of(growing).overlapping(log_of(growing), None, None) == before
     assert [kinds(run(growing)) for _ in range(3)] == [[], [], []]
+
+
+def test_tables_of_others_hide_no_events(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list that is signed by the index alone is no list: queries read the events from their segments."""
+    growing.append(3)
+    run(growing)
+    (span,) = index_of(growing).overlapping(log_of(growing), None, None)
+    store = open_store(str(growing.folder))
+    made = tables.TableList(
+        format=tables.LIST_FORMAT,
+        archive=read_archive(store).id,
+        log=span.log,
+        first=0,
+        end=3,
+        sealed_at="2026-01-01T00:00:00Z",
+        files=[],
+    )
+    data = msgspec.json.encode(made) + b"\n"
+    ref = ObjectRef("reports/index/fake.json", len(data), sha256(data).hexdigest())
+    store.create(ref.key, data)
+    forge(growing, lambda span: msgspec.structs.replace(span, tables=ref))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    with closing(custody.connect(str(growing.folder))) as connection:
+        assert connection.execute("SELECT count(*) FROM events").fetchall() == [(15,)]
+        (warning,) = connection.execute("SELECT message FROM warnings WHERE kind = 'ignored'").fetchall()
+    assert "reports/index/fake.json" in warning[0]
+    assert kinds(run(growing)) == [("time-index", "tampered")]
+    assert index_of(growing).overlapping(log_of(growing), None, None) == [span]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_spans_that_overlap_are_found(growing: Growing, full: bool) -> None:
+    """Who prunes by the run of a lie must not get the honest span when it is opened: no audit would find the lie."""
+    growing.append(9)
+    run(growing)
+    before = index_of(growing).overlapping(log_of(growing), None, None)
+    honest, dummy, lie = (
+        before[1],
+        _without_files(before[0], first=2),
+        _without_files(before[1], sealed=before[2].sealed),
+    )
+    forge(growing, lambda span: span, [dummy, lie])
+    moment = EPOCH + MICROSECOND * (honest.sealed or (0, 0))[0]
+    for _ in range(1 if full else 4):
+        outcome = run(growing, Request(full=full))
+        if kinds(outcome):
+            break
+    assert kinds(outcome) == [("time-index", "tampered")]
+    for _ in range(4):
+        run(growing)
+    index = index_of(growing)
+    assert [span for span in index.overlapping(log_of(growing), moment, moment + MICROSECOND) if span == honest]
+    assert index.overlapping(log_of(growing), None, None) == before
+
+
+def _without_files(span: Span, **change: Any) -> Span:
+    return msgspec.structs.replace(span, tables=None, manifests=None, batches=None, **change)
+
+
+def test_batches_of_no_statements_are_found(growing: Growing) -> None:
+    """A span has both files, or none: else the rows of batches would be compared with nothing."""
+    growing.append(3)
+    run(growing)
+    forge(growing, lambda span: msgspec.structs.replace(span, manifests=None))
+    assert kinds(run(growing)) == [("time-index", "tampered")]
+    (span,) = index_of(growing).overlapping(log_of(growing), None, None)
+    assert span.manifests
+    assert span.batches
 
 
 def test_rows_that_are_not_those_of_the_statements_are_found(growing: Growing) -> None:
     """A query shows these rows, so each is compared: as many rows, with one changed, are another table."""
     growing.append(3)
     run(growing)
-    (span,) = index_of(growing).of(log_of(growing))
+    (span,) = index_of(growing).overlapping(log_of(growing), None, None)
     store = open_store(str(growing.folder))
     assert span.manifests is not None
     rows = statements.read_files(store, "manifests", [span.manifests])
@@ -245,7 +329,7 @@ def test_rows_that_are_not_those_of_the_statements_are_found(growing: Growing) -
     forge(growing, lambda span: msgspec.structs.replace(span, manifests=ref))
     outcome = run(growing)
     assert kinds(outcome) == [("time-index", "tampered")]
-    assert index_of(growing).of(log_of(growing)) == [span]
+    assert index_of(growing).overlapping(log_of(growing), None, None) == [span]
 
 
 @pytest.mark.parametrize("harm", ["missing", "changed"])
@@ -255,7 +339,7 @@ def test_an_object_that_is_not_as_it_was_signed_is_made_again(growing: Growing, 
     growing.append(3)
     run(growing)
     index = index_of(growing)
-    (span,) = index.of(log_of(growing))
+    (span,) = index.overlapping(log_of(growing), None, None)
     ref = {"map": index.ref, "part": index.parts[0].ref, "file": span.manifests}[of]
     assert ref is not None
     path = growing.folder / ref.key
@@ -269,7 +353,7 @@ def test_an_object_that_is_not_as_it_was_signed_is_made_again(growing: Growing, 
     assert ranges(growing) == [(0, 3)]
     assert kinds(run(growing)) == []
     # What was put in its place cannot be overwritten.
-    (after,) = index_of(growing).of(log_of(growing))
+    (after,) = index_of(growing).overlapping(log_of(growing), None, None)
     assert (after.manifests is None) == ((of, harm) == ("file", "changed"))
 
 
@@ -296,11 +380,11 @@ def test_without_tables_there_are_spans_alone(growing: Growing) -> None:
     """`audit.tables` is about all tables. Once it is on, what is read again gets its files."""
     growing.append(3)
     run(growing, tables=False)
-    (span,) = index_of(growing).of(log_of(growing))
+    (span,) = index_of(growing).overlapping(log_of(growing), None, None)
     assert span.sealed is not None
     assert (span.manifests, span.batches, span.tables) == (None, None, None)
     assert kinds(run(growing)) == []
-    (span,) = index_of(growing).of(log_of(growing))
+    (span,) = index_of(growing).overlapping(log_of(growing), None, None)
     assert span.manifests is not None
 
 
