@@ -88,7 +88,8 @@ class TimeIndex:
         log, reached, end = run.span.log, run.span.first, run.span.end
         chosen: list[Run] = []
         known = self._opened(run.part).get(log, ())
-        for each in known[bisect_left(known, reached, key=_first) :]:
+        for at in range(bisect_left(known, reached, key=_first), len(known)):
+            each = known[at]
             if each.span.first >= end:
                 break
             # Those that overlap these are of another run of the part.
