@@ -159,7 +159,7 @@ class TimeIndex:
     def note_problem(self, key: str, error: CustodyError) -> None:
         """Note that an object cannot be used."""
         problem = f"a part of the index by time is not used: {key}: {error}"
-        if problem in self.problems:
+        if problem in self.contradictions:
             return
         self.problems.append(problem)
         if isinstance(error, ObjectMissing):
@@ -198,7 +198,7 @@ class TimeIndex:
     def _opened(self, part: Part) -> Mapping[str, Sequence[Run]]:
         """Return what a part has of each log: nothing if it is lost."""
         contents, key = self.contents(part), part.ref.key
-        if contents == Contents():
+        if not any(contents):
             return {}
         if key not in self._inside:
             # Assigned when it is complete, because other threads look at it.

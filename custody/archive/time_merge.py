@@ -70,7 +70,7 @@ def _rebuilt(made: "_Made", parts: Iterable[Part], change: "_Change") -> list[Pa
         else:
             # Of a lost part, new spans are added as others are: there may be more than a part has.
             taken = change.take_within(part) if spans else ()
-            kept = [*(span for span in spans if not change.replaces(span)), *taken]
+            kept = [*(span for span in spans if not change.leaves_out(span)), *taken]
             rebuilt += [made.part(kept)] if kept else []
     return rebuilt
 
@@ -114,23 +114,22 @@ class _Change:
         self._new: dict[str, list[Span]] = {}
         for span in sorted(new, key=order):
             # A part that was lost when the new one was made may be there again.
-            if all(map(self.replaces, known.between(span.log, span.first, span.end))):
+            if all(map(self.leaves_out, known.between(span.log, span.first, span.end))):
                 self._new.setdefault(span.log, []).append(span)
 
     def touches(self, part: Part) -> bool:
         """Return whether a span of a part is left out."""
-        return any(map(self._is_any_within, part.runs))
+        return any(self._begins_within(run.log, run.first, run.end) for run in part.runs)
 
-    def replaces(self, span: Span) -> bool:
+    def leaves_out(self, span: Span) -> bool:
         """Return whether a known span is left out."""
-        sequences = self._replaced.get(span.log, ())
-        at = bisect_left(sequences, span.first)
-        return at < len(sequences) and sequences[at] == span.first
+        return self._begins_within(span.log, span.first, span.first + 1)
 
-    def _is_any_within(self, run: Span) -> bool:
-        sequences = self._replaced.get(run.log, ())
-        at = bisect_left(sequences, run.first)
-        return at < len(sequences) and sequences[at] < run.end
+    def _begins_within(self, log: str, first: int, end: int) -> bool:
+        """Return whether a span that is left out begins in `[first, end)`."""
+        sequences = self._replaced.get(log, ())
+        at = bisect_left(sequences, first)
+        return at < len(sequences) and sequences[at] < end
 
     def take_within(self, part: Part) -> Sequence[Span]:
         """Take the new spans that lie within the runs of a part, and return them."""

@@ -307,9 +307,10 @@ def _joined(bounds: Sequence[Bounds | None]) -> Bounds | None:
     return (min(low for low, _ in known), max(high for _, high in known)) if known else None
 
 
-def _are_known(spans: Sequence[Span]) -> bool:
-    """Return whether it is known of each span when its statements were sealed. One of a lost part may have any."""
-    return all(span.sealed for span in spans)
+def _sealed(spans: Sequence[Span]) -> Bounds | None:
+    """Return when the statements of some spans were sealed; None if that is not known of all, as of a lost part's."""
+    bounds = [span.sealed for span in spans]
+    return _joined(bounds) if all(bounds) else None
 
 
 def _statements_guarantee(spans: Sequence[Span]) -> Any:
@@ -321,18 +322,17 @@ def _statements_guarantee(spans: Sequence[Span]) -> Any:
 
 
 def _manifests_guarantee(spans: Sequence[Span]) -> Any:
-    sealed = _joined([span.sealed for span in spans])
-    guarantee = _statements_guarantee(spans)
-    return guarantee & lazy.within("sealed_at", sealed) if sealed and _are_known(spans) else guarantee
+    guarantee, sealed = _statements_guarantee(spans), _sealed(spans)
+    return guarantee & lazy.within("sealed_at", sealed) if sealed else guarantee
 
 
 def _events_guarantee(spans: Sequence[Span], *, days: bool = True) -> Any:
     """Return what each event of some spans meets. A time that is no time is NULL."""
-    guarantee = _statements_guarantee(spans)
-    if not _are_known(spans):
+    guarantee, sealed = _statements_guarantee(spans), _sealed(spans)
+    if sealed is None:
         return guarantee
-    sealed, times = _joined([span.sealed for span in spans]), _joined([span.event_times for span in spans])
-    if days and sealed:
+    times = _joined([span.event_times for span in spans])
+    if days:
         guarantee = guarantee & lazy.on_days(moment(sealed[0]), moment(sealed[1]))
     if times:
         bounds = (times[0] - EVENT_SLACK, times[1] + EVENT_SLACK)

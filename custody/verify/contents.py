@@ -25,8 +25,6 @@ _SMALL = 4 * limits.MIB
 takes longer than to wait for an answer."""
 _SEVERAL = 16
 """Statements whose objects are read at once."""
-
-
 Archived = set[tuple[str, type[SegmentRef | QuarantineRef]]]
 """Logs and kinds of objects of which the last one was in an archive storage class."""
 
