@@ -12,7 +12,7 @@ from flows.summaries import findings_markdown
 from tasks.audit.conclude import Outcome
 from tasks.search.index import index_logs
 from tasks.settings import Settings
-from tests.helpers.environment import clear_settings
+from tests.helpers.environment import use_archive
 from tests.helpers.sample import Growing
 from tests.helpers.search import delete_indices, now_event_but_refused
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -23,9 +23,7 @@ def indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elastic: Elasticsea
     """Settings of an archive of twenty events. Elasticsearch rejected one of them."""
     growing = Growing(tmp_path / "audited")
     growing.append(4, now_event_but_refused)
-    clear_settings(monkeypatch)
-    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
-    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    use_archive(monkeypatch, growing.folder, growing.keyring)
     monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")
     monkeypatch.setenv("CUSTODY_AUDIT__REPORT", "false")
     monkeypatch.setenv("CUSTODY_SEARCH__URL", elastic.url)

@@ -21,7 +21,7 @@ from flows import backfill as module
 from flows.backfill import backfill
 from tasks.backfill import task
 from tests.helpers.corpus import EVENTS
-from tests.helpers.environment import clear_settings
+from tests.helpers.environment import use_archive
 from tests.helpers.sample import Growing
 from tests.servers.ports import free_ports
 
@@ -38,9 +38,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Growing:
     """An archive with two days of events, that the settings name."""
     growing = Growing(tmp_path / "written")
     growing.append(10, hourly)
-    clear_settings(monkeypatch)
-    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
-    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    use_archive(monkeypatch, growing.folder, growing.keyring)
     monkeypatch.chdir(tmp_path)
     return growing
 

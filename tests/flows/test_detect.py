@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 import flows.publish
 from custody.cli.main import main
 from flows.detect import _row, detect
-from tests.helpers.environment import clear_settings
+from tests.helpers.environment import use_archive
 from tests.helpers.sample import Growing
 from tests.servers.kafka import KafkaServer
 
@@ -41,9 +41,7 @@ def topic(tmp_path: Path, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -
     growing = Growing(tmp_path / "attacked", begun=BEGUN)
     growing.append(2, failure, each=10)
     topic = kafka.create_topic(kafka.unused_name("audit.alerts"))
-    clear_settings(monkeypatch)
-    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
-    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    use_archive(monkeypatch, growing.folder, growing.keyring)
     monkeypatch.setenv("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap)
     monkeypatch.setenv("CUSTODY_KAFKA__TOPICS", topic)
     monkeypatch.chdir(tmp_path)

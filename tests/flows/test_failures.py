@@ -28,7 +28,7 @@ from tasks.backfill import copy
 from tasks.drain import apart
 from tasks.drain.log_run import LogResult
 from tasks.search.index import IndexResult
-from tests.helpers.environment import clear_settings
+from tests.helpers.environment import use_archive
 from tests.helpers.sample import Growing
 from tests.servers.kafka import KafkaServer
 
@@ -50,9 +50,7 @@ def emitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Emitted:
     """The events that flows emit, by name, with their payloads but for the run's page. Settings name an archive."""
     growing = Growing(tmp_path)
     growing.append(1)
-    clear_settings(monkeypatch)
-    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
-    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    use_archive(monkeypatch, growing.folder, growing.keyring)
     monkeypatch.chdir(tmp_path)
     events: Emitted = []
 

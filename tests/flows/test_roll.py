@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 from custody.cli.main import main
 from flows.roll import roll
 from tasks.settings import Settings
-from tests.helpers.environment import clear_settings, shifted
+from tests.helpers.environment import shifted, use_archive
 from tests.helpers.sample import Growing
 from tests.servers.ports import free_ports
 
@@ -20,9 +20,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Growing:
     """An archive of ten days ago, with a retention of nine days. The settings name it."""
     growing = Growing(tmp_path / "old", begun=datetime.now(UTC) - timedelta(days=10), retention_days=1)
     growing.append(3)
-    clear_settings(monkeypatch)
-    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
-    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    use_archive(monkeypatch, growing.folder, growing.keyring)
     monkeypatch.setenv("CUSTODY_TIERS__LIFE_DAYS", "9")
     monkeypatch.chdir(tmp_path)
     return growing

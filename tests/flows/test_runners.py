@@ -24,7 +24,7 @@ from flows.backfill import backfill
 from flows.runners import run_parallel
 from tasks.drain.signals import GRACE_SECONDS
 from tests.helpers.backfill import DAY, NIGHT, hourly, lines_in
-from tests.helpers.environment import clear_settings
+from tests.helpers.environment import use_archive
 from tests.helpers.sample import Growing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,9 +75,7 @@ def grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Growing:
     """An archive of 20 statements, that the settings name."""
     growing = Growing(tmp_path / "written")
     growing.append(20, hourly)
-    clear_settings(monkeypatch)
-    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
-    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    use_archive(monkeypatch, growing.folder, growing.keyring)
     monkeypatch.setenv("CUSTODY_BACKFILL__WORKERS", "2")
     monkeypatch.chdir(tmp_path)
     return growing

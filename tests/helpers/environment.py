@@ -2,6 +2,7 @@
 
 import os
 from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,13 @@ def clear_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.upper().startswith("CUSTODY_"):
             monkeypatch.delenv(name)
+
+
+def use_archive(monkeypatch: pytest.MonkeyPatch, archive: Path, keyring: Path) -> None:
+    """Name an archive and its keys in the settings, and nothing else, until the test ends."""
+    clear_settings(monkeypatch)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(archive))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{keyring}")
 
 
 def shifted(by: timedelta) -> type[datetime]:
