@@ -37,6 +37,7 @@ _PLAIN = ds.ParquetFileFormat()
 _EVENTS = ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(dictionary_columns=tables.REPEATING))
 _SYSTEM = fs.LocalFileSystem()
 
+_ADVICE = "delete it, and find out who modified it"
 Fragment = Callable[[Any], Any]
 """Makes Arrow's fragment of a dataset of the path of a local file, or of bytes in memory."""
 
@@ -65,7 +66,7 @@ def read_signed(store: Store, ref: Ref) -> bytes:
     """
     data = store.read(ref.key, limit=tables.FILE_LIMIT)
     if sha256(data).hexdigest() != ref.sha256:
-        raise FormatError(f"{ref.key} is not the table that was signed: delete it, and find out who modified it")
+        raise FormatError(f"{ref.key} is not the table that was signed: {_ADVICE}")
     return data
 
 
@@ -146,16 +147,18 @@ def _unsigned(store: Store, key: str, fragment: Fragment) -> Any:
         made = fragment(unquote(store.url.removeprefix("file://")) + "/" + key)
     else:
         made = fragment(_buffer(store.read(key, limit=tables.FILE_LIMIT)))
+    wanted = {name: EVENTS.field(name).type for name in tables.SCHEMA.names}
     try:
         # Arrow keeps what it reads of the file here, for the scan.
-        columns = made.physical_schema
-    except (pa.ArrowException, OSError) as error:
-        raise FormatError(f"{key} is no Parquet file: delete it, and find out who modified it ({error})") from None
-    wanted = {name: EVENTS.field(name).type for name in tables.SCHEMA.names}
-    if all(column.type == wanted.get(column.name, column.type) for column in columns):
-        return made
-    rows = made.to_table()
-    cast = {name: rows[name].cast(tables.SCHEMA.field(name).type) for name in rows.column_names if name in wanted}
+        columns = [(column.name, column.type) for column in made.physical_schema]
+        if len(dict(columns)) < len(columns):
+            raise FormatError(f"{key} has two columns of one name: {_ADVICE}")
+        if all(kind == wanted.get(name, kind) for name, kind in columns):
+            return made
+        rows = made.to_table()
+        cast = {name: rows[name].cast(tables.SCHEMA.field(name).type) for name in rows.column_names if name in wanted}
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"{key} is no Parquet file of events: {_ADVICE} ({error})") from None
     written = pa.BufferOutputStream()
     pq.write_table(pa.table(cast), written)
     return fragment(written.getvalue())

@@ -1,7 +1,9 @@
 """What somebody replaced since a signed audit is never shown as verified, to an auditor with public keys alone."""
 
+import io
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -191,6 +194,56 @@ def test_rows_that_are_in_an_archive_storage_class(
     with closing(connection):
         assert connection.execute(ALL["events"]).fetchall() == rows
         assert "ignored" in {kind for kind, *_ in connection.execute("FROM warnings").fetchall()}
+
+
+def written(table: pa.Table, name: str, column: pa.Array) -> bytes:
+    """Return a table as a file, with a column in the place of the one of that name, or beside the others."""
+    at, made = table.schema.get_field_index(name), io.BytesIO()
+    pq.write_table(table.append_column(name, column) if at < 0 else table.set_column(at, name, column), made)
+    return made.getvalue()
+
+
+def renamed(table: pa.Table, name: str) -> bytes:
+    return written(table, "abcdef", table[name].combine_chunks()).replace(b"abcdef", b"ab\x92def")
+
+
+def twice(table: pa.Table, name: str) -> bytes:
+    made = io.BytesIO()
+    pq.write_table(table.append_column(name, table[name]), made)
+    return made.getvalue()
+
+
+FORGED: dict[str, Callable[[pa.Table], bytes]] = {
+    "nothing": lambda _: b"",
+    "garbage": lambda _: b"PAR1garbagePAR1",
+    "a name that is no text": lambda table: renamed(table, "offset"),
+    "a name twice": lambda table: twice(table, "offset"),
+    "text for a time": lambda table: written(table, "time", pa.array(["x"] * len(table))),
+    "text for numbers": lambda table: written(table, "offset", pa.array(["x"] * len(table))),
+    "few texts for numbers": lambda table: written(
+        table, "offset", pa.array(["x"] * len(table)).dictionary_encode()
+    ),
+    "objects for numbers": lambda table: written(table, "offset", pa.array([{"a": 1}] * len(table))),
+    "lists for text": lambda table: written(table, "event_type", pa.array([["x"]] * len(table))),
+}
+"""Tables that anybody can write who may write into the archive."""
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_forged_table_without_keys(folder: Path, forged: str) -> None:
+    """It is named, and its rows are those of the statements."""
+    rows = ask(folder, ALL["events"])
+    path = min(folder.glob("tables/day=*/*"))
+    data = FORGED[forged](pq.ParquetFile(path).read())
+    path.unlink()
+    path.write_bytes(data)
+    with closing(custody.connect(str(folder))) as connection:
+        assert connection.execute(ALL["events"]).fetchall() == rows
+        (message,) = [
+            message for kind, _, message in connection.execute("FROM warnings").fetchall() if kind == "ignored"
+        ]
+    assert message.startswith(str(path.relative_to(folder)))
+    assert "delete it, and find out who modified it" in message
 
 
 @pytest.mark.parametrize("keys", [True, False])
