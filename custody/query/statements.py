@@ -125,6 +125,7 @@ def _read_file(store: Store, name: Name, ref: ObjectRef) -> pa.Table:
     try:
         # It is small: a scan by threads, as `pq.read_table` does it, would take three times as long.
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        table.validate(full=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{ref.key} is no Parquet file: {error}") from None
     if not any(table.schema.equals(schema) for schema in (SCHEMAS[name], _VIEWS[name])):
@@ -177,9 +178,8 @@ def _columns(table: pa.Table) -> dict[str, list[Any]]:
         raise FormatError("a row lacks a value")
     try:
         return {name: _values(table[name]) for name in table.column_names}
-    except (ValueError, OverflowError) as error:
-        # Text that is no UTF-8, or a year that Python does not have.
-        raise FormatError(f"a row has a value that is none: {error}") from None
+    except OverflowError:
+        raise FormatError("a row has a time of a year that Python does not have") from None
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

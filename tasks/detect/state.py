@@ -283,6 +283,8 @@ class States:
             raise FormatError(f"{ref.key} differs from its digest")
         try:
             table = pq.read_table(pa.BufferReader(data), use_threads=False)
+            # Text that is none would end each run.
+            table.validate(full=True)
         except (pa.ArrowException, OSError) as error:
             raise FormatError(f"{ref.key} is no Parquet file: {str(error)[:200]}") from None
         if name == "kept":

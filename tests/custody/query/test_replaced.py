@@ -220,9 +220,7 @@ FORGED: dict[str, Callable[[pa.Table], bytes]] = {
     "a name twice": lambda table: twice(table, "offset"),
     "text for a time": lambda table: written(table, "time", pa.array(["x"] * len(table))),
     "text for numbers": lambda table: written(table, "offset", pa.array(["x"] * len(table))),
-    "few texts for numbers": lambda table: written(
-        table, "offset", pa.array(["x"] * len(table)).dictionary_encode()
-    ),
+    "few texts for numbers": lambda table: written(table, "offset", pa.array(["x"] * len(table)).dictionary_encode()),
     "objects for numbers": lambda table: written(table, "offset", pa.array([{"a": 1}] * len(table))),
     "lists for text": lambda table: written(table, "event_type", pa.array([["x"]] * len(table))),
 }

@@ -71,11 +71,19 @@ def test_a_file_gives_back_its_rows(builder: Builder, name: statements.Name) -> 
 
 def test_a_file_that_is_not_as_it_was_signed_is_refused(builder: Builder) -> None:
     """Missing, changed, no Parquet, or with other columns: each is an error of the format, which names the file."""
-    log, data = Log("audit", 0), statements.parquet(made(builder, "manifests"))
-    other = io.BytesIO()
+    log, table = Log("audit", 0), made(builder, "manifests")
+    data, other, plain = statements.parquet(table), io.BytesIO(), io.BytesIO()
     pq.write_table(pa.table({"a": [1]}), other)
+    pq.write_table(table, plain, compression="none", use_dictionary=False)
+    no_text = plain.getvalue().replace(str(log).encode(), b"\x92" * len(str(log)))
+    no_name = plain.getvalue().replace(b"quarantined", b"quarant\x92ned")
     ref = statements.file_ref("manifests", log, 0, 2, data)
-    for content, digest_of in ((None, data), (data[:-1] + b"\0", data), (b"no", b"no"), (other.getvalue(),) * 2):
+    for content, digest_of in (
+        (None, data),
+        (data[:-1] + b"\0", data),
+        (b"no", b"no"),
+        *((forged, forged) for forged in (other.getvalue(), no_text, no_name)),
+    ):
         store = MemoryStore({} if content is None else {ref.key: content})
         signed = ObjectRef(ref.key, len(digest_of), statements.file_ref("manifests", log, 0, 2, digest_of).sha256)
         with pytest.raises(FormatError, match="manifests"):

@@ -1,13 +1,16 @@
 """The state of detection in the archive: what is committed comes back, and what is damaged never counts."""
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -194,6 +197,27 @@ def test_without_its_tables_a_state_does_not_count(store: Store, data: bytes | N
     with pytest.raises(FormatError, match="custody detect rebuild"):
         states.newest()
     assert states.commit(full(), NOW).number == 2
+
+
+@pytest.mark.parametrize("name", ["seen", "alerts"])
+def test_text_that_is_none(store: Store, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    """A table with bytes that are no UTF-8, as anybody can put one, ends no run: the state before counts."""
+    states = States(store, ARCHIVE)
+    first = states.commit(full(), NOW)
+    second = states.commit(first.with_facts(positions={"a/0": 9}), NOW)
+    made = io.BytesIO()
+    table = pq.read_table(io.BytesIO(store.read(second.tables[name].key, limit=10**7)))
+    pq.write_table(table, made, compression="none", use_dictionary=False)
+    text = {"seen": b"192.0.2.0/24", "alerts": b"Failures"}[name]
+    assert text in made.getvalue()
+    data = made.getvalue().replace(text, b"\x92" * len(text))
+    key = f"{TABLES}{2:020}-{sha256(data).hexdigest()}.parquet"
+    store.create(key, data)
+    document = json.loads(store.read(f"{FOLDER}{2:020}", limit=10**7))
+    document["tables"][name] = {"key": key, "size": len(data)}
+    damage(store, f"{FOLDER}{2:020}", json.dumps(document).encode())
+    assert States(store, ARCHIVE).newest() == first
+    assert "is no Parquet file" in caplog.text
 
 
 JUNK = {
