@@ -4,7 +4,7 @@ Figures are kept by the hour and joined at the end, because the period is not kn
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from operator import attrgetter
@@ -35,14 +35,8 @@ class Tally(Totals):
 
     def add(self, other: "Tally") -> None:
         """Add another tally."""
-        # A report adds each statement three times, and most of its sums are 0.
-        for name, value in zip(_SUMS, _sums(other), strict=True):
-            if value:
-                setattr(self, name, getattr(self, name) + value)
-
-
-_SUMS = tuple(each.name for each in fields(Tally))
-_sums = attrgetter(*_SUMS)
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
 
 @dataclass(slots=True)
@@ -73,20 +67,51 @@ class Bucket:
         self.wait = max(waits, default=None)
 
 
-def tally_of(row: Row, state: State) -> Tally:
-    """Return what a statement accounts for."""
-    made = Tally(
-        statements=1,
-        events=row.events,
-        quarantined=row.quarantined,
-        skipped=row.skipped,
-        lost=row.lost,
-        unreadable=row.unreadable,
-        stored=row.stored,
-        inflated=row.inflated,
-    )
-    setattr(made, state, 1)
-    return made
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over statements that were sealed in the same hour, and are in the same state.
+
+    Attributes:
+        hour: when it begins.
+        tally: what they account for.
+        types: their events by type.
+        first: when the first one was sealed.
+        last: when the last one was sealed.
+        wait: as of a bucket.
+    """
+
+    hour: datetime
+    tally: Tally
+    types: Mapping[str, int]
+    first: datetime
+    last: datetime
+    wait: float | None
+
+
+_SUMMED = ("events", "quarantined", "skipped", "lost", "unreadable", "stored", "inflated")
+_sealed_at = attrgetter("sealed_at")
+
+
+def sums_of(stated: Iterable[tuple[State, Row]]) -> Iterator[Sums]:
+    """Yield the sums of statements by hour and state. Many are summed together in a tenth of the time of one by one."""
+    groups: dict[tuple[datetime, State], list[Row]] = {}
+    for state, row in stated:
+        groups.setdefault((_STARTS["hour"](row.sealed_at), state), []).append(row)
+    for (hour, state), rows in groups.items():
+        yield _sums(hour, state, rows)
+
+
+def _sums(hour: datetime, state: State, rows: Sequence[Row]) -> Sums:
+    tally = Tally(statements=len(rows), **{name: sum(map(attrgetter(name), rows)) for name in _SUMMED})
+    setattr(tally, state, len(rows))
+    types: Counter[str] = Counter()
+    for row in rows:
+        for kind, count in row.types.items():
+            types[kind] += count
+    waits = [row.sealed_at - row.kafka_time for row in rows if row.kafka_time]
+    wait = max(waits).total_seconds() if waits else None
+    times = list(map(_sealed_at, rows))
+    return Sums(hour, tally, types, min(times), max(times), wait)
 
 
 @dataclass(slots=True)
@@ -99,21 +124,18 @@ class Figures:
     last: datetime | None = None
     _hours: dict[datetime, Bucket] = field(default_factory=dict)
 
-    def add(self, row: Row, tally: Tally) -> None:
-        """Add a statement."""
-        sealed_at = row.sealed_at
-        self.first = min(self.first or sealed_at, sealed_at)
-        self.last = max(self.last or sealed_at, sealed_at)
-        self.total.add(tally)
-        for kind, count in row.types.items():
-            self.types[kind] += count
+    def add(self, sums: Sums) -> None:
+        """Add statements."""
+        self.first = min(self.first or sums.first, sums.first)
+        self.last = max(self.last or sums.last, sums.last)
+        self.total.add(sums.tally)
+        self.types.update(sums.types)
         if len(self.types) > _TYPES_KEPT:
             kept = self.types.most_common(_TYPES_KEPT // 2)
             rest = self.types.total() - sum(count for _, count in kept)
             self.types = Counter(dict(kept))
             self.types[OTHER] += rest
-        wait = (sealed_at - row.kafka_time).total_seconds() if row.kafka_time else None
-        _join(self._hours, "hour", sealed_at, tally, wait)
+        _join(self._hours, "hour", sums.hour, sums.tally, sums.wait)
 
     @property
     def unit(self) -> Unit:

@@ -11,6 +11,7 @@ from custody.archive.audit_findings import StatedFinding
 from custody.archive.covered import Coverage
 from custody.archive.forms import form_of, statements_of
 from custody.archive.known_heads import to_heads
+from custody.archive.rows import Row
 from custody.archive.time_index import TimeIndex
 from custody.archive.trusted import Judge, beyond_end, empty_slots, known_heads
 from custody.errors import FormatError, ObjectMissing
@@ -21,7 +22,7 @@ from custody.format.times import format_time
 from custody.keys.trust import Trust
 from custody.report.audits import Audits, Problem
 from custody.report.detections import Candidates
-from custody.report.figures import Figures, State, Tally, tally_of
+from custody.report.figures import Figures, State, Tally, sums_of
 from custody.report.spans import LastRead, common, contains, length, merge, subtract
 from custody.report.statements import Period, Rows, Slot, StatementReader
 from custody.store.ahead import call_ahead
@@ -207,20 +208,22 @@ class LogReader:
             return made
         missing: list[tuple[int, int]] = []
         passed_over = range(0)
-        for sequence, row, read in begun.slots:
-            if row is None:
-                if sequence not in passed_over:
-                    missing.append((sequence, sequence + 1))
-                continue
-            if row.passed_over:
-                passed_over = range(sequence - row.passed_over, sequence)
-            made.last_sealed = made.last_sealed or format_time(row.sealed_at)
-            if not self.period.has(row.sealed_at):
-                continue
-            tally = tally_of(row, begun.states.of(sequence))
-            made.tally.add(tally)
-            self.figures.add(row, tally)
-            self.candidates.add(row, read)
+        for several in begun.slots:
+            stated: list[tuple[State, Row]] = []
+            for sequence, row, read in several:
+                if row is None:
+                    if sequence not in passed_over:
+                        missing.append((sequence, sequence + 1))
+                    continue
+                if row.passed_over:
+                    passed_over = range(sequence - row.passed_over, sequence)
+                made.last_sealed = made.last_sealed or format_time(row.sealed_at)
+                if self.period.has(row.sealed_at):
+                    stated.append((begun.states.of(sequence), row))
+                    self.candidates.add(row, read)
+            for sums in sums_of(stated):
+                made.tally.add(sums.tally)
+                self.figures.add(sums)
         if missing:
             message = empty_slots(statements_of(statements.log), merge(missing))
             self.problems.append(Problem(Severity.INCOMPLETE, message, made.name))
@@ -272,7 +275,7 @@ class _Begun:
     made: LogFact
     states: "_States"
     statements: StatementReader | None = None
-    slots: Iterable[Slot] = ()
+    slots: Iterable[Sequence[Slot]] = ()
     problems: list[Problem] = field(default_factory=list)
 
 

@@ -83,10 +83,11 @@ class StatementReader:
     index: TimeIndex
     rows: Rows | None
 
-    def slots(self, end: int) -> Iterator[Slot]:
-        """Return the slots before an end, from the newest back. A slot that the audit saw passed over is left out.
+    def slots(self, end: int) -> Iterator[Sequence[Slot]]:
+        """Return the slots before an end, some at a time, from the newest back.
 
-        They are looked for at once; their statements are read as they are taken.
+        A slot that the audit saw passed over is left out. They are looked for at once; their statements are read as
+        they are taken.
 
         Raises:
             StoreError: the store does not answer.
@@ -95,7 +96,7 @@ class StatementReader:
         with_rows = (slots for slots, span in ranges if span and span.manifests)
         return self._read(ranges, Slots(self.store, statements_of(self.log), with_rows))
 
-    def _read(self, ranges: Sequence[_Range], used: Slots) -> Iterator[Slot]:
+    def _read(self, ranges: Sequence[_Range], used: Slots) -> Iterator[Sequence[Slot]]:
         with ThreadPoolExecutor(_PARALLEL) as threads:
             for start in range(0, len(ranges), _PARALLEL):
                 several = ranges[start : start + _PARALLEL]
@@ -103,10 +104,11 @@ class StatementReader:
                     if rows is None:
                         yield from self._one_by_one(threads, slots)
                         continue
-                    for row in reversed(rows):
-                        if row.sequence in slots:
-                            read = partial(self._statement, row.sequence)
-                            yield row.sequence, row if row.sequence in used else None, read
+                    yield [
+                        (row.sequence, row if row.sequence in used else None, partial(self._statement, row.sequence))
+                        for row in reversed(rows)
+                        if row.sequence in slots
+                    ]
 
     def _ranges(self, end: int) -> list[_Range]:
         """Return the slots to read, from the newest back.
@@ -126,7 +128,7 @@ class StatementReader:
     def _statement(self, sequence: int) -> Statement:
         return reader.read_manifest(self.store, self.log, sequence, self.holds).statement
 
-    def _one_by_one(self, threads: ThreadPoolExecutor, slots: range) -> Iterator[Slot]:
+    def _one_by_one(self, threads: ThreadPoolExecutor, slots: range) -> Iterator[Sequence[Slot]]:
         stop = slots.stop
         while stop > slots.start:
             several = range(stop - 1, max(stop - 1 - _CHUNK, slots.start - 1), -1)
@@ -138,8 +140,10 @@ class StatementReader:
                 if manifest and row:
                     self.coverage.add(sequence, manifest, counted=self.period.has(row.sealed_at))
             self.coverage.end()
-            for (sequence, manifest), row in zip(chunk, rows, strict=True):
-                yield sequence, row, partial(_given, manifest)
+            yield [
+                (sequence, row, partial(_given, manifest))
+                for (sequence, manifest), row in zip(chunk, rows, strict=True)
+            ]
             # A whole chunk before the period: what is older among these slots is not read.
             if any(rows) and all(self.period.is_before(row.sealed_at) for row in rows if row):
                 break

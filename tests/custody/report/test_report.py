@@ -3,7 +3,6 @@
 import base64
 import re
 import time
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,10 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
 
 from custody.archive import reader
 from custody.archive.audit_findings import StatedFinding
 from custody.archive.reader import Tip
+from custody.archive.rows import Row
 from custody.archive.trusted import find_trusted_audits, read_trusted_archive
 from custody.archive.writer import append_audit
 from custody.errors import CustodyError
@@ -32,7 +34,7 @@ from custody.keys.trust import Trust, open_trust
 from custody.keys.trust_file import encode
 from custody.report import charts
 from custody.report.facts import Facts
-from custody.report.figures import OTHER, Figures, Tally
+from custody.report.figures import OTHER, Figures, State, sums_of
 from custody.report.page import VERDICTS, render
 from custody.report.spans import LastRead, contains, merge, subtract
 from custody.store.open import open_store
@@ -511,30 +513,64 @@ def test_any_period_has_few_rows_and_readable_dates(days: int, unit: str, most: 
     assert again == [chart.source for chart in charts.draw(buckets, figures.unit)]
 
 
-class Stated:
-    """As much of a statement as figures are made from."""
+def row(sealed_at: datetime, types: dict[str, int], **more: Any) -> Row:
+    """Return a statement as a row, with these sums."""
+    nothing = dict.fromkeys(Row._fields, 0) | dict.fromkeys(("kafka_time", "segment", "quarantine"))
+    return Row(**nothing | {"sealed_at": sealed_at, "types": types, "events": sum(types.values())} | more)  # type: ignore[arg-type]
 
-    def __init__(self, sealed_at: datetime, types: Mapping[str, int]) -> None:
-        self.sealed_at, self.types = sealed_at, types
-        self.kafka_time = None
+
+def summed(*stated: tuple[State, Row]) -> Figures:
+    """Return the figures of statements."""
+    figures = Figures()
+    for sums in sums_of(stated):
+        figures.add(sums)
+    return figures
 
 
 def figures_of(days: int, each: timedelta | None = None) -> Figures:
-    figures = Figures()
     moment = NOW - timedelta(days=days)
     step = each or timedelta(days=days) / 100
+    rows = list[tuple[State, Row]]()
     while moment <= NOW:
-        figures.add(Stated(moment, {"login": 3}), Tally(statements=1, events=3, stored=900, verified=1))  # type: ignore[arg-type]
+        rows.append(("verified", row(moment, {"login": 3}, stored=900)))
         moment += step
-    return figures
+    return summed(*rows)
+
+
+ROWS = st.tuples(
+    st.sampled_from(["verified", "pending", "damaged", "expired"]),
+    st.builds(
+        row,
+        st.integers(0, 4 * 24 * 60).map(lambda minutes: NOW - timedelta(minutes=minutes)),
+        st.dictionaries(st.sampled_from(["login", "logout", "other"]), st.integers(1, 9)),
+        kafka_time=st.none() | st.integers(0, 900).map(lambda seconds: NOW - timedelta(days=4, seconds=seconds)),
+        **{name: st.integers(0, 9) for name in ("quarantined", "skipped", "lost", "unreadable", "stored", "inflated")},
+    ),
+)
+
+
+@given(rows=st.lists(ROWS), cut=st.integers(0, 9))
+def test_figures_do_not_depend_on_what_is_summed_together(rows: list[tuple[State, Row]], cut: int) -> None:
+    """Statements one by one, some at a time, or all at once: sums, types, times, waits and buckets are the same."""
+    whole, figures = summed(*rows), Figures()
+    for several in (rows[:cut], *([each] for each in rows[cut:])):
+        for sums in sums_of(several):
+            figures.add(sums)
+    assert figures == whole
+    assert (figures.buckets(), figures.top_types(3)) == (whole.buckets(), whole.top_types(3))
+    total = whole.total
+    assert total.statements == len(rows) == total.verified + total.pending + total.damaged + total.expired
+    for name in ("events", "quarantined", "skipped", "lost", "unreadable", "stored", "inflated"):
+        assert getattr(total, name) == sum(getattr(each, name) for _, each in rows)
+    waits = [(each.sealed_at - each.kafka_time).total_seconds() for _, each in rows if each.kafka_time]
+    assert max((bucket.wait for bucket in whole.buckets() if bucket.wait is not None), default=None) == max(
+        waits, default=None
+    )
 
 
 def test_an_empty_hour_is_a_gap() -> None:
     """Nothing is drawn where nothing was sealed: as many bars as there are hours with statements."""
-    figures = Figures()
-    for hour in (0, 1, 20):
-        moment = NOW - timedelta(hours=hour)
-        figures.add(Stated(moment, {"login": 3}), Tally(statements=1, events=3, verified=1))  # type: ignore[arg-type]
+    figures = summed(*(("verified", row(NOW - timedelta(hours=hour), {"login": 3})) for hour in (0, 1, 20)))
     assert len(figures.buckets()) == 3
     events = charts.draw(figures.buckets(), figures.unit)[1]
     svg = base64.b64decode(events.source.partition(",")[2]).decode()
@@ -551,7 +587,8 @@ def test_the_rarest_types_are_one_row() -> None:
     figures = Figures()
     for number in range(300):
         types = {f"type-{number}-{each}": 1 + number for each in range(100)}
-        figures.add(Stated(NOW, types), Tally(statements=1, events=100))  # type: ignore[arg-type]
+        for sums in sums_of([("verified", row(NOW, types))]):
+            figures.add(sums)
     top = figures.top_types(12)
     assert len(top) == 12
     assert top[-1][0] == OTHER
