@@ -7,7 +7,6 @@ The file of `manifests` has one column more than the view: `types`, the statemen
 older version lacks it. It counts for queries, and an audit that reads its statements again makes a new one.
 """
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -16,7 +15,6 @@ from typing import Any, Literal
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from custody.archive.rows import BatchRow, Row, row_of
 from custody.archive.time_parts import FOLDER
@@ -26,7 +24,7 @@ from custody.format.audit import ObjectRef
 from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.format.times import EPOCH
-from custody.query import tables, views
+from custody.query import parquet, tables, views
 from custody.store.protocol import Store
 
 Name = Literal["manifests", "batches"]
@@ -88,13 +86,6 @@ class Rows:
             self._rows = []
 
 
-def parquet(table: pa.Table) -> bytes:
-    """Return a table as the bytes of a Parquet file."""
-    made = io.BytesIO()
-    pq.write_table(table, made, compression="zstd", compression_level=3)
-    return made.getvalue()
-
-
 def file_ref(name: Name, log: Log, first: int, end: int, data: bytes) -> ObjectRef:
     """Return the reference to the file of a span's rows. Its key contains a digest of the bytes."""
     digest = sha256(data).hexdigest()
@@ -122,12 +113,7 @@ def _read_file(store: Store, name: Name, ref: ObjectRef) -> pa.Table:
         raise FormatError(f"{ref.key} is missing") from None
     if sha256(data).hexdigest() != ref.sha256:
         raise FormatError(f"{ref.key} differs from the signed digest")
-    try:
-        # It is small: a scan by threads, as `pq.read_table` does it, would take three times as long.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{ref.key} is no Parquet file: {error}") from None
+    table = parquet.decode(ref.key, data)
     if not any(table.schema.equals(schema) for schema in (SCHEMAS[name], _VIEWS[name])):
         raise FormatError(f"{ref.key} has other columns")
     return table

@@ -32,7 +32,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.format.times import format_us
 from custody.keys.trust import Trust
-from custody.query import statements, tables
+from custody.query import parquet, statements, tables
 from custody.query.statements import Name
 from custody.store.protocol import Store
 from tasks.audit.plan import Piece, Plan
@@ -154,7 +154,7 @@ class Indexer:
         table = each.table(name)
         if not table.num_rows:
             return None
-        data = statements.parquet(table)
+        data = parquet.encode(table)
         ref = statements.file_ref(name, self._log, each.first, each.end, data)
         self._store.create(ref.key, data)
         return ref

@@ -26,10 +26,10 @@ from uuid import uuid4
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectExists, ObjectMissing, counted
 from custody.format import limits
+from custody.query import parquet
 from custody.store.protocol import Store
 from tasks.detect import memory as memories
 from tasks.detect.alerts import Alert, NotAnAlert, Notice
@@ -246,7 +246,7 @@ class States:
         known = before.tables.get(name) if before else None
         if known and before and name != "alerts" and getattr(before.memory, name) is table:
             return known
-        data = _parquet(table)
+        data = parquet.encode(table)
         _check_size(f"what detection remembers as `{name}`", data, _TABLE_BYTES)
         digest = sha256(data).hexdigest()
         if known and known.key.endswith(f"-{digest}.parquet"):
@@ -281,12 +281,7 @@ class States:
         data = self._store.read(ref.key, limit=_TABLE_BYTES)
         if sha256(data).hexdigest() != match[2]:
             raise FormatError(f"{ref.key} differs from its digest")
-        try:
-            table = pq.read_table(pa.BufferReader(data), use_threads=False)
-            # Text that is none would end each run.
-            table.validate(full=True)
-        except (pa.ArrowException, OSError) as error:
-            raise FormatError(f"{ref.key} is no Parquet file: {str(error)[:200]}") from None
+        table = parquet.decode(ref.key, data)
         if name == "kept":
             table = _with_new_columns(table, schema)
         if not table.schema.equals(schema):
@@ -358,10 +353,3 @@ def _check_size(name: str, data: bytes, most: int) -> None:
     """
     if len(data) > most:
         raise FormatError(f"{name} has {len(data):,} bytes, more than the {most:,} that are read: {REBUILD}")
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=3)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data

@@ -45,7 +45,8 @@ from custody.format.times import EPOCH, format_time
 from custody.keys.keyring import new_keyring
 from custody.keys.open import open_signers
 from custody.keys.signers import Signers
-from custody.query.statements import Name, Rows, file_ref, file_row, parquet
+from custody.query import parquet
+from custody.query.statements import Name, Rows, file_ref, file_row
 from custody.store.folder import FolderStore
 from custody.store.protocol import (
     Capabilities,
@@ -539,7 +540,7 @@ def _make_index(
                 writer.finish()
                 refs["tables"] = writer.listed
             for name, of_name in rows.items():
-                data = parquet(of_name.table())
+                data = parquet.encode(of_name.table())
                 refs[name] = ref = file_ref(name, log, each.first, each.end, data)
                 put.create(ref.key, data)
             of_log[number] = msgspec.structs.replace(each, **refs)

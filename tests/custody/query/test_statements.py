@@ -14,7 +14,7 @@ from custody.archive.rows import batches_of, row_of
 from custody.errors import FormatError
 from custody.format.audit import ObjectRef
 from custody.format.layout import Log
-from custody.query import statements
+from custody.query import parquet, statements
 from custody.store.open import open_store
 from tests.helpers.archives import Builder, good
 from tests.helpers.memory import MemoryStore
@@ -62,7 +62,7 @@ def test_a_file_gives_back_its_rows(builder: Builder, name: statements.Name) -> 
     table = made(builder, name)
     log, store, refs = Log("audit", 0), MemoryStore(), []
     for part in (table.slice(0, 2), table.slice(2)):
-        data = statements.parquet(part)
+        data = parquet.encode(part)
         refs.append(statements.file_ref(name, log, 0, 2, data))
         store.objects[refs[-1].key] = data
     assert len({ref.key for ref in refs}) == 2
@@ -72,7 +72,7 @@ def test_a_file_gives_back_its_rows(builder: Builder, name: statements.Name) -> 
 def test_a_file_that_is_not_as_it_was_signed_is_refused(builder: Builder) -> None:
     """Missing, changed, no Parquet, or with other columns: each is an error of the format, which names the file."""
     log, table = Log("audit", 0), made(builder, "manifests")
-    data, other, plain = statements.parquet(table), io.BytesIO(), io.BytesIO()
+    data, other, plain = parquet.encode(table), io.BytesIO(), io.BytesIO()
     pq.write_table(pa.table({"a": [1]}), other)
     pq.write_table(table, plain, compression="none", use_dictionary=False)
     no_text = plain.getvalue().replace(str(log).encode(), b"\x92" * len(str(log)))

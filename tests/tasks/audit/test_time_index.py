@@ -19,7 +19,7 @@ from custody.format.audit import ObjectRef
 from custody.format.layout import Log, parse_log_text
 from custody.format.times import EPOCH, MICROSECOND, microseconds_of
 from custody.keys.trust import Trust, open_trust
-from custody.query import statements, tables
+from custody.query import parquet, statements, tables
 from custody.store.open import open_store
 from tasks.audit.conclude import Outcome, conclude
 from tasks.audit.pieces import verify_pieces
@@ -323,7 +323,7 @@ def test_rows_that_are_not_those_of_the_statements_are_found(growing: Growing) -
     assert span.manifests is not None
     rows = statements.read_files(store, "manifests", [span.manifests])
     changed = rows.set_column(5, rows.schema.field(5), [[0, 0, 0]])
-    data = statements.parquet(changed)
+    data = parquet.encode(changed)
     ref = statements.file_ref("manifests", log_of(growing), 0, 3, data)
     store.create(ref.key, data)
     forge(growing, lambda span: msgspec.structs.replace(span, manifests=ref))

@@ -199,16 +199,18 @@ def test_without_its_tables_a_state_does_not_count(store: Store, data: bytes | N
     assert states.commit(full(), NOW).number == 2
 
 
-@pytest.mark.parametrize("name", ["seen", "alerts"])
-def test_text_that_is_none(store: Store, caplog: pytest.LogCaptureFixture, name: str) -> None:
-    """A table with bytes that are no UTF-8, as anybody can put one, ends no run: the state before counts."""
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("seen", b"192.0.2.0/24"), ("seen", b"first_seen"), ("kept", b"event_type"), ("alerts", b"Failures")],
+)
+def test_text_that_is_none(store: Store, caplog: pytest.LogCaptureFixture, name: str, text: bytes) -> None:
+    """A table with values or names that are no UTF-8, as anybody can put one, ends no run: the state before counts."""
     states = States(store, ARCHIVE)
     first = states.commit(full(), NOW)
     second = states.commit(first.with_facts(positions={"a/0": 9}), NOW)
     made = io.BytesIO()
     table = pq.read_table(io.BytesIO(store.read(second.tables[name].key, limit=10**7)))
     pq.write_table(table, made, compression="none", use_dictionary=False)
-    text = {"seen": b"192.0.2.0/24", "alerts": b"Failures"}[name]
     assert text in made.getvalue()
     data = made.getvalue().replace(text, b"\x92" * len(text))
     key = f"{TABLES}{2:020}-{sha256(data).hexdigest()}.parquet"
