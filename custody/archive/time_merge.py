@@ -95,12 +95,20 @@ def _may_grow(newest: Part, many: int, most: int) -> bool:
 def _gather(made: "_Made", parts: list[Part]) -> None:
     """Replace the older half of each level's parts by one of the level above, if there are many."""
     level = 0
-    while of_level := [part for part in parts if part.level == level]:
-        for start in range(0, len(of_level) - 2 * GATHERED + 1, GATHERED):
-            oldest = of_level[start : start + GATHERED]
-            parts[parts.index(oldest[0])] = made.upper(oldest)
-            for part in oldest[1:]:
-                parts.remove(part)
+    while many := sum(part.level == level for part in parts):
+        left = max(many // GATHERED - 1, 0) * GATHERED
+        kept: list[Part] = []
+        oldest: list[Part] = []
+        for part in parts:
+            if part.level != level or not left:
+                kept.append(part)
+                continue
+            left -= 1
+            oldest.append(part)
+            if len(oldest) == GATHERED:
+                kept.append(made.upper(oldest))
+                oldest = []
+        parts[:] = kept
         level += 1
 
 
