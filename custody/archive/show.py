@@ -41,7 +41,7 @@ from custody.format.members import inflate_stream, inflate_unchecked
 from custody.format.offsets import kind_of, line_of
 from custody.format.quarantine import parse_quarantined, quarantine_lines
 from custody.keys.trust import Trust
-from custody.store.pieces import read_pieces
+from custody.store.pieces import read_pieces, read_stated
 from custody.store.protocol import Store
 from custody.tlog import merkle
 
@@ -208,9 +208,9 @@ def _object(store: Store, key: str, records: layout.RecordsKey, trust: Trust) ->
         if not store.exists(key):
             raise ObjectMissing(f"there is no object {key} in the archive {store.url}, and no manifest names it")
         position: dict[str, Any] = {"object": key, "log": str(records.log), "manifest": None}
-        return Shown(position, _inflated(store, key, None))
+        return Shown(position, _inflated(key, read_pieces(store, key, sys.maxsize)))
     position = {"object": key, "size": named.size, "sha256": named.sha256, **_chain_position(records.log, *accounting)}
-    return Shown(position, _inflated(store, key, named.sha256), accounting[1])
+    return Shown(position, _inflated(key, read_stated(store, key, named.size, named.sha256)), accounting[1])
 
 
 def _find_statement(store: Store, log: Log, offset: int, trust: Trust) -> tuple[int, Manifest] | None:
@@ -255,7 +255,7 @@ def _quarantined(store: Store, ref: QuarantineRef, offset: int) -> Iterator[byte
     """Return the line of a quarantine object for an offset, with its key and value as `text` where they are UTF-8."""
     wanted = f'{{"offset":{offset},'.encode()
     try:
-        for line in quarantine_lines(_stored(store, ref.key, ref.sha256), ref.size, ref.inflated):
+        for line in quarantine_lines(read_stated(store, ref.key, ref.size, ref.sha256), ref.size, ref.inflated):
             if line.startswith(wanted):
                 yield _legible(line) + b"\n"
     except FormatError as error:
@@ -277,19 +277,9 @@ def _legible(line: bytes) -> bytes:
     return line[:-1] + b',"text":' + json.dumps(text, ensure_ascii=False).encode() + b"}" if text else line
 
 
-def _inflated(store: Store, key: str, digest: str | None) -> Iterator[bytes]:
+def _inflated(key: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Inflate an object piece by piece."""
     try:
-        yield from inflate_stream(_stored(store, key, digest), sys.maxsize)
+        yield from inflate_stream(pieces, sys.maxsize)
     except FormatError as error:
         raise FormatError(f"{key} is damaged: {error}; run custody verify") from None
-
-
-def _stored(store: Store, key: str, digest: str | None) -> Iterator[bytes]:
-    """Read an object piece by piece. Compare it with its digest at the end."""
-    stored = sha256()
-    for piece in read_pieces(store, key, sys.maxsize):
-        stored.update(piece)
-        yield piece
-    if digest and stored.hexdigest() != digest:
-        raise FormatError("its SHA-256 is not the one in the statement")

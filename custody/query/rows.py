@@ -18,7 +18,7 @@ from custody.format.quarantine import quarantine_lines
 from custody.format.times import kafka_moment
 from custody.query import tables
 from custody.query.unread import Unread
-from custody.store.pieces import read_pieces
+from custody.store.pieces import read_stated
 from custody.store.protocol import Store
 from custody.verify.pool import Pool
 from custody.verify.work import Work, work_of
@@ -86,7 +86,7 @@ def quarantined_rows(store: Store, log: Log, statement: Statement, unread: Unrea
     if ref is None:
         return
     try:
-        for line in quarantine_lines(read_pieces(store, ref.key, ref.size), ref.size, ref.inflated):
+        for line in quarantine_lines(read_stated(store, ref.key, ref.size, ref.sha256), ref.size, ref.inflated):
             record = json.loads(line)
             value, time, offset = record["value"] or "", record["timestamp"], index(record["offset"])
             time = kafka_moment(time) if isinstance(time, int) else None
@@ -98,7 +98,7 @@ def quarantined_rows(store: Store, log: Log, statement: Statement, unread: Unrea
         unread.add_problem(statement, f"{ref.key}: the object is in an archive storage class")
     except (FormatError, ValueError, KeyError, TypeError, AttributeError) as error:
         # `custody verify` says more.
-        unread.add_problem(statement, f"{ref.key}: its records cannot be read: {str(error)[:200]}")
+        unread.add_problem(statement, f"{ref.key}: its records are not those that were archived: {str(error)[:200]}")
 
 
 def left_out(record: Mapping[str, Any]) -> int:

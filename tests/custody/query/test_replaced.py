@@ -133,6 +133,28 @@ def test_a_forged_statement(made: Growing, folder: Path, tmp_path: Path, name: s
         assert {"unverified", "ignored"} <= kinds | ({"ignored"} if name == "quarantined" else set())
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("name", ["events", "quarantined"])
+def test_another_object_of_a_statement(
+    made: Growing, folder: Path, tmp_path: Path, name: str, *, trusted: bool
+) -> None:
+    """Its rows are those that were archived, or a warning names the object: whoever put it needs no key for that."""
+    trust = public(made, tmp_path / "trust.json") if trusted else None
+    shutil.rmtree(folder / "tables")
+    with closing(custody.connect(str(folder), trust=trust)) as connection:
+        rows = connection.execute(ALL[name]).fetchall()
+    first, second, *_ = sorted((folder / {"quarantined": "quarantine"}.get(name, name)).rglob("*.gz"))
+    data = second.read_bytes()
+    assert len(data) != len(first.read_bytes()) or data != first.read_bytes()
+    first.unlink()
+    first.write_bytes(data)
+    with closing(custody.connect(str(folder), trust=trust)) as connection:
+        assert connection.execute(ALL[name]).fetchall() != rows
+        said = [message for kind, _, message in connection.execute("FROM warnings").fetchall() if kind == "damaged"]
+    assert len(said) == 1
+    assert str(first.relative_to(folder)) in said[0] or name == "events"
+
+
 def test_a_slot_passed_over_at_the_end_of_a_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no damage: the statement that passes over it is the first one of the next span."""
     clear_settings(monkeypatch)
