@@ -158,7 +158,7 @@ def _unsigned(store: Store, key: str, fragment: Fragment) -> Any:
         rows = made.to_table()
         cast = {name: rows[name].cast(tables.SCHEMA.field(name).type) for name in rows.column_names if name in wanted}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{key} is no Parquet file of events: {_ADVICE} ({error})") from None
+        raise FormatError(f"{key} is no Parquet file of events: {_ADVICE} ({str(error)[:200]})") from None
     written = pa.BufferOutputStream()
     pq.write_table(pa.table(cast), written)
     return fragment(written.getvalue())

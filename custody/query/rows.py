@@ -96,7 +96,7 @@ def quarantined_rows(store: Store, log: Log, statement: Statement, unread: Unrea
         unread.add_missing(statement, ref.key)
     except ObjectArchived:
         unread.add_problem(statement, f"{ref.key}: the object is in an archive storage class")
-    except (FormatError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FormatError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         # `custody verify` says more.
         unread.add_problem(statement, f"{ref.key}: its records are not those that were archived: {str(error)[:200]}")
 

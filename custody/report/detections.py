@@ -179,7 +179,7 @@ def _parsed(lines: Sequence[bytes]) -> Iterator[tuple[int, _Event]]:
             continue
         try:
             event = msgspec.json.decode(line, type=_Event)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             # Of an application, which may call its alerts as it likes.
             continue
         if event.alert_type.startswith(OWN):

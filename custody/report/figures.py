@@ -155,7 +155,9 @@ class Figures:
     def top_types(self, shown: int) -> list[tuple[str, int]]:
         """Return the most common event types, and the sum of all others last."""
         names = {name: count for name, count in self.types.items() if name != OTHER}
-        most = Counter(names).most_common(len(names) if len(names) <= shown else shown - 1)
+        # By name where counts are equal, whatever was added first.
+        ordered = sorted(names.items(), key=lambda each: (-each[1], each[0]))
+        most = ordered if len(names) <= shown else ordered[: shown - 1]
         rest = self.types.total() - sum(count for _, count in most)
         return [*most, *([(OTHER, rest)] if rest else [])]
 

@@ -269,7 +269,7 @@ class States:
                 held=tuple(map(_notice, document.facts.held)),
                 tables=document.tables,
             )
-        except (NotAnAlert, msgspec.MsgspecError, TypeError, OverflowError) as error:
+        except (NotAnAlert, msgspec.MsgspecError, TypeError, OverflowError, RecursionError) as error:
             raise FormatError(f"{state_key(number)} has an alert that is none: {error}") from None
 
     def _table(self, name: str, document: Document) -> pa.Table:

@@ -222,6 +222,22 @@ def test_text_that_is_none(store: Store, caplog: pytest.LogCaptureFixture, name:
     assert "is no Parquet file" in caplog.text
 
 
+def test_an_alert_that_is_nested_without_an_end(store: Store) -> None:
+    """It ends no run either: the state before counts."""
+    states = States(store, ARCHIVE)
+    first = states.commit(full(), NOW)
+    second = states.commit(first.with_facts(positions={"a/0": 9}), NOW)
+    table, made = pa.table({"alert": ["[" * 200_000]}), io.BytesIO()
+    pq.write_table(table, made)
+    data = made.getvalue()
+    key = f"{TABLES}{2:020}-{sha256(data).hexdigest()}.parquet"
+    store.create(key, data)
+    document = json.loads(store.read(f"{FOLDER}{second.number:020}", limit=10**7))
+    document["tables"]["alerts"] = {"key": key, "size": len(data)}
+    damage(store, f"{FOLDER}{2:020}", json.dumps(document).encode())
+    assert States(store, ARCHIVE).newest() == first
+
+
 JUNK = {
     "beyond all numbers": [10**20 - 1],
     "more than are kept": [10**19 + number for number in range(9)],
