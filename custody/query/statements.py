@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from custody.archive.rows import BatchRow, Row, row_of
 from custody.archive.time_parts import FOLDER
-from custody.archive.time_spans import Span
+from custody.archive.time_spans import Contradiction, Span
 from custody.errors import FormatError, ObjectArchived, ObjectMissing
 from custody.format.audit import ObjectRef
 from custody.format.layout import Log
@@ -98,6 +98,7 @@ def read_files(store: Store, name: Name, refs: Sequence[ObjectRef]) -> pa.Table:
 
     Raises:
         FormatError: a file is missing, has other bytes, or other columns.
+        Contradiction: it is as it was signed, and no Parquet file.
         StoreError: the store does not give it.
     """
     read = [_read_file(store, name, ref) for ref in refs]
@@ -113,7 +114,11 @@ def _read_file(store: Store, name: Name, ref: ObjectRef) -> pa.Table:
         raise FormatError(f"{ref.key} is missing") from None
     if sha256(data).hexdigest() != ref.sha256:
         raise FormatError(f"{ref.key} differs from the signed digest")
-    table = parquet.decode(ref.key, data)
+    try:
+        table = parquet.decode(ref.key, data)
+    except FormatError as error:
+        # The digest is the signed one.
+        raise Contradiction(str(error)) from None
     if not any(table.schema.equals(schema) for schema in (SCHEMAS[name], _VIEWS[name])):
         raise FormatError(f"{ref.key} has other columns")
     return table

@@ -23,7 +23,7 @@ from custody.archive import signed_notes, time_index, time_merge
 from custody.archive.readings import newest_reading
 from custody.archive.rows import batches_of, row_of
 from custody.archive.time_index import TimeIndex
-from custody.archive.time_spans import Bounds, Span, SpanMaker
+from custody.archive.time_spans import Bounds, Contradiction, Span, SpanMaker
 from custody.errors import CustodyError, FormatError, KeyUnavailable, ObjectExists, ObjectMissing, SignatureInvalid
 from custody.findings import Finding, Severity, finding
 from custody.format import limits
@@ -209,6 +209,9 @@ class Indexer:
                 break
             try:
                 rows = statements.read_files(self._store, name, [ref] if ref else [])
+            except Contradiction as error:
+                message = f"a file of the time index is as it was signed, and cannot be read: {error}"
+                return self._finding(each, message, key=ref.key if ref else None)
             except FormatError as error:
                 # Queries read the statements instead.
                 message = f"a file of the time index is not as it was signed: {error}"

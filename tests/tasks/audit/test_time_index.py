@@ -1,5 +1,6 @@
 """An audit keeps an index of statements by time, and finds an index that does not say what the statements say."""
 
+import io
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from hashlib import sha256
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 
 import custody
@@ -314,8 +316,9 @@ def test_batches_of_no_statements_are_found(growing: Growing) -> None:
     assert span.batches
 
 
-def test_rows_that_are_not_those_of_the_statements_are_found(growing: Growing) -> None:
-    """A query shows these rows, so each is compared: as many rows, with one changed, are another table."""
+@pytest.mark.parametrize("text", [False, True])
+def test_rows_that_are_not_those_of_the_statements_are_found(growing: Growing, *, text: bool) -> None:
+    """A query shows these rows, so each is compared: with one changed, or with text that is no UTF-8."""
     growing.append(3)
     run(growing)
     (span,) = index_of(growing).overlapping(log_of(growing), None, None)
@@ -324,6 +327,10 @@ def test_rows_that_are_not_those_of_the_statements_are_found(growing: Growing) -
     rows = statements.read_files(store, "manifests", [span.manifests])
     changed = rows.set_column(5, rows.schema.field(5), [[0, 0, 0]])
     data = parquet.encode(changed)
+    if text:
+        plain, log = io.BytesIO(), str(log_of(growing)).encode()
+        pq.write_table(rows, plain, compression="none", use_dictionary=False)
+        data = plain.getvalue().replace(log, b"\x92" * len(log))
     ref = statements.file_ref("manifests", log_of(growing), 0, 3, data)
     store.create(ref.key, data)
     forge(growing, lambda span: msgspec.structs.replace(span, manifests=ref))

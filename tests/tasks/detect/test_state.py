@@ -89,6 +89,15 @@ def damage(store: Store, key: str, data: bytes | None) -> None:
     path.unlink() if data is None else path.write_bytes(data)
 
 
+def exchange(store: Store, state: State, name: str, data: bytes) -> None:
+    """Put another table in the place of a state's, as anybody can who may write into the archive."""
+    key = f"{TABLES}{state.number:020}-{sha256(data).hexdigest()}.parquet"
+    store.create(key, data)
+    document = json.loads(store.read(f"{FOLDER}{state.number:020}", limit=10**7))
+    document["tables"][name] = {"key": key, "size": len(data)}
+    damage(store, f"{FOLDER}{state.number:020}", json.dumps(document).encode())
+
+
 def test_what_is_committed_comes_back(store: Store) -> None:
     """All of it, and the small part without the tables."""
     assert States(store, ARCHIVE).newest() is None
@@ -212,12 +221,7 @@ def test_text_that_is_none(store: Store, caplog: pytest.LogCaptureFixture, name:
     table = pq.read_table(io.BytesIO(store.read(second.tables[name].key, limit=10**7)))
     pq.write_table(table, made, compression="none", use_dictionary=False)
     assert text in made.getvalue()
-    data = made.getvalue().replace(text, b"\x92" * len(text))
-    key = f"{TABLES}{2:020}-{sha256(data).hexdigest()}.parquet"
-    store.create(key, data)
-    document = json.loads(store.read(f"{FOLDER}{2:020}", limit=10**7))
-    document["tables"][name] = {"key": key, "size": len(data)}
-    damage(store, f"{FOLDER}{2:020}", json.dumps(document).encode())
+    exchange(store, second, name, made.getvalue().replace(text, b"\x92" * len(text)))
     assert States(store, ARCHIVE).newest() == first
     assert "is no Parquet file" in caplog.text
 
@@ -229,12 +233,7 @@ def test_an_alert_that_is_nested_without_an_end(store: Store) -> None:
     second = states.commit(first.with_facts(positions={"a/0": 9}), NOW)
     table, made = pa.table({"alert": ["[" * 200_000]}), io.BytesIO()
     pq.write_table(table, made)
-    data = made.getvalue()
-    key = f"{TABLES}{2:020}-{sha256(data).hexdigest()}.parquet"
-    store.create(key, data)
-    document = json.loads(store.read(f"{FOLDER}{second.number:020}", limit=10**7))
-    document["tables"]["alerts"] = {"key": key, "size": len(data)}
-    damage(store, f"{FOLDER}{2:020}", json.dumps(document).encode())
+    exchange(store, second, "alerts", made.getvalue())
     assert States(store, ARCHIVE).newest() == first
 
 
