@@ -16,14 +16,12 @@ def read_reasons(store: Store, ref: QuarantineRef) -> Reasons:
     Raises:
         TransientStoreError: the archive's storage does not answer.
     """
-    reasons, known = Reasons(), True
+    reasons, unknown = Reasons(), Reasons()
+    unknown.note(NOT_KNOWN, ref.records)
     try:
         reasons.count(quarantine_lines(read_stated(store, ref.key, ref.size, ref.sha256), ref.size, ref.inflated))
     except TransientStoreError:
         raise
     except (StoreError, FormatError):
-        known = False
-    if not known or reasons.records != ref.records:
-        reasons = Reasons()
-        reasons.note(NOT_KNOWN, ref.records)
-    return reasons
+        return unknown
+    return reasons if reasons.records == ref.records else unknown

@@ -93,7 +93,10 @@ def _may_grow(newest: Part, many: int, most: int) -> bool:
 
 
 def _gather(made: "_Made", parts: list[Part]) -> None:
-    """Replace the older half of each level's parts by one of the level above, if there are many."""
+    """Replace the oldest parts of each level, as many together as `GATHERED`, by one of the level above.
+
+    As many of a level, at least, are left. Levels do not rise along the list, so those of one lie side by side.
+    """
     level = 0
     while many := sum(part.level == level for part in parts):
         left = max(many // GATHERED - 1, 0) * GATHERED

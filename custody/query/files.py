@@ -19,7 +19,6 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
@@ -36,8 +35,8 @@ _PLAIN = ds.ParquetFileFormat()
 # Few different values: DuckDB groups by their numbers, several times as fast.
 _EVENTS = ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(dictionary_columns=tables.REPEATING))
 _SYSTEM = fs.LocalFileSystem()
-
 _ADVICE = "delete it, and find out who modified it"
+
 Fragment = Callable[[Any], Any]
 """Makes Arrow's fragment of a dataset of the path of a local file, or of bytes in memory."""
 
@@ -141,7 +140,7 @@ def read_table(store: Store, key: str, ref: Ref | None, fragment: Fragment = _ev
 
 
 def _unsigned(store: Store, key: str, fragment: Fragment) -> Any:
-    """Return a file that nobody signed, its columns with our types: it may have others."""
+    """Return a file that nobody signed. It may be none of events, and whether its pages are whole is not seen here."""
     if store.url.startswith("file://"):
         store.status(key)
         made = fragment(unquote(store.url.removeprefix("file://")) + "/" + key)
@@ -151,17 +150,11 @@ def _unsigned(store: Store, key: str, fragment: Fragment) -> Any:
     try:
         # Arrow keeps what it reads of the file here, for the scan.
         columns = [(column.name, column.type) for column in made.physical_schema]
-        if len(dict(columns)) < len(columns):
-            raise FormatError(f"{key} has two columns of one name: {_ADVICE}")
-        if all(kind == wanted.get(name, kind) for name, kind in columns):
-            return made
-        rows = made.to_table()
-        cast = {name: rows[name].cast(tables.SCHEMA.field(name).type) for name in rows.column_names if name in wanted}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{key} is no Parquet file of events: {_ADVICE} ({str(error)[:200]})") from None
-    written = pa.BufferOutputStream()
-    pq.write_table(pa.table(cast), written)
-    return fragment(written.getvalue())
+    if len(dict(columns)) < len(columns) or any(wanted.get(name, type_) != type_ for name, type_ in columns):
+        raise FormatError(f"{key} has other columns than events have: {_ADVICE}")
+    return made
 
 
 def _buffer(data: bytes) -> Any:
@@ -219,7 +212,8 @@ def scan(
             others = [part for part in chosen if part[0].path is None]
             for (source, _), opened in zip(others, _opened(store, others, kind), strict=True):
                 both = [each for each in (condition, rest(source.key)) if each is not None]
-                yield from rows([opened], reduce(and_, both) if both else None)
+                found = rows([opened], reduce(and_, both) if both else None)
+                yield from found if source.ref else _checked(source, found)
         except GeneratorExit:
             raise
         # DuckDB makes an error of its own of each one, of Ctrl-C too.
@@ -228,6 +222,17 @@ def scan(
             raise
 
     return Scan(pa.schema([schema.field(name) for name in columns]), batches())
+
+
+def _checked(source: Source, batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield the rows of a file that nobody signed. Raises FormatError if its pages are damaged, or text is no UTF-8."""
+    try:
+        for batch in batches:
+            batch.validate(full=True)
+            yield batch
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FormatError(f"{source.key} is damaged: {_ADVICE} ({reason})") from None
 
 
 def _opened(store: Store, parts: Sequence[Part], kind: Any) -> Iterator[Any]:

@@ -163,14 +163,13 @@ class Indexed:
     def _with_quarantine(self, span: Span) -> Iterator[tuple[int, int]]:
         """Yield the slots of a span whose statements have a quarantine object; all if that is not known."""
         try:
-            table = statements.read_files(self._entries.store, "manifests", [span.manifests] if span.manifests else [])
+            columns = statements.span_columns(self._entries.store, span, "sequence", "quarantine")
         except LOST:
             yield span.first, span.end
             return
-        if span.manifests is None:
-            yield span.first, span.end
-        for sequence in table.filter(pc.field("quarantine").is_valid())["sequence"].to_pylist():
-            yield sequence, sequence + 1
+        for sequence, quarantine in zip(*columns.values(), strict=True):
+            if quarantine is not None:
+                yield sequence, sequence + 1
 
     # --- events
 
@@ -211,8 +210,7 @@ class Indexed:
         guarantee = _events_guarantee([span], days=False)
         for file, ref in files:
             day = day_of(file)
-            source = Source(file.key)
-            source.ref = self._signed(ref)
+            source = Source(file.key, self._signed(ref))
             if ref is not None:
                 source.changed = partial(self._changed, span, log)
                 source.make = partial(self._replace, span, log, file, files)
@@ -270,14 +268,15 @@ class Indexed:
                 try:
                     # As its own source opens it: a table that is read there has its rows, whatever was signed.
                     table = read_table(self._entries.store, file.key, self._signed(ref))
-                except LOST:
+                    named = "offset" in table.physical_schema.names
+                    rows = table.to_table(columns=["offset"] if named else [])
+                except (*LOST, pa.ArrowException, OSError):
                     if file.number < bad.number:
                         # The first one that is bad gets the rows of all that are.
                         return self._make_events(span, log, lambda table: table.slice(0, 0))
                 else:
-                    if "offset" in table.physical_schema.names:
-                        offsets = table.to_table(columns=["offset"])["offset"]
-                        others = pa.concat_arrays([others, offsets.combine_chunks().cast(pa.int64())])
+                    if named:
+                        others = pa.concat_arrays([others, rows["offset"].combine_chunks().cast(pa.int64())])
             day = pa.scalar(day_of(bad), pa.date32())
 
             def keep(table: Any) -> Any:

@@ -209,12 +209,11 @@ class Reading:
         if span.manifests is None:
             return None
         try:
-            rows = statements.read_files(self._store, "manifests", [span.manifests])
+            columns = statements.span_columns(self._store, span, "sequence", "sealed_at")
         except LOST as error:
             self.warnings.add("ignored", log, f"{error}. Its rows are read from the statements")
             return None
-        sealed = zip(rows["sequence"].to_pylist(), rows["sealed_at"].to_pylist(), strict=True)
-        return [sequence for sequence, at in sealed if not self._period.has(at.replace(tzinfo=UTC))]
+        return [sequence for sequence, at in zip(*columns.values(), strict=True) if not self._period.has(at)]
 
     def _tabled(self, log: Log, ranges: Sequence[Range]) -> list[Tabled]:
         """Return the tables of slots that no span covers: an audit may have made some before there was an index."""

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from custody.errors import FormatError, ObjectArchived, ObjectMissing
 from custody.format.layout import Log
-from custody.format.manifest import Batch, Statement
+from custody.format.manifest import Batch, QuarantineRef, Statement
 from custody.format.quarantine import quarantine_lines
 from custody.format.times import kafka_moment
 from custody.query import tables
@@ -81,12 +81,15 @@ class EventFile:
 
 
 def quarantined_rows(store: Store, log: Log, statement: Statement, unread: Unread) -> Iterator[tuple[Any, ...]]:
-    """Yield a statement's records in quarantine, as rows of the view. `unread` gets why some are not there."""
+    """Yield a statement's records in quarantine, as rows of the view. `unread` gets why some are not there.
+
+    None is yielded before the digest of all of the object is known to be the stated one.
+    """
     ref = statement.quarantine
     if ref is None:
         return
     try:
-        for line in quarantine_lines(read_stated(store, ref.key, ref.size, ref.sha256), ref.size, ref.inflated):
+        for line in quarantine_lines(_whole(store, ref), ref.size, ref.inflated):
             record = json.loads(line)
             value, time, offset = record["value"] or "", record["timestamp"], index(record["offset"])
             time = kafka_moment(time) if isinstance(time, int) else None
@@ -99,6 +102,11 @@ def quarantined_rows(store: Store, log: Log, statement: Statement, unread: Unrea
     except (FormatError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         # `custody verify` says more.
         unread.add_problem(statement, f"{ref.key}: its records are not those that were archived: {str(error)[:200]}")
+
+
+def _whole(store: Store, ref: QuarantineRef) -> Iterator[bytes]:
+    """Yield the bytes of an object in one piece, once they were compared with the stated digest."""
+    yield b"".join(read_stated(store, ref.key, ref.size, ref.sha256))
 
 
 def left_out(record: Mapping[str, Any]) -> int:

@@ -140,13 +140,33 @@ def span_rows(store: Store, span: Span) -> Sequence[Row] | None:
     if span.manifests is None:
         return None
     try:
-        table = read_files(store, "manifests", [span.manifests])
-        columns = _columns(table)
+        columns = span_columns(store, span, *SCHEMAS["manifests"].names)
         columns[TYPES] = list(map(_parse_types.decode, columns[TYPES]))
     except (FormatError, ObjectArchived, msgspec.MsgspecError):
         return None
-    made = list(map(Row, *columns.values()))
-    return made if all(row.log == span.log and span.first <= row.sequence < span.end for row in made) else None
+    return list(map(Row, *columns.values()))
+
+
+def span_columns(store: Store, span: Span, *names: str) -> dict[str, list[Any]]:
+    """Return columns of the rows of a span's statements, by their names. A slot without a row was passed over.
+
+    Raises:
+        FormatError: the span has no such file, or it is not as it was signed, or has a row of no statement of the span.
+        ObjectArchived: it is in an archive storage class.
+        StoreError: the store does not give it.
+    """
+    if span.manifests is None:
+        raise FormatError(f"statements {span.first} to {span.end - 1} of {span.log} have no file of rows")
+    table = read_files(store, "manifests", [span.manifests])
+    try:
+        columns = _columns(table.select(list(dict.fromkeys(("log", "sequence", *names)))))
+    except FormatError as error:
+        raise FormatError(f"{span.manifests.key}: {error}") from None
+    if any(log != span.log for log in columns["log"]) or any(
+        not span.first <= sequence < span.end for sequence in columns["sequence"]
+    ):
+        raise FormatError(f"{span.manifests.key} has rows of other statements")
+    return {name: columns[name] for name in names}
 
 
 def span_batches(store: Store, span: Span) -> Mapping[int, Sequence[BatchRow]] | None:

@@ -88,21 +88,21 @@ class Sums:
     wait: float | None
 
 
-_SUMMED = ("events", "quarantined", "skipped", "lost", "unreadable", "stored", "inflated")
+_COUNTS = ("events", "quarantined", "skipped", "lost", "unreadable", "stored", "inflated")
 _sealed_at = attrgetter("sealed_at")
 
 
-def sums_of(stated: Iterable[tuple[State, Row]]) -> Iterator[Sums]:
+def sum_by_hour(stated: Iterable[tuple[State, Row]]) -> Iterator[Sums]:
     """Yield the sums of statements by hour and state. Many are summed together in a tenth of the time of one by one."""
     groups: dict[tuple[datetime, State], list[Row]] = {}
     for state, row in stated:
         groups.setdefault((_STARTS["hour"](row.sealed_at), state), []).append(row)
     for (hour, state), rows in groups.items():
-        yield _sums(hour, state, rows)
+        yield _summed(hour, state, rows)
 
 
-def _sums(hour: datetime, state: State, rows: Sequence[Row]) -> Sums:
-    tally = Tally(statements=len(rows), **{name: sum(map(attrgetter(name), rows)) for name in _SUMMED})
+def _summed(hour: datetime, state: State, rows: Sequence[Row]) -> Sums:
+    tally = Tally(statements=len(rows), **{name: sum(map(attrgetter(name), rows)) for name in _COUNTS})
     setattr(tally, state, len(rows))
     types: Counter[str] = Counter()
     for row in rows:

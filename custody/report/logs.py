@@ -22,7 +22,7 @@ from custody.format.times import format_time
 from custody.keys.trust import Trust
 from custody.report.audits import Audits, Problem
 from custody.report.detections import Candidates
-from custody.report.figures import Figures, State, Tally, sums_of
+from custody.report.figures import Figures, State, Tally, sum_by_hour
 from custody.report.spans import LastRead, common, contains, length, merge, subtract
 from custody.report.statements import Period, Rows, Slot, StatementReader
 from custody.store.ahead import call_ahead
@@ -221,7 +221,7 @@ class LogReader:
                 if self.period.has(row.sealed_at):
                     stated.append((begun.states.of(sequence), row))
                     self.candidates.add(row, read)
-            for sums in sums_of(stated):
+            for sums in sum_by_hour(stated):
                 made.tally.add(sums.tally)
                 self.figures.add(sums)
         if missing:
@@ -268,7 +268,7 @@ class _Begun:
         made: all but the statements of the period.
         states: of its statements.
         statements: reads them; None of what is no log.
-        slots: where they are.
+        slots: where they are, some at a time.
         problems: what was seen.
     """
 

@@ -199,7 +199,7 @@ class States:
             tables=tables,
         )
         data = msgspec.json.encode(document)
-        _check_size("the state of detection", data, STATE_BYTES)
+        _check_size("the state of detection", len(data), STATE_BYTES)
         try:
             self._store.create(state_key(number), data)
         except ObjectExists:
@@ -247,7 +247,9 @@ class States:
         if known and before and name != "alerts" and getattr(before.memory, name) is table:
             return known
         data = parquet.encode(table)
-        _check_size(f"what detection remembers as `{name}`", data, _TABLE_BYTES)
+        what = f"what detection remembers as `{name}`"
+        _check_size(what, table.nbytes, parquet.TABLE_BYTES)
+        _check_size(what, len(data), _TABLE_BYTES)
         digest = sha256(data).hexdigest()
         if known and known.key.endswith(f"-{digest}.parquet"):
             return known
@@ -345,11 +347,11 @@ def _fitting(notices: tuple[Notice, ...]) -> tuple[Notice, ...]:
     return tuple(notice for at, notice in enumerate(notices) if at not in gone) if gone else notices
 
 
-def _check_size(name: str, data: bytes, most: int) -> None:
+def _check_size(name: str, size: int, most: int) -> None:
     """Check that what is written can be read again.
 
     Raises:
         FormatError: it is too large.
     """
-    if len(data) > most:
-        raise FormatError(f"{name} has {len(data):,} bytes, more than the {most:,} that are read: {REBUILD}")
+    if size > most:
+        raise FormatError(f"{name} has {size:,} bytes, more than the {most:,} that are read: {REBUILD}")

@@ -58,7 +58,8 @@ def test_a_scrape_has_every_writers_counts() -> None:
         finally:
             server.shutdown()
             server.server_close()
-            thread.join()
+            thread.join(10)
+        assert not thread.is_alive()
     samples = {
         (sample.name, sample.labels["writer"]): sample.value
         for family in text_string_to_metric_families(text)

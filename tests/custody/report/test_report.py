@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from custody.archive import reader
@@ -34,7 +34,7 @@ from custody.keys.trust import Trust, open_trust
 from custody.keys.trust_file import encode
 from custody.report import charts
 from custody.report.facts import Facts
-from custody.report.figures import OTHER, Figures, State, sums_of
+from custody.report.figures import OTHER, Figures, State, sum_by_hour
 from custody.report.page import VERDICTS, render
 from custody.report.spans import LastRead, contains, merge, subtract
 from custody.store.open import open_store
@@ -522,7 +522,7 @@ def row(sealed_at: datetime, types: dict[str, int], **more: Any) -> Row:
 def summed(*stated: tuple[State, Row]) -> Figures:
     """Return the figures of statements."""
     figures = Figures()
-    for sums in sums_of(stated):
+    for sums in sum_by_hour(stated):
         figures.add(sums)
     return figures
 
@@ -549,12 +549,22 @@ ROWS = st.tuples(
 )
 
 
+# Types of equal count, which are added in another order one by one.
+@example(rows=[("verified", row(NOW, {"b": 1})), ("verified", row(NOW - timedelta(hours=1), {"a": 1}))], cut=0)
+@example(
+    rows=[
+        ("pending", row(NOW, {"b": 1, "c": 1, "d": 1})),
+        ("verified", row(NOW, {"a": 1})),
+        ("pending", row(NOW, {"a": 1, "e": 2})),
+    ],
+    cut=0,
+)
 @given(rows=st.lists(ROWS), cut=st.integers(0, 9))
 def test_figures_do_not_depend_on_what_is_summed_together(rows: list[tuple[State, Row]], cut: int) -> None:
     """Statements one by one, some at a time, or all at once: sums, types, times, waits and buckets are the same."""
     whole, figures = summed(*rows), Figures()
     for several in (rows[:cut], *([each] for each in rows[cut:])):
-        for sums in sums_of(several):
+        for sums in sum_by_hour(several):
             figures.add(sums)
     assert figures == whole
     assert (figures.buckets(), figures.top_types(3)) == (whole.buckets(), whole.top_types(3))
@@ -587,7 +597,7 @@ def test_the_rarest_types_are_one_row() -> None:
     figures = Figures()
     for number in range(300):
         types = {f"type-{number}-{each}": 1 + number for each in range(100)}
-        for sums in sums_of([("verified", row(NOW, types))]):
+        for sums in sum_by_hour([("verified", row(NOW, types))]):
             figures.add(sums)
     top = figures.top_types(12)
     assert len(top) == 12

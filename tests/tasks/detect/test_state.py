@@ -212,7 +212,9 @@ def test_without_its_tables_a_state_does_not_count(store: Store, data: bytes | N
     ("name", "text"),
     [("seen", b"192.0.2.0/24"), ("seen", b"first_seen"), ("kept", b"event_type"), ("alerts", b"Failures")],
 )
-def test_text_that_is_none(store: Store, caplog: pytest.LogCaptureFixture, name: str, text: bytes) -> None:
+def test_a_table_with_bytes_that_are_no_utf8(
+    store: Store, caplog: pytest.LogCaptureFixture, name: str, text: bytes
+) -> None:
     """A table with values or names that are no UTF-8, as anybody can put one, ends no run: the state before counts."""
     states = States(store, ARCHIVE)
     first = states.commit(full(), NOW)
