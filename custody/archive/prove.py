@@ -156,7 +156,7 @@ def make_evidence(
     archive = read_archive(store)
     judge = Judge(store, log, statements_of(log), archive.id, trust)
     near = audited_sizes(store, archive.id, trust, nightly_audits(archive.statement.created, now)).get(str(log), 0)
-    newest = newest_checkpoint(store, log, archive.id, trust, near)
+    newest, _ = newest_checkpoint(store, log, archive.id, trust, near)
     latest = checkpoint.parse_checkpoint(newest.text) if newest is not None else None
     accounting = find_statement(store, log, offset, judge.may_stand, latest.size if latest else near)
     if accounting is None:

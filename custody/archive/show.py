@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -59,11 +59,13 @@ class Shown:
         position: its position in the chain, as JSON types.
         content: its bytes, in pieces: lines of JSON for records, text for the rest.
         manifest: the statement that accounts for it, if one does.
+        passed_over: of a log's newest entry, how many slots after it hold objects that do not count.
     """
 
     position: dict[str, Any]
     content: Iterator[bytes]
     manifest: Manifest | None = None
+    passed_over: int = 0
 
 
 def show(store: Store, query: str, trust: Trust) -> Shown:
@@ -83,7 +85,7 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
     """
     key = query.removeprefix(f"{store.url}/")
     if key == str(layout.AUDIT_LOG):
-        key = _newest_audit(store, trust)
+        return _newest_audit(store, trust)
     if key == layout.ARCHIVE or key.startswith((layout.AUDITS, layout.CHECKPOINTS)):
         return Shown({"object": key}, iter([store.read(key, limit=_TEXT_LIMIT)]))
     if named := layout.parse_manifest_key(key):
@@ -105,17 +107,17 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
     )
 
 
-def _newest_audit(store: Store, trust: Trust) -> str:
-    """Return the key of the newest audit that counts, whatever else lies in the slots after it.
+def _newest_audit(store: Store, trust: Trust) -> Shown:
+    """Return the newest audit that counts, whatever else lies in the slots after it.
 
     Raises:
         ObjectMissing: there is none.
         FormatError: so much lies after it that it is not looked for.
     """
-    size = find_audit_tip(store, Judge(store, layout.AUDIT_LOG, AUDITS, None, trust).may_stand).head.size
-    if not size:
+    tip = find_audit_tip(store, Judge(store, layout.AUDIT_LOG, AUDITS, None, trust).may_stand)
+    if not tip.head.size:
         raise ObjectMissing(f"the archive {store.url} has no audit yet")
-    return layout.audit_key(size - 1)
+    return replace(show(store, layout.audit_key(tip.head.size - 1), trust), passed_over=len(tip.passed_over))
 
 
 def _at(store: Store, log: Log, offset: str | None, sequence: str | None, trust: Trust) -> Shown:
@@ -124,10 +126,10 @@ def _at(store: Store, log: Log, offset: str | None, sequence: str | None, trust:
     holds = _holds(store, log, trust)
     if sequence:
         return _statement(store, log, int(sequence), holds)
-    size = find_tip(store, log, holds, _audited_size(store, log, trust)).head.size
-    if not size:
+    tip = find_tip(store, log, holds, _audited_size(store, log, trust))
+    if not tip.head.size:
         raise ObjectMissing(f"no statement of {log} can be read; run `custody verify`")
-    return _statement(store, log, size - 1, holds)
+    return replace(_statement(store, log, tip.head.size - 1, holds), passed_over=len(tip.passed_over))
 
 
 def events(store: Store, statement: Statement) -> Iterator[bytes]:

@@ -470,22 +470,31 @@ def find_trusted_audits(store: Store, archive: str, trust: Trust) -> reader.Tip[
     return find_signed_end(store, AUDITS, Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust))
 
 
-def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None = None, near: int = 0) -> Note | None:
-    """Return a log's largest checkpoint, None if it has none.
+def newest_checkpoint(
+    store: Store, log: Log, archive: str, trust: Trust | None = None, near: int = 0
+) -> tuple[Note | None, int]:
+    """Return a log's largest checkpoint, None if it has none; and how many larger objects are there that do not count.
 
     Args:
         store: the archive.
         log: the log.
         archive: the archive's id.
-        trust: only checkpoints that these keys signed are returned; without it, any well-formed one.
+        trust: only checkpoints that these keys signed count; without it, any well-formed one.
         near: a size that the log may have; a wrong one only costs requests.
 
     Raises:
         StoreError: the store does not give it.
     """
-    sizes = checkpoints_back(store, log, near)
+    tried: list[int] = []
+
+    def sizes() -> Iterator[int]:
+        for size in checkpoints_back(store, log, near):
+            tried.append(size)
+            yield size
+
     if trust is None:
-        notes = reader.read_checkpoints(store, log, sizes)
+        notes = reader.read_checkpoints(store, log, sizes())
     else:
-        notes = Judge(store, log, form_of(log), archive, trust).checkpoints(sizes)
-    return next((note for note, _ in notes), None)
+        notes = Judge(store, log, form_of(log), archive, trust).checkpoints(sizes())
+    note = next((note for note, _ in notes), None)
+    return note, len(tried) - (note is not None)

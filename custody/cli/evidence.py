@@ -169,10 +169,10 @@ def checkpoint(
         require_trusted(store, file, signs)
         signer = settings.signers(datetime.now(UTC)).ed25519()
 
-        def written(log: "Log") -> "Note | None":
-            return write_checkpoint(store, log, file.id, signs, signer, near.get(str(log), 0))
+        def written(log: "Log") -> "tuple[Note | None, int]":
+            return write_checkpoint(store, log, file.id, signs, signer, near.get(str(log), 0)), 0
 
-        made = list(call_ahead(store, written, chosen))
+        found = list(call_ahead(store, written, chosen))
     else:
         path = keyring_path(settings.keys)
         known = not trust and (path is None or path.exists())
@@ -180,15 +180,16 @@ def checkpoint(
             own = chosen_trust(settings, keys, given=not known, archive=store.url)
             check_keys(store, file, own)
 
-        def newest(log: "Log") -> "Note | None":
+        def newest(log: "Log") -> "tuple[Note | None, int]":
             return newest_checkpoint(store, log, file.id, own, near.get(str(log), 0))
 
-        made = list(call_ahead(store, newest, chosen))
-    _print_checkpoints(chosen, made, as_json=as_json)
+        found = list(call_ahead(store, newest, chosen))
+    _print_checkpoints(chosen, [note for note, _ in found], as_json=as_json)
     if not chosen:
         common.note(escape(f"{store.url} has no log yet, and so no checkpoint."))
-    for log, checkpoint in zip(chosen, made, strict=True):
+    for log, (checkpoint, larger) in zip(chosen, found, strict=True):
         if checkpoint is not None:
+            _note_larger(log, larger)
             continue
         count = len(checkpoint_sizes(store, log))
         if write:
@@ -200,6 +201,12 @@ def checkpoint(
         else:
             reason = f"it has {count:,}, but no trusted key signed any of them; give trusted keys by --keys or --trust"
         common.note(escape(f"No checkpoint of {log}: {reason}."))
+
+
+def _note_larger(log: "Log", larger: int) -> None:
+    if larger:
+        objects = counted(larger, "object of a larger size does", "objects of larger sizes do")
+        common.note(escape(f"Among the checkpoints of {log}, {objects} not count; run `custody verify`."))
 
 
 def _print_checkpoints(logs: "Sequence[Log]", notes: "Sequence[Note | None]", *, as_json: bool) -> None:

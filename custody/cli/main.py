@@ -36,7 +36,7 @@ from custody.cli.query import app as query_app
 from custody.cli.report import app as report_app
 from custody.cli.terminal import echo
 from custody.cli.verify import app as verify_app
-from custody.errors import ConfigurationError, CustodyError, NoArchive, escape
+from custody.errors import ConfigurationError, CustodyError, NoArchive, counted, escape
 from custody.format import limits
 
 if TYPE_CHECKING:
@@ -282,6 +282,9 @@ def show(
         if not store.exists(ARCHIVE):
             raise NoArchive(store.url) from None
         raise
+    if shown.passed_over:
+        objects = counted(shown.passed_over, "object after it does", "objects after it do")
+        common.note(escape(f"{name} ends here, but {objects} not count; run `custody verify`."))
     if position:
         terminal.write(iter([json.dumps(shown.position, indent=2).encode() + b"\n"]))
     elif events:

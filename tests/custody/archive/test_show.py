@@ -5,16 +5,19 @@ from base64 import b64decode
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from custody.archive.reader import read_archive, read_manifest
 from custody.archive.show import events, show
+from custody.cli.main import app
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
-from custody.format.layout import checkpoint_key, manifest_key
+from custody.format.layout import AUDIT_LOG, audit_key, checkpoint_key, manifest_key
 from custody.format.manifest import Unreadable
 from custody.keys.trust import Trust, open_trust
 from custody.store.open import open_store
 from custody.tlog import merkle
 from tests.helpers.leafy import Leafy, event, forged, plant
+from tests.helpers.querying import audit
 from tests.helpers.reading import anything
 from tests.helpers.sample import make_archive
 
@@ -39,6 +42,23 @@ def test_every_event(leafy: Leafy) -> None:
         shown = show(leafy.store, f"{leafy.log}@{offset}", leafy.own)
         assert b"".join(shown.content) == line + b"\n"
         assert (shown.position["offset"], shown.manifest is not None) == (offset, True)
+
+
+@pytest.mark.parametrize("of", ["audit.leafy/0", "audits/0"])
+def test_what_lies_behind_the_newest(leafy: Leafy, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    """Garbage in the slots after a log's end is not shown, but said."""
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(leafy.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{leafy.keyring}")
+    audit(leafy.folder, leafy.keyring)
+    good = CliRunner().invoke(app, ["show", of])
+    assert (good.exit_code, good.stderr) == (0, "")
+    log, size = (AUDIT_LOG, 1) if of == "audits/0" else (leafy.log, 3)
+    for slot in (size, size + 1):
+        key = audit_key(slot) if log == AUDIT_LOG else manifest_key(log, slot)
+        (leafy.folder / key).write_bytes(b"garbage")
+    shown = CliRunner().invoke(app, ["show", of])
+    assert (shown.exit_code, shown.stdout) == (0, good.stdout)
+    assert f"{of} ends here, but 2 objects after it do not count; run `custody verify`." in shown.stderr
 
 
 @pytest.mark.parametrize(

@@ -713,7 +713,10 @@ def test_commands(leafy: Leafy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (leafy.folder / checkpoint_key(leafy.log, 9)).write_bytes(
         sign_checkpoint(Keyring.new(NOW).signers(NOW).ed25519(), leafy.id, leafy.log, Head(9, bytes(32))).encode()
     )
-    assert runner.invoke(app, ["checkpoint"]).stdout == printed.stdout
+    forged = runner.invoke(app, ["checkpoint"])
+    assert forged.stdout == printed.stdout
+    assert not printed.stderr
+    assert "Among the checkpoints of audit.leafy/0, 1 object of a larger size does not count" in forged.stderr
     grow(leafy)
     written = runner.invoke(app, ["checkpoint", "--write", "audit.leafy/0"])
     assert parse_checkpoint(parse_note(written.stdout.encode()).text).size == 4
