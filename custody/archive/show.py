@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from custody.archive.forms import AUDITS, statements_of
 from custody.archive.guesses import nightly_audits
 from custody.archive.reader import (
     Holds,
+    Tip,
     find_audit_tip,
     find_tip,
     list_logs,
@@ -32,6 +34,7 @@ from custody.archive.reader import (
     unknown_log,
 )
 from custody.archive.search import find_statement, no_event, unknown_offset
+from custody.archive.slots import slots_after
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, NoArchive, ObjectMissing
 from custody.format import layout, limits
@@ -44,8 +47,11 @@ from custody.keys.trust import Trust
 from custody.store.pieces import read_pieces, read_stated
 from custody.store.protocol import Store
 from custody.tlog import merkle
+from custody.tlog.log import Form
 
 _TEXT_LIMIT = 4 * limits.MIB
+_COUNTED = 1000
+"""Objects behind an end that are counted at most, if a slot before them is empty."""
 _POSITION = re.compile(
     r"(?P<log>[^/]+)/(?P<partition>[0-9]{1,10})(?:/(?P<sequence>[0-9]{1,12})|@(?P<offset>[0-9]{1,19}))?"
 )
@@ -59,13 +65,14 @@ class Shown:
         position: its position in the chain, as JSON types.
         content: its bytes, in pieces: lines of JSON for records, text for the rest.
         manifest: the statement that accounts for it, if one does.
-        passed_over: of a log's newest entry, how many slots after it hold objects that do not count.
+        behind: of a log's newest entry, how many objects lie in slots after it: they do not count, or a slot before
+            them is empty.
     """
 
     position: dict[str, Any]
     content: Iterator[bytes]
     manifest: Manifest | None = None
-    passed_over: int = 0
+    behind: int = 0
 
 
 def show(store: Store, query: str, trust: Trust) -> Shown:
@@ -117,7 +124,7 @@ def _newest_audit(store: Store, trust: Trust) -> Shown:
     tip = find_audit_tip(store, Judge(store, layout.AUDIT_LOG, AUDITS, None, trust).may_stand)
     if not tip.head.size:
         raise ObjectMissing(f"the archive {store.url} has no audit yet")
-    return replace(show(store, layout.audit_key(tip.head.size - 1), trust), passed_over=len(tip.passed_over))
+    return replace(show(store, layout.audit_key(tip.head.size - 1), trust), behind=_behind(store, AUDITS, tip))
 
 
 def _at(store: Store, log: Log, offset: str | None, sequence: str | None, trust: Trust) -> Shown:
@@ -129,7 +136,12 @@ def _at(store: Store, log: Log, offset: str | None, sequence: str | None, trust:
     tip = find_tip(store, log, holds, _audited_size(store, log, trust))
     if not tip.head.size:
         raise ObjectMissing(f"no statement of {log} can be read; run `custody verify`")
-    return replace(_statement(store, log, tip.head.size - 1, holds), passed_over=len(tip.passed_over))
+    newest = _statement(store, log, tip.head.size - 1, holds)
+    return replace(newest, behind=_behind(store, statements_of(log), tip))
+
+
+def _behind(store: Store, form: Form[Any], tip: Tip[Any]) -> int:
+    return len(tip.passed_over) + len(list(islice(slots_after(store, form, tip.size - 1), _COUNTED)))
 
 
 def events(store: Store, statement: Statement) -> Iterator[bytes]:

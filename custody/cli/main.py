@@ -282,9 +282,9 @@ def show(
         if not store.exists(ARCHIVE):
             raise NoArchive(store.url) from None
         raise
-    if shown.passed_over:
-        objects = counted(shown.passed_over, "object after it does", "objects after it do")
-        common.note(escape(f"{name} ends here, but {objects} not count; run `custody verify`."))
+    if shown.behind:
+        objects = counted(shown.behind, "object lies", "objects lie")
+        common.note(escape(f"{name} ends here, but {objects} behind its end; run `custody verify`."))
     if position:
         terminal.write(iter([json.dumps(shown.position, indent=2).encode() + b"\n"]))
     elif events:

@@ -46,19 +46,30 @@ def test_every_event(leafy: Leafy) -> None:
 
 @pytest.mark.parametrize("of", ["audit.leafy/0", "audits/0"])
 def test_what_lies_behind_the_newest(leafy: Leafy, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
-    """Garbage in the slots after a log's end is not shown, but said."""
+    """Garbage in the slots after a log's end, or behind an empty one, is not shown, but said."""
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(leafy.folder))
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{leafy.keyring}")
     audit(leafy.folder, leafy.keyring)
     good = CliRunner().invoke(app, ["show", of])
     assert (good.exit_code, good.stderr) == (0, "")
     log, size = (AUDIT_LOG, 1) if of == "audits/0" else (leafy.log, 3)
-    for slot in (size, size + 1):
+    for count, slot in enumerate((size, size + 1, size + 3), 1):
         key = audit_key(slot) if log == AUDIT_LOG else manifest_key(log, slot)
         (leafy.folder / key).write_bytes(b"garbage")
-    shown = CliRunner().invoke(app, ["show", of])
-    assert (shown.exit_code, shown.stdout) == (0, good.stdout)
-    assert f"{of} ends here, but 2 objects after it do not count; run `custody verify`." in shown.stderr
+        shown = CliRunner().invoke(app, ["show", of])
+        assert (shown.exit_code, shown.stdout) == (0, good.stdout)
+        objects = f"{count} objects lie" if count > 1 else "1 object lies"
+        assert shown.stderr == f"{of} ends here, but {objects} behind its end; run `custody verify`.\n"
+
+
+def test_what_lies_behind_a_statement_that_is_missing(leafy: Leafy) -> None:
+    """Where the log ends before it, as seen from an audit, statements behind it are counted."""
+    audit(leafy.folder, leafy.keyring)
+    for offset in (22, 23):
+        leafy.append([offset])
+    (leafy.folder / manifest_key(leafy.log, 3)).unlink()
+    shown = show(leafy.store, str(leafy.log), leafy.own)
+    assert (shown.position["sequence"], shown.behind) == (2, 1)
 
 
 @pytest.mark.parametrize(
