@@ -49,6 +49,8 @@ _PIECE = 4 * 1_048_576
 _MOST_HASHED = 256 * 1_048_576
 _LISTED = 3000
 """Slots that are listed, in three requests, before their end is searched for: nightly audits of eight years."""
+_ANYWHERE = limits.INT_MAX
+"""Above the number of each slot."""
 _NAMES = 5
 """Names of logs in an error."""
 _TO_DO = (
@@ -300,18 +302,28 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
     """Find where a log of any form ends; as `find_tip`."""
 
     def search(hint: int) -> Tip[E]:
-        last, is_last = _last_taken(store, form, holds, hint)
-        return replace(_tip_before(store, form, last, holds), is_last=is_last)
+        tip, before = None, _ANYWHERE
+        while tip is None:
+            # Again, if garbage lies behind the end: whoever put it may know which slots a search looks at.
+            tip, before = _tip_or_empty(store, form, holds, hint, before)
+        return tip
 
     return unmisled(search, hint, lambda tip: tip.newest is not None)
 
 
-def _tip_before(store: Store, form: Form[E], last: int, holds: Holds[E]) -> Tip[E]:
-    """Return the tip after the last slot that is taken. Slots there without a valid entry are passed over."""
+def _tip_or_empty(store: Store, form: Form[E], holds: Holds[E], hint: int, before: int) -> tuple[Tip[E] | None, int]:
+    """Return the tip after the last slot that is taken of those before `before`. Garbage there is passed over.
+
+    If it is garbage behind an empty slot, return None and that slot: the log ends before it.
+    """
+    last, is_last = _last_taken(store, form, holds, hint, before)
     behind: list[str] = []
     tip: Tip[E] = Tip()
     for sequence in range(last, -1, -1):
-        digest, entry = read_entry(store, form, sequence, holds)
+        try:
+            digest, entry = read_entry(store, form, sequence, holds)
+        except ObjectMissing:
+            return None, sequence
         if entry is not None:
             tip = tip_behind(form, entry, sequence)
             break
@@ -323,25 +335,28 @@ def _tip_before(store: Store, form: Form[E], last: int, holds: Holds[E]) -> Tip[
             )
     for digest in reversed(behind):
         tip = tip.pass_over(digest)
-    return tip
+    return replace(tip, is_last=is_last), last
 
 
 def last_taken(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> int:
-    """Return the last slot that is taken before an empty one that no entry passes over; -1 if none is taken."""
-    return _last_taken(store, form, holds, hint)[0]
+    """Return the last slot that is taken before an empty one that no entry passes over; -1 if none is taken.
+
+    It may be garbage behind an empty one.
+    """
+    return _last_taken(store, form, holds, hint, _ANYWHERE)[0]
 
 
-def _last_taken(store: Store, form: Form[E], holds: Holds[E], hint: int) -> tuple[int, bool]:
+def _last_taken(store: Store, form: Form[E], holds: Holds[E], hint: int, before: int) -> tuple[int, bool]:
     """Return the last slot that is taken before an empty one, and whether no later slot has an object.
 
     A listing returns as many slots at once as ten requests would find. In a folder it goes through all entries, and
     other requests are cheap. Elsewhere the first listing shows whether the slot before the hint is taken.
     """
-    find = partial(_last, lambda sequence: store.exists(form.key(sequence)))
+    find = partial(_last, lambda sequence: sequence < before and store.exists(form.key(sequence)))
     low = find(hint) if is_local(store) else max(hint - 2, -1)
     hinted = low >= 0 and not is_local(store)
     while True:
-        last, further, is_last = _listed_after(store, form, low, holds)
+        last, further, is_last = _listed_after(store, form, low, holds, before)
         if hinted and last == low:
             low, hinted = -1, False
             continue
@@ -396,15 +411,15 @@ def _entry(form: Form[E], data: bytes, sequence: int, holds: Holds[E]) -> E | No
     return entry if holds(entry, sequence) else None
 
 
-def _listed_after(store: Store, form: Form[E], low: int, holds: Holds[E]) -> tuple[int, int | None, bool]:
+def _listed_after(store: Store, form: Form[E], low: int, holds: Holds[E], before: int) -> tuple[int, int | None, bool]:
     """Return the last slot that is taken after `low`, and the first entry that passes over empty ones after that.
 
     And whether no later slot has an object. `low` is a slot that is taken, or -1. At most `_LISTED` slots after it are
-    looked at.
+    looked at, and none from `before` on.
     """
     last, is_last = low, True
     for number in slots_after(store, form, low):
-        if number > last + 1 + limits.PASSED_OVER or last - low == _LISTED:
+        if number >= before or number > last + 1 + limits.PASSED_OVER or last - low == _LISTED:
             return last, None, False
         if number == last + 1:
             last = number

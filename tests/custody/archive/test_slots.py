@@ -1,24 +1,31 @@
 """The slots of a log that have an object are the same in a bucket and in a folder, where a long log is not listed."""
 
+import itertools
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from custody.archive import slots
+from custody.archive import reader, slots
 from custody.archive.forms import statements_of
-from custody.archive.reader import last_taken
+from custody.archive.reader import find_end, last_taken, read_archive
 from custody.archive.resume import find_checked_tip
 from custody.archive.slots import slots_after
 from custody.archive.trusted import Judge, beyond_end
 from custody.errors import HeadRollback
 from custody.format import limits
-from custody.format.layout import Log, manifest_key
-from custody.keys.trust import open_trust
+from custody.format.layout import Log, manifest_key, parse_log_text
+from custody.keys.trust import Trust, open_trust
 from custody.store.folder import FolderStore
+from custody.store.open import open_store
 from tests.benchmarks.copying import copy_to_folder
 from tests.helpers.aged import AgedStore
 from tests.helpers.memory import MemoryStore
+from tests.helpers.sample import Growing
 
 LOG = Log("audit", 0)
 FORM = statements_of(LOG)
@@ -115,6 +122,48 @@ def test_an_end_is_found_without_a_listing(*, hinted: bool) -> None:
         assert store.asked("list") == 0
         counts.append(len(store.calls))
     assert counts[1] <= counts[0] + (0 if hinted else 16)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A log: its statements' bytes, its archive's id and its keys."""
+
+    log: Log
+    archive: str
+    keys: Trust = field(repr=False)
+    statements: list[bytes] = field(repr=False)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    growing = Growing(tmp_path_factory.mktemp("chain"))
+    growing.append(40)
+    store, log = open_store(str(growing.folder)), parse_log_text(growing.log)
+    assert log is not None
+    data = [store.read(manifest_key(log, slot), limit=limits.FILE_BYTES) for slot in range(growing.size)]
+    return Chain(log, read_archive(store).id, open_trust([f"file:{growing.keyring}"]), data)
+
+
+@pytest.mark.parametrize("kind", [Local, MemoryStore])
+@given(data=st.data())
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+def test_garbage_behind_an_end_moves_no_end(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, kind: type[MemoryStore], data: st.DataObject
+) -> None:
+    """Wherever it lies and whatever is guessed: that which follows at once is passed over, and no other counts."""
+    monkeypatch.setattr(reader, "_LISTED", 4)
+    end = data.draw(st.integers(0, len(chain.statements)), "end")
+    # A search without a guess looks at slots that are two less than a power of two.
+    garbage = st.integers(0, 120) | st.integers(2, 12).map(lambda power: 2**power - 2)
+    slots_with = dict.fromkeys(data.draw(st.sets(garbage.filter(lambda slot: slot >= end)), "garbage"), b"garbage")
+    slots_with |= dict(enumerate(chain.statements[:end]))
+    store = kind({manifest_key(chain.log, slot): content for slot, content in slots_with.items()})
+    form = statements_of(chain.log)
+    judge = Judge(store, chain.log, form, chain.archive, chain.keys)
+    tip = find_end(store, form, judge.holds, data.draw(st.integers(0, 99), "hint"))
+    size = next(slot for slot in itertools.count() if slot not in slots_with)
+    assert (tip.head.size, tip.size, len(tip.passed_over)) == (end, size, size - end)
+    assert not tip.is_last or max(slots_with, default=-1) < size
 
 
 def test_a_link_or_a_folder_is_no_slot(tmp_path: Path) -> None:
