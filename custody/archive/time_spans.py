@@ -1,18 +1,23 @@
 """Spans of the index by time: consecutive statements of a log, with bounds of their times, and their sums. Pure."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 
 from custody.errors import FormatError
+from custody.format import limits
 from custody.format.audit import ObjectRef
 from custody.format.envelope import Int
 from custody.format.manifest import Statement
-from custody.format.times import microseconds_of, parse_time
+from custody.format.times import YEAR_10000_US, microseconds_of, parse_time
 
 EVENT_SLACK = 1_000
 """A batch's times may be 1 ms off (FORMAT.md, Manifest). In microseconds."""
+
+_YEARS = microseconds_of(datetime(1, 1, 1, tzinfo=UTC)), YEAR_10000_US - 1
+_INT64 = -(2**63), limits.INT_MAX
+"""Timestamps of Kafka may be any."""
 
 Bounds = tuple[int, int]
 """The smallest and the largest value."""
@@ -169,6 +174,11 @@ def check(span: Span) -> None:
     for bounds in (span.sealed, span.event_times, span.kafka_times):
         if bounds and bounds[0] > bounds[1]:
             raise Contradiction(f"the span {span.first} to {span.end} of {span.log[:300]!r} has reversed times")
+    for bounds, (low, high) in ((span.sealed, _YEARS), (span.event_times, _YEARS), (span.kafka_times, _INT64)):
+        if bounds and not low <= bounds[0] <= bounds[1] <= high:
+            raise Contradiction(
+                f"the span {span.first} to {span.end} of {span.log[:300]!r} has times that none may have"
+            )
     if span.sealed is None and (span.event_times or span.manifests or span.batches):
         raise Contradiction(f"the span {span.first} to {span.end} of {span.log[:300]!r} has no times, but their tables")
     if span.batches and not span.manifests:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import fs
 
-from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
+from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing, TerminalStoreError
 from custody.query import tables
 from custody.query.lazy import EVENTS
 from custody.store.ahead import in_order
@@ -135,12 +135,21 @@ def _event_fragment(opened: Any) -> Any:
 
 
 def read_table(store: Store, key: str, ref: Ref | None, fragment: Fragment = _event_fragment) -> Any:
-    """Return a file as it was signed; if nothing was signed, as it is. Raises CustodyError if it is not so."""
+    """Return a file as it was signed; if nothing was signed, as it is.
+
+    Raises:
+        FormatError: it has other bytes than were signed, or is no Parquet file of events.
+        ObjectMissing: there is none.
+        StoreError: it cannot be read.
+    """
     return fragment(_buffer(read_signed(store, ref))) if ref else _unsigned(store, key, fragment)
 
 
 def _unsigned(store: Store, key: str, fragment: Fragment) -> Any:
-    """Return a file that nobody signed. It may be none of events, and whether its pages are whole is not seen here."""
+    """Return a file that nobody signed, if its columns are those of events. Raises as `read_table`.
+
+    Its pages are not read here: they may be damaged.
+    """
     if store.url.startswith("file://"):
         store.status(key)
         made = fragment(unquote(store.url.removeprefix("file://")) + "/" + key)
@@ -151,10 +160,32 @@ def _unsigned(store: Store, key: str, fragment: Fragment) -> Any:
         # Arrow keeps what it reads of the file here, for the scan.
         columns = [(column.name, column.type) for column in made.physical_schema]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{key} is no Parquet file of events: {_ADVICE} ({str(error)[:200]})") from None
-    if len(dict(columns)) < len(columns) or any(wanted.get(name, type_) != type_ for name, type_ in columns):
-        raise FormatError(f"{key} has other columns than events have: {_ADVICE}")
+        raise _damaged(key, error) from None
+    names = [name for name, _ in columns]
+    odd = [name for name, type_ in columns if names.count(name) > 1 or wanted.get(name, type_) != type_]
+    if odd:
+        raise FormatError(f"{key} has the column {odd[0]!r} twice, or with values of another type: {_ADVICE}")
     return made
+
+
+def _damaged(key: str | None, error: Exception) -> Exception:
+    """Return what to raise in the place of an error of Arrow's about a file that nobody signed."""
+    if isinstance(error, MemoryError):
+        return error
+    reason = " ".join(str(error).split())[:200]
+    if isinstance(error, OSError) and error.errno is not None:
+        return TerminalStoreError(f"{key} cannot be read: {reason}")
+    return FormatError(f"{key} is damaged: {_ADVICE} ({reason})")
+
+
+def offsets(key: str, file: Any) -> pa.Array:
+    """Return the offsets of the events in a file, if it has that column. Raises FormatError if it is damaged."""
+    try:
+        if "offset" not in file.physical_schema.names:
+            return pa.array([], pa.int64())
+        return file.to_table(columns=["offset"])["offset"].combine_chunks()
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(key, error) from None
 
 
 def _buffer(data: bytes) -> Any:
@@ -212,8 +243,7 @@ def scan(
             others = [part for part in chosen if part[0].path is None]
             for (source, _), opened in zip(others, _opened(store, others, kind), strict=True):
                 both = [each for each in (condition, rest(source.key)) if each is not None]
-                found = rows([opened], reduce(and_, both) if both else None)
-                yield from found if source.ref else _checked(source, found)
+                yield from _checked(source, rows([opened], reduce(and_, both) if both else None))
         except GeneratorExit:
             raise
         # DuckDB makes an error of its own of each one, of Ctrl-C too.
@@ -225,14 +255,14 @@ def scan(
 
 
 def _checked(source: Source, batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield the rows of a file that nobody signed. Raises FormatError if its pages are damaged, or text is no UTF-8."""
+    """Yield the rows of a file. Raises FormatError if its pages are damaged, or it has text that is no UTF-8."""
     try:
         for batch in batches:
-            batch.validate(full=True)
+            if source.ref is None:
+                batch.validate(full=True)
             yield batch
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FormatError(f"{source.key} is damaged: {_ADVICE} ({reason})") from None
+        raise _damaged(source.key, error) from None
 
 
 def _opened(store: Store, parts: Sequence[Part], kind: Any) -> Iterator[Any]:

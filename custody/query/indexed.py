@@ -27,7 +27,7 @@ from custody.format.layout import Log, parse_log_text
 from custody.format.manifest import Statement
 from custody.query import lazy, statements, tables
 from custody.query.entries import Entries
-from custody.query.files import Part, Ref, Source, read_signed, read_table
+from custody.query.files import Part, Ref, Source, offsets, read_signed, read_table
 from custody.query.lazy import Pruned, Spill
 from custody.query.recent import Range, Recent, day_of
 from custody.query.rows import EventFile, quarantined_rows
@@ -268,15 +268,12 @@ class Indexed:
                 try:
                     # As its own source opens it: a table that is read there has its rows, whatever was signed.
                     table = read_table(self._entries.store, file.key, self._signed(ref))
-                    named = "offset" in table.physical_schema.names
-                    rows = table.to_table(columns=["offset"] if named else [])
-                except (*LOST, pa.ArrowException, OSError):
+                except LOST:
                     if file.number < bad.number:
                         # The first one that is bad gets the rows of all that are.
                         return self._make_events(span, log, lambda table: table.slice(0, 0))
                 else:
-                    if named:
-                        others = pa.concat_arrays([others, rows["offset"].combine_chunks().cast(pa.int64())])
+                    others = pa.concat_arrays([others, offsets(file.key, table)])
             day = pa.scalar(day_of(bad), pa.date32())
 
             def keep(table: Any) -> Any:

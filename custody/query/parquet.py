@@ -4,15 +4,36 @@ import io
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from custody.errors import FormatError
 from custody.format.limits import MIB
 
 TABLE_BYTES: Final = 1024 * MIB
-"""What a table may take in memory. Some kilobytes of a file may stand for gigabytes."""
-_ROWS: Final = 1024
-"""Rows that are decoded at once."""
+"""What a table may have, as `size_of` counts. Some hundred bytes of a file may stand for gigabytes."""
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+
+
+class NotParquet(FormatError):
+    """Bytes are no Parquet file, or it has text that is no UTF-8."""
+
+
+def size_of(table: pa.Table) -> int:
+    """Return the bytes of a table: eight for each value, whatever it is, and those of its texts."""
+    values: int = table.num_rows * table.num_columns * 8
+    return values + sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks)
+
+
+def _text_bytes(chunk: pa.Array) -> int:
+    if pa.types.is_string(chunk.type):
+        return pc.sum(pc.binary_length(chunk)).as_py() or 0
+    if chunk.type != _TEXT:
+        return 0
+    lengths = pc.binary_length(chunk.dictionary)
+    most: int = len(chunk) * (pc.max(lengths).as_py() or 0)
+    # To look at each text takes the longer: only if there may be too much of it.
+    return most if most <= TABLE_BYTES else pc.sum(lengths.take(chunk.indices)).as_py() or 0
 
 
 def encode(table: pa.Table) -> bytes:
@@ -22,33 +43,44 @@ def encode(table: pa.Table) -> bytes:
     return made.getvalue()
 
 
-def decode(key: str, data: bytes) -> pa.Table:
-    """Return the table in a Parquet file. Which columns it has is for the caller to check.
+def decode(key: str, data: bytes, columns: pa.Schema) -> pa.Table:
+    """Return the table in a Parquet file.
 
     Args:
         key: names the file in errors.
         data: its bytes.
+        columns: those that it may have, of plain types. It may lack some.
 
     Raises:
-        FormatError: the bytes are no Parquet file, or too large a table, or have text or a name that is no UTF-8.
+        NotParquet: the bytes are no Parquet file, or it has text that is no UTF-8.
+        FormatError: it has other columns, or is larger than `TABLE_BYTES`.
     """
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
-        _check_size(key, sum(group.total_byte_size for group in groups))
-        size, batches = 0, []
+        metadata = pq.read_metadata(pa.BufferReader(data))
+        schema = metadata.schema.to_arrow_schema()
+        names = schema.names
+        if len(set(names)) < len(names) or any(column not in columns for column in schema):
+            raise FormatError(f"{key} has other columns")
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        values = sum(group.num_rows for group in groups) * len(schema) * 8
+        # Pages have a little beside the values.
+        if values > TABLE_BYTES or sum(group.total_byte_size for group in groups) > TABLE_BYTES * 5 // 4:
+            raise _too_large(key)
+        # Texts stay in dictionaries until it is known how long they are all together.
+        texts = [column.name for column in schema if pa.types.is_string(column.type)]
+        file = pq.ParquetFile(pa.BufferReader(data), metadata=metadata, read_dictionary=texts)
         # Most are small: a scan by threads, as `pq.read_table` does it, would take three times as long.
-        for batch in file.iter_batches(_ROWS, use_threads=False):
-            size += batch.nbytes
-            _check_size(key, size)
-            batches.append(batch)
-        table = pa.Table.from_batches(batches, file.schema_arrow)
+        table = file.read(use_threads=False)
         table.validate(full=True)
+        if size_of(table) > TABLE_BYTES:
+            raise _too_large(key)
+        return table.cast(schema)
+    except MemoryError:
+        # Arrow's error of it is one of Arrow's too, and says nothing of the file.
+        raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{key} is no Parquet file: {str(error)[:200]}") from None
-    return table
+        raise NotParquet(f"{key} is no Parquet file: {str(error)[:200]}") from None
 
 
-def _check_size(key: str, size: int) -> None:
-    if size > TABLE_BYTES:
-        raise FormatError(f"{key} is a table of more than {TABLE_BYTES:,} bytes")
+def _too_large(key: str) -> FormatError:
+    return FormatError(f"{key} is a table of more than {TABLE_BYTES:,} bytes, which is not read")

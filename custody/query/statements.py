@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from hashlib import sha256
+from itertools import pairwise, starmap
+from operator import ge
 from typing import Any, Literal
 
 import msgspec
@@ -115,8 +117,8 @@ def _read_file(store: Store, name: Name, ref: ObjectRef) -> pa.Table:
     if sha256(data).hexdigest() != ref.sha256:
         raise FormatError(f"{ref.key} differs from the signed digest")
     try:
-        table = parquet.decode(ref.key, data)
-    except FormatError as error:
+        table = parquet.decode(ref.key, data, SCHEMAS[name])
+    except parquet.NotParquet as error:
         # The digest is the signed one.
         raise Contradiction(str(error)) from None
     if not any(table.schema.equals(schema) for schema in (SCHEMAS[name], _VIEWS[name])):
@@ -151,7 +153,8 @@ def span_columns(store: Store, span: Span, *names: str) -> dict[str, list[Any]]:
     """Return columns of the rows of a span's statements, by their names. A slot without a row was passed over.
 
     Raises:
-        FormatError: the span has no such file, or it is not as it was signed, or has a row of no statement of the span.
+        FormatError: the span has no such file, or it is not as it was signed, or does not have a row for each of some
+            statements of the span, in order.
         ObjectArchived: it is in an archive storage class.
         StoreError: the store does not give it.
     """
@@ -162,11 +165,15 @@ def span_columns(store: Store, span: Span, *names: str) -> dict[str, list[Any]]:
         columns = _columns(table.select(list(dict.fromkeys(("log", "sequence", *names)))))
     except FormatError as error:
         raise FormatError(f"{span.manifests.key}: {error}") from None
-    if any(log != span.log for log in columns["log"]) or any(
-        not span.first <= sequence < span.end for sequence in columns["sequence"]
-    ):
-        raise FormatError(f"{span.manifests.key} has rows of other statements")
+    if not _are_of(span, columns) or any(starmap(ge, pairwise(columns["sequence"]))):
+        raise FormatError(f"{span.manifests.key} has rows of other statements, or in another order")
     return {name: columns[name] for name in names}
+
+
+def _are_of(span: Span, columns: Mapping[str, Sequence[Any]]) -> bool:
+    """Return whether each row is of a statement of a span."""
+    sequences = columns["sequence"]
+    return set(columns["log"]) <= {span.log} and all(span.first <= each < span.end for each in sequences)
 
 
 def span_batches(store: Store, span: Span) -> Mapping[int, Sequence[BatchRow]] | None:
@@ -176,6 +183,8 @@ def span_batches(store: Store, span: Span) -> Mapping[int, Sequence[BatchRow]] |
     try:
         columns = _columns(read_files(store, "batches", [span.batches] if span.batches else []))
     except (FormatError, ObjectArchived):
+        return None
+    if not _are_of(span, columns):
         return None
     batches: dict[int, list[BatchRow]] = {}
     for row in map(BatchRow, *columns.values()):

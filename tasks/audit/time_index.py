@@ -152,7 +152,8 @@ class Indexer:
 
     def _put(self, each: _Range, name: Name) -> ObjectRef | None:
         table = each.table(name)
-        if not table.num_rows:
+        # Readers do without what they could not read.
+        if not table.num_rows or parquet.size_of(table) > parquet.TABLE_BYTES:
             return None
         data = parquet.encode(table)
         ref = statements.file_ref(name, self._log, each.first, each.end, data)
@@ -257,7 +258,14 @@ def _contains(stated: Bounds | None, actual: Bounds | None) -> bool:
 
 
 def _times(bounds: Bounds | None, scale: int) -> str:
-    return " to ".join(format_us(scale * each) for each in bounds) if bounds else "none"
+    return " to ".join(_time(scale * each) for each in bounds) if bounds else "none"
+
+
+def _time(microseconds: int) -> str:
+    try:
+        return format_us(microseconds)
+    except OverflowError:
+        return f"{microseconds} µs after 1970"
 
 
 def signed_lists(

@@ -34,13 +34,16 @@ Rows of the tables with such a time can only be forged: they are left out.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import reduce
 from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from custody.format.limits import MIB
 from custody.format.times import EPOCH
+from custody.query.parquet import size_of
 from tasks.detect import sources
 from tasks.detect.alerts import AHEAD, Alert
 from tasks.detect.rule import Rule, RuleFailed, group_value, limited
@@ -60,6 +63,8 @@ BEGINNING: Final = plain(EPOCH)
 FRESH: Final = 600
 """Seconds of the oldest head that is fresh. With an older one, what seems to be missing may only be on its way."""
 MOST_KEPT: Final = 200_000
+MOST_KEPT_BYTES: Final = 256 * MIB
+"""Of events that are kept, as `size_of` counts."""
 MOST_MINUTES: Final = 1_000_000
 MOST_PEAKS: Final = 3_000_000
 MOST_SEEN: Final = 500_000
@@ -319,7 +324,7 @@ def _kept(
     )
     kept = _table(connection, sql, KEPT, {"oldest": oldest})
     connection.unregister("kept_hits")
-    return _newest(kept, "time", MOST_KEPT)
+    return _fitting(_newest(kept, "time", MOST_KEPT), "time", MOST_KEPT_BYTES)
 
 
 def _measured(
@@ -390,3 +395,13 @@ def _without_future(table: pa.Table, time: str, now: datetime) -> pa.Table:
 def _newest(table: pa.Table, time: str, most: int) -> pa.Table:
     """Return a table with the newest of its rows, if there are too many."""
     return table if table.num_rows <= most else table.sort_by([(time, "descending")]).slice(0, most)
+
+
+def _fitting(table: pa.Table, time: str, most: int) -> pa.Table:
+    """Return a table with the newest of its rows, if it has more bytes than so many."""
+    if size_of(table) <= most:
+        return table
+    table = table.sort_by([(time, "descending")]).combine_chunks()
+    texts = [pc.fill_null(pc.binary_length(column), 0) for column in table.columns if pa.types.is_string(column.type)]
+    sizes = pc.cumulative_sum(reduce(pc.add, texts, pa.repeat(8 * table.num_columns, table.num_rows)))
+    return table.slice(0, pc.sum(pc.less_equal(sizes, most)).as_py())

@@ -248,7 +248,7 @@ class States:
             return known
         data = parquet.encode(table)
         what = f"what detection remembers as `{name}`"
-        _check_size(what, table.nbytes, parquet.TABLE_BYTES)
+        _check_size(what, parquet.size_of(table), parquet.TABLE_BYTES)
         _check_size(what, len(data), _TABLE_BYTES)
         digest = sha256(data).hexdigest()
         if known and known.key.endswith(f"-{digest}.parquet"):
@@ -283,7 +283,7 @@ class States:
         data = self._store.read(ref.key, limit=_TABLE_BYTES)
         if sha256(data).hexdigest() != match[2]:
             raise FormatError(f"{ref.key} differs from its digest")
-        table = parquet.decode(ref.key, data)
+        table = parquet.decode(ref.key, data, schema)
         if name == "kept":
             table = _with_new_columns(table, schema)
         if not table.schema.equals(schema):

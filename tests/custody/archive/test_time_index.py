@@ -439,6 +439,34 @@ def test_a_gathered_part_that_contradicts_its_map_is_found(change: dict[str, Any
     assert [said in problem for problem in read.problems] == [True]
 
 
+FAR = 2**62, 2**62
+TIMES: list[dict[str, Any]] = [
+    {"sealed": FAR},
+    {"sealed": (2**70, 2**70)},
+    {"sealed": (-(2**62), 1)},
+    {"event_times": FAR},
+    {"event_times": (1, 2**70)},
+    {"kafka_times": (1, 2**70)},
+    {"kafka_times": (-(2**70), 1)},
+]
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_times_that_none_may_have_are_found(times: dict[str, Any]) -> None:
+    """They cannot be reckoned with: the part is lost, and its statements are read one by one."""
+    store, ends = MemoryStore(), dict[Log, int]()
+    (part,) = put(store, [night(ends, (3, 3, 0), ((1, 2), (1, 2), None))]).parts
+    runs = [msgspec.structs.replace(run, **times) for run in part.runs]
+    read = time_index.read(store, audit(mapped(store, [Part(part.ref, part.many, runs)])))
+    assert read.problems
+    assert [slots for slots, span in read.ranges(LOGS[0], 0, 3, lambda _: True) if span is None] == [range(3)]
+
+
+def test_all_times_of_kafka_may_be() -> None:
+    """An application may give its records any timestamp."""
+    check(Span(log="a/0", first=0, end=1, sealed=(1, 2), kafka_times=(-(2**63), 2**63 - 1)))
+
+
 @pytest.mark.parametrize("lie", ["before", "after"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_of_two_lines_that_name_one_object_a_lie_is_found(lie: str, first: int) -> None:

@@ -322,6 +322,27 @@ def test_a_table_with_damaged_pages_without_keys(folder: Path, forged: str) -> N
         ask(folder, ALL["events"])
 
 
+@pytest.mark.parametrize("damaged", [0, 2])
+@pytest.mark.parametrize("sql", ["SELECT count(*) FROM events", "SELECT count(event_type) FROM events"])
+def test_a_missing_table_beside_a_damaged_one_without_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int, sql: str
+) -> None:
+    """Which rows the missing one had cannot be known: the query fails and names the damaged one, whatever it reads."""
+    clear_settings(monkeypatch)
+    monkeypatch.setattr(tables, "ROW_GROUP", 4)
+    monkeypatch.setattr(tasks.audit.tables, "_FILE_BYTES", 1)
+    growing = Growing(tmp_path, begun=datetime(2026, 11, 28, 12, tzinfo=UTC))
+    growing.append(SIZE)
+    audit(growing.folder, growing.keyring, pieces=SIZE)
+    paths = sorted(growing.folder.glob("tables/day=*/*"))
+    assert len(paths) > 2
+    table = pq.ParquetFile(paths[damaged]).read()
+    paths[damaged].write_bytes(zeroed(written(table, "batch", table["batch"].combine_chunks())))
+    paths[1].unlink()
+    with pytest.raises(duckdb.Error, match=re.escape(paths[damaged].name)):
+        ask(growing.folder, sql)
+
+
 @pytest.mark.parametrize("keys", [True, False])
 def test_tables_of_a_day_of_which_some_differ_or_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, keys: bool

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 
 import msgspec
 import pyarrow as pa
@@ -180,13 +181,36 @@ def test_a_row_that_no_audit_wrote(builder: Builder, odd: str) -> None:
         assert list(statements.span_columns(store, span, *asked)) == list(asked)
 
 
+def changed(table: pa.Table, name: str, value: pa.Scalar) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, pa.repeat(value, len(table)))
+
+
+ORDERS: dict[str, Callable[[pa.Table], pa.Table]] = {
+    "twice": lambda table: pa.concat_tables([table, table]),
+    "one twice": lambda table: pa.concat_tables([table.slice(0, 1), table]),
+    "the last one first": lambda table: table.take(list(reversed(range(len(table))))),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_rows_in_another_order_than_an_audit_writes(builder: Builder, order: str) -> None:
+    """Then the file does not count: no statement is counted twice, or comes before an earlier one."""
+    store, span = spanned(SPAN, manifests=ORDERS[order](made(builder, "manifests")))
+    assert statements.span_rows(store, span) is None
+    with pytest.raises(FormatError, match="rows of other statements, or in another order"):
+        statements.span_columns(store, span, "quarantine")
+
+
+@pytest.mark.parametrize(("name", "value"), [("sequence", pa.scalar(99, pa.int64())), ("log", pa.scalar("audit/1"))])
+def test_batches_of_another_statement(builder: Builder, name: str, value: pa.Scalar) -> None:
+    """Then the file of batches does not count."""
+    batches = changed(made(builder, "batches"), name, value)
+    store, span = spanned(SPAN, manifests=made(builder, "manifests"), batches=batches)
+    assert statements.span_batches(store, span) is None
+
+
 def test_a_batch_without_a_time(builder: Builder) -> None:
     """Then the file of batches does not count."""
-    table = made(builder, "batches")
-    at = table.schema.get_field_index("min_time")
-    store, span = spanned(
-        SPAN,
-        manifests=made(builder, "manifests"),
-        batches=table.set_column(at, "min_time", pa.nulls(len(table), pa.timestamp("us"))),
-    )
+    batches = changed(made(builder, "batches"), "min_time", pa.scalar(None, pa.timestamp("us")))
+    store, span = spanned(SPAN, manifests=made(builder, "manifests"), batches=batches)
     assert statements.span_batches(store, span) is None

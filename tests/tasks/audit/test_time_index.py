@@ -222,6 +222,7 @@ FORGERIES: dict[str, Callable[[Span], Span]] = {
     "events of another time": lambda span: msgspec.structs.replace(span, event_times=_earlier(span.event_times)),
     "without events": lambda span: msgspec.structs.replace(span, event_times=None),
     "Kafka's times": lambda span: msgspec.structs.replace(span, kafka_times=(5, 6)),
+    "far times of Kafka": lambda span: msgspec.structs.replace(span, kafka_times=(-(2**63), -(2**62))),
     "fewer events": lambda span: msgspec.structs.replace(span, events=span.events - 1),
     "another offset": lambda span: msgspec.structs.replace(span, next_offset=span.next_offset - 1),
     "no batches": lambda span: msgspec.structs.replace(span, batches=None),

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from custody.query.parquet import size_of
 from tasks.detect import folder, memory, sources, views
 from tasks.detect.alerts import Alert
 from tasks.detect.memory import Memory
@@ -169,6 +170,21 @@ def test_each_table_is_bounded(connection: duckdb.DuckDBPyConnection, monkeypatc
     }
     assert {row["api_key_id"] for row in rows(known.operations)} == {"key-1", "key-3"}
     assert {row["source"] for row in rows(known.sources)} == {"a/4/1-1", "a/5/1-1"}
+
+
+@pytest.mark.parametrize("bound", [0, 5_000, 10_000, 10**9])
+def test_large_events_are_bounded_by_their_bytes(
+    connection: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch, bound: int
+) -> None:
+    """The newest stay, as many as fit: what is remembered of a flood of large events can be written and read."""
+    monkeypatch.setattr(memory, "MOST_KEPT_BYTES", bound)
+    events = [event(n, "auth_attempt", status="failure", failure_reason=f"é{'x' * 1_000}") for n in range(10)]
+    known = after(connection, memory.empty(), events, rules=SHIPPED)
+    kept = sorted(row["offset"] for row in rows(known.kept))
+    assert kept == list(range(10 - len(kept), 10))
+    assert size_of(known.kept) <= bound
+    assert len(kept) == 10 or len(kept) * 3_500 > bound - 3_500
+    assert known.kept.schema == memory.KEPT
 
 
 def test_minutes_that_are_too_many_become_peaks_early(
