@@ -132,7 +132,10 @@ def _at(store: Store, log: Log, offset: str | None, sequence: str | None, trust:
         return _record(store, log, int(offset), trust)
     holds = _holds(store, log, trust)
     if sequence:
-        return _statement(store, log, int(sequence), holds)
+        try:
+            return _statement(store, log, int(sequence), holds)
+        except ObjectMissing:
+            raise ObjectMissing(f"{log} has no statement {sequence}; `custody show {log}` shows its head") from None
     tip = find_tip(store, log, holds, _audited_size(store, log, trust))
     if not tip.head.size:
         raise ObjectMissing(f"no statement of {log} can be read; run `custody verify`")

@@ -1,6 +1,7 @@
 """The commands whose results others can check: `checkpoint`, `evidence`, `check-evidence`, `witness`."""
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -284,7 +285,8 @@ def evidence(
         return
     _echo([f"Wrote {output} ({len(made.data):,} bytes)."])
     _say([f"Warning: {made.summary}" if made.others else made.summary], err=made.others > 0)
-    _say([f"Check it anywhere: `custody check-evidence {output} --trust trust.json`"])
+    check = shlex.join(["custody", "check-evidence", str(output), "--trust", str(for_ or "trust.json")])
+    _say([f"Check it anywhere: `{check}`"])
 
 
 @app.command(

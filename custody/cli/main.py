@@ -198,8 +198,8 @@ def init(
     ]
     if made:
         lines += [
-            "  Back them up outside the archive. Without them nothing can be verified;",
-            "  anyone who has them can forge records.",
+            "  Back them up outside the archive: without them nothing more can be archived.",
+            "  Anyone who has them can forge records.",
         ]
     if made and not settings.keyring_passphrase:
         lines += wrap(PASSPHRASE_HINT, 80, initial_indent="  ", subsequent_indent="  ")
@@ -327,7 +327,8 @@ def _print_usage_error(error: Any) -> None:
         return
     command = error.ctx.command_path if error.ctx else "custody"
     said = message.replace("Value error, ", "").removesuffix(".")
-    echo(f"custody: {escape(said[:1].lower() + said[1:])}; see '{escape(command)} --help'", err=True)
+    joined = " See" if said.endswith("?") else "; see"
+    echo(f"custody: {escape(said[:1].lower() + said[1:])}{joined} '{escape(command)} --help'", err=True)
 
 
 def main(args: Sequence[str] | None = None) -> None:

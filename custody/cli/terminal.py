@@ -147,7 +147,10 @@ def prepare() -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - it stays open
+            # Closed before this process began. Its number may be another file's by now.
+            nowhere = _Output(os.devnull, "w")
+            nowhere.failed = OSError(errno.EBADF, f"{name} is closed")
+            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(nowhere), "utf-8", "backslashreplace"))
         elif stream is getattr(sys, f"__{name}__"):
             with contextlib.suppress(OSError):
                 stream.flush()

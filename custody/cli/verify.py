@@ -168,7 +168,7 @@ def _open_trust(
         if path and not path.exists() and "keys" not in settings.model_fields_set:
             raise ConfigurationError(
                 "there is no key to check signatures with: give the keys that you trust with --keys URI, or a"
-                " trust.json with --trust FILE"
+                " trust.json with --trust FILE. `custody init` makes an archive of your own, with its keys"
             )
     named = [*map(keyring_path, [*uris, *([own] if own else [])]), settings.trust, settings.state]
     refuse_inside(archive, [path for path in named if path])

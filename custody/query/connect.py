@@ -16,13 +16,15 @@ A query verifies no contents. What it reads is not signed, or not yet checked, a
 """
 
 import tempfile
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 import duckdb
 
 from custody.archive import reader
-from custody.errors import CustodyError
+from custody.archive.trusted import check_keys
+from custody.errors import CustodyError, HeadRollback
 from custody.format.times import as_utc
 from custody.query import detections, ocsf, sources, views
 from custody.query.reading import Reading
@@ -55,7 +57,7 @@ def connect(
         connection itself.
 
     Raises:
-        ConfigurationError: a setting is wrong.
+        ConfigurationError: a setting is wrong, or the keys are those of another archive.
         CustodyError: the archive cannot be read. What cannot be read later is an error of the query, `duckdb.Error`.
     """
     connection, _ = open_archive(archive, since=since, until=until, trust=trust)
@@ -74,6 +76,10 @@ def open_archive(
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     store = open_store(settings.archive, settings.s3)
     archive_file = reader.read_archive(store)
+    keys = settings.trust_at_hand()
+    # If somebody else signed `archive.json`, and these keys the logs, a warning says so.
+    with suppress(HeadRollback):
+        check_keys(store, archive_file, keys)
     folder = tempfile.TemporaryDirectory(prefix="custody-")
     _folders.append(folder)
     # In a file, so that DuckDB moves to disk what does not fit into memory.
@@ -84,7 +90,7 @@ def open_archive(
     try:
         connection.execute("SET TimeZone = 'UTC'")
         period = Period(since and as_utc(since), until and as_utc(until))
-        reading = Reading(store, settings.trust_at_hand(), archive_file, period, Path(folder.name))
+        reading = Reading(store, keys, archive_file, period, Path(folder.name))
         for name, table in reading.views().items():
             connection.register(name, table)
         connection.execute(views.events())

@@ -56,6 +56,8 @@ ROUND = 60_000
 """Events in a round; the mock cluster keeps twice as many."""
 INVALID_EVERY = 500
 _SEED = 1
+TOPIC = "demo-"
+"""How names of its topics begin."""
 _COPY = "tampered-"
 """Prefix of the names of tampered copies; the topic follows."""
 
@@ -82,6 +84,7 @@ def demo(folder: Path, events: int) -> None:
             f"the folder {folder} cannot be made: {error.strerror}; name another one with --dir"
         ) from None
     archive, keyring, trust = folder / "archive", folder / "keyring.json", folder / "trust.json"
+    _refuse_used(folder, archive, keyring, trust)
     _init(archive, keyring, trust)
     topic = new_topic(folder)
     # The mock cluster logs a warning when it starts, and whenever a client disconnects.
@@ -117,6 +120,24 @@ def demo(folder: Path, events: int) -> None:
     _print_next_steps(console, folder, time.monotonic() - begin)
 
 
+def _refuse_used(folder: Path, archive: Path, keyring: Path, trust: Path) -> None:
+    """Refuse a folder that has keys or an archive, unless an earlier demo made them.
+
+    Raises:
+        ConfigurationError: they are somebody's own.
+    """
+    there = [path.name for path in (archive, keyring, trust) if path.exists()]
+    if not there:
+        return
+    made_here = len(there) == len((archive, keyring, trust)) and all(
+        log.topic.startswith(TOPIC) for log in list_logs(open_store(str(archive)))
+    )
+    if not made_here:
+        raise ConfigurationError(
+            f"the folder {folder} has {' and '.join(there)}, which no demo made: name another folder with --dir"
+        )
+
+
 def _init(archive: Path, keyring: Path, trust: Path) -> None:
     """Create the keys, the archive and trust.json, as `custody init` does, unless they exist."""
     now = datetime.now(UTC)
@@ -134,8 +155,8 @@ def new_topic(folder: Path) -> str:
     """
     taken = [log.topic for log in list_logs(open_store(str(folder / "archive")))]
     taken += [path.name.removeprefix(_COPY) for path in folder.glob(f"{_COPY}*")]
-    names = [re.fullmatch(r"demo-([1-9][0-9]{0,8})", name) for name in taken]
-    return f"demo-{max((int(name[1]) for name in names if name), default=0) + 1}"
+    names = [re.fullmatch(rf"{TOPIC}([1-9][0-9]{{0,8}})", name) for name in taken]
+    return f"{TOPIC}{max((int(name[1]) for name in names if name), default=0) + 1}"
 
 
 def _command(*words: object) -> str:

@@ -3,9 +3,11 @@
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from flows.operate.demo import _print_next_steps, new_topic
+from custody.errors import ConfigurationError
+from flows.operate.demo import _print_next_steps, demo, new_topic
 from tests.helpers.sample import make_archive
 
 
@@ -19,6 +21,22 @@ def test_a_run_takes_a_topic_of_its_own(tmp_path: Path) -> None:
     assert new_topic(tmp_path) == "demo-10"
     (tmp_path / "tampered-demo-12").mkdir()
     assert new_topic(tmp_path) == "demo-13"
+
+
+@pytest.mark.parametrize(
+    "there", [["keyring.json"], ["trust.json"], ["archive"], ["archive", "keyring.json", "trust.json"]]
+)
+def test_a_folder_with_keys_or_an_archive_of_ones_own(tmp_path: Path, there: list[str]) -> None:
+    """It is refused before anything is written: the demo would sign with these keys, and drain into that archive."""
+    make_archive(tmp_path)
+    (tmp_path / "trust.json").touch()
+    for name in {"archive", "keyring.json", "trust.json"} - set(there):
+        (tmp_path / name).rename(tmp_path / f"no-{name}")
+    before = sorted(tmp_path.rglob("*"))
+    refused = f"has {' and '.join(there)}, which no demo made: name another folder with --dir"
+    with pytest.raises(ConfigurationError, match=refused):
+        demo(tmp_path, 10)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_sentences_wrap_and_commands_do_not() -> None:

@@ -30,6 +30,23 @@ CANARY = "canary-Zq7-secret"
 ROOT = Path(__file__).parents[3]
 
 
+def test_an_interrupt_while_the_command_line_is_read_in() -> None:
+    """The command ends as it would later, without a traceback."""
+    line = (
+        "import builtins\n"
+        "real = builtins.__import__\n"
+        "def read(name, *more, **named):\n"
+        "    if name == 'custody.cli.main':\n"
+        "        raise KeyboardInterrupt\n"
+        "    return real(name, *more, **named)\n"
+        "builtins.__import__ = read\n"
+        "from custody.__main__ import main\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
 # --- config ----------------------------------------------------------------------------------------------
 
 

@@ -246,7 +246,7 @@ def test_a_keyring_that_the_archives_trust_does_not_know(
 
 
 @pytest.mark.parametrize("by", ["keys", "trust"])
-@pytest.mark.parametrize("name", sorted(set(ON_AN_ARCHIVE) - {"show", "query", "status"} | {"init"}))
+@pytest.mark.parametrize("name", sorted(set(ON_AN_ARCHIVE) - {"show", "status"} | {"init"}))
 def test_keys_of_another_archive(
     custody: Command, sample: Sample, monkeypatch: pytest.MonkeyPatch, name: str, by: str
 ) -> None:
