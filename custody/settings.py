@@ -595,8 +595,27 @@ def shown_name(name: str) -> str:
     return name if re.fullmatch(r"[\w.-]{1,100}", name, re.ASCII) else "(a hidden name)"
 
 
+_WANTED = {
+    **dict.fromkeys(("bool_parsing", "bool_type"), "want true or false"),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "want a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "want a number"),
+    **dict.fromkeys(("string_too_short", "too_short"), "it is empty"),
+    **dict.fromkeys(
+        ("model_type", "model_attributes_type", "dataclass_type", "dict_type"), "want settings, each by its name"
+    ),
+    "string_type": "want text",
+    "literal_error": "want {expected}",
+    "finite_number": "want a finite number",
+    "greater_than": "want more than {gt}",
+    "greater_than_equal": "want {ge} or more",
+    "less_than": "want less than {lt}",
+    "less_than_equal": "want {le} or less",
+}
+"""What is wanted instead of a wrong value, by pydantic's type of an error. Of other types, its own message is shown."""
+
+
 def _explain(model: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> Iterable[str]:
-    """Return a line for each wrong setting: its name and source, pydantic's message, and the value if not secret."""
+    """Return a line for each wrong setting: its name and source, what is wanted, and the value if not secret."""
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         path = [part for part in problem["loc"] if isinstance(part, str) and part not in {"str", "SecretStr"}]
@@ -607,7 +626,8 @@ def _explain(model: type[BaseModel], error: ValidationError, values: Mapping[str
             for meant in difflib.get_close_matches(name, _names(model), 1):
                 line += f"; did you mean {meant.strip('.')}?"
         else:
-            line += f": {problem['msg'].removeprefix('Value error, ')}"
+            wanted = _WANTED.get(kind, "").format(**problem.get("ctx", {}))
+            line += f": {wanted or problem['msg'].removeprefix('Value error, ')}"
             line += f", not {problem['input']!r:.80}" if kind.startswith(_SHOWN) else ""
         lines.setdefault(name, line)
     return lines.values()

@@ -98,18 +98,18 @@ def test_each_option_of_s3_is_shown_with_its_meaning() -> None:
 
 
 WRONG = [
-    ("CUSTODY_KEYRING_PASSPHRASE", "", "at least 1 item"),
-    ("CUSTODY_ARCHIVE", "", "at least 1 character"),
+    ("CUSTODY_KEYRING_PASSPHRASE", "", "it is empty"),
+    ("CUSTODY_ARCHIVE", "", "it is empty"),
     ("CUSTODY_KEYS", "keyring.json", "file:PATH"),
     ("CUSTODY_KEYS", "/p/k.json", "write file:/p/k.json"),
     ("CUSTODY_KEYS", "a secret/of somebody", "write file:PATH"),
     ("CUSTODY_CHECKPOINT_KEYS", "keyring.json", "file:PATH"),
     ("CUSTODY_TRUST", "", "it is empty; want the path of a file, or unset it"),
     ("CUSTODY_TRUST", ".", "'.' is a folder"),
-    ("CUSTODY_S3__RETENTION_MODE", "FOREVER", "'COMPLIANCE'"),
-    ("CUSTODY_S3__RETENTION_DAYS", "ten", "a valid integer"),
-    ("CUSTODY_S3__LEGAL_HOLD", "perhaps", "a valid boolean"),
-    ("CUSTODY_S3", "text", "a dictionary"),
+    ("CUSTODY_S3__RETENTION_MODE", "FOREVER", "want 'GOVERNANCE' or 'COMPLIANCE', not 'FOREVER'"),
+    ("CUSTODY_S3__RETENTION_DAYS", "ten", "want a whole number, not 'ten'"),
+    ("CUSTODY_S3__LEGAL_HOLD", "perhaps", "want true or false, not 'perhaps'"),
+    ("CUSTODY_S3", "text", "want settings, each by its name"),
 ]
 
 
