@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from custody.archive.forms import AUDITS
-from custody.archive.reader import checkpoint_sizes, last_taken, read_valid
+from custody.archive.last_slot import find_last
+from custody.archive.reader import checkpoint_sizes, read_valid
 from custody.errors import CustodyError, TransientStoreError
 from custody.format import layout, limits
 from custody.format.layout import Log
@@ -31,7 +32,7 @@ def claimed_sizes(store: Store, hint: int = 0) -> Mapping[str, int]:
     Raises:
         StoreError: the store does not answer.
     """
-    sequence = last_taken(store, AUDITS, lambda *_: True, hint)
+    sequence, _ = find_last(store, AUDITS, lambda *_: True, hint)
     try:
         audit = read_valid(store, AUDITS, sequence, lambda *_: True) if sequence >= 0 else None
     except TransientStoreError:

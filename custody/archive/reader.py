@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from hashlib import sha256
+from itertools import takewhile
 from typing import Generic, TypeVar
 
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.hints import unmisled
+from custody.archive.last_slot import ANYWHERE, before_hole, find_last, parse_valid
 from custody.archive.slots import slots_after
 from custody.errors import ConfigurationError, FormatError, NoArchive, ObjectMissing
 from custody.format import archive_file, layout, limits
@@ -25,7 +26,7 @@ from custody.format.envelope import Tree, passed_over_message
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest
 from custody.format.members import inflate_batch
-from custody.store.protocol import Store, is_local
+from custody.store.protocol import Store
 from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head
@@ -44,13 +45,11 @@ __all__ = [
 ]
 
 E = TypeVar("E", bound=Entry)
+Holds = Callable[[E, int], bool]
+"""Returns whether an entry is valid in its slot. Raises if the slot must not be passed over."""
 
 _PIECE = 4 * 1_048_576
 _MOST_HASHED = 256 * 1_048_576
-_LISTED = 3000
-"""Slots that are listed, in three requests, before their end is searched for: nightly audits of eight years."""
-_ANYWHERE = limits.INT_MAX
-"""Above the number of each slot."""
 _NAMES = 5
 """Names of logs in an error."""
 _TO_DO = (
@@ -96,10 +95,6 @@ def named_logs(store: Store, heads: Iterable[str]) -> list[Log]:
     """
     named = filter(None, map(layout.parse_log_text, heads))
     return sorted({*list_logs(store), *list_logs(store, layout.CHECKPOINTS), *named} - {layout.AUDIT_LOG})
-
-
-Holds = Callable[[E, int], bool]
-"""Returns whether an entry is valid in its slot. Raises if the slot must not be passed over."""
 
 
 def unknown_log(name: str, logs: Collection[Log]) -> ConfigurationError:
@@ -204,7 +199,7 @@ def read_entry(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> t
     except FormatError:
         # It is too large for an entry.
         return stored_digest(store, key), None
-    return sha256(data).hexdigest(), _entry(form, data, sequence, holds)
+    return sha256(data).hexdigest(), parse_valid(form, data, sequence, holds)
 
 
 def stored_digest(store: Store, key: str) -> str:
@@ -302,10 +297,14 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
     """Find where a log of any form ends; as `find_tip`."""
 
     def search(hint: int) -> Tip[E]:
-        tip, before = None, _ANYWHERE
+        tip, before = None, ANYWHERE
         while tip is None:
-            # Again, if garbage lies behind the end: whoever put it may know which slots a search looks at.
             tip, before = _tip_or_empty(store, form, holds, hint, before)
+            if tip is None:
+                # Garbage lies behind the end, and whoever put it may know which slots a search looks at: so again, from
+                # an entry that counts.
+                valid = before_garbage(store, form, holds)
+                hint = valid[0] + 1 if valid else 0
         return tip
 
     return unmisled(search, hint, lambda tip: tip.newest is not None)
@@ -316,14 +315,25 @@ def _tip_or_empty(store: Store, form: Form[E], holds: Holds[E], hint: int, befor
 
     If it is garbage behind an empty slot, return None and that slot: the log ends before it.
     """
-    last, is_last = _last_taken(store, form, holds, hint, before)
+    last, is_last = find_last(store, form, holds, hint, before)
+    is_last = is_last and before == ANYWHERE
+    if last < 0:
+        return Tip(is_last=is_last), last
+    entry = _valid(store, form, last, holds)
+    if entry is not None:
+        return replace(tip_behind(form, entry, last), is_last=is_last), last
+    empty = _empty_before(store, form, last)
+    if empty is not None and not any(_valid(store, form, slot, holds) for slot in range(last - 1, empty, -1)):
+        return None, empty
+    return replace(_behind_garbage(store, form, last, holds), is_last=is_last), last
+
+
+def _behind_garbage(store: Store, form: Form[E], last: int, holds: Holds[E]) -> Tip[E]:
+    """Return the tip after slots that have no valid entry, up to the last one."""
     behind: list[str] = []
     tip: Tip[E] = Tip()
     for sequence in range(last, -1, -1):
-        try:
-            digest, entry = read_entry(store, form, sequence, holds)
-        except ObjectMissing:
-            return None, sequence
+        digest, entry = read_entry(store, form, sequence, holds)
         if entry is not None:
             tip = tip_behind(form, entry, sequence)
             break
@@ -335,35 +345,21 @@ def _tip_or_empty(store: Store, form: Form[E], holds: Holds[E], hint: int, befor
             )
     for digest in reversed(behind):
         tip = tip.pass_over(digest)
-    return replace(tip, is_last=is_last), last
+    return tip
 
 
-def last_taken(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> int:
-    """Return the last slot that is taken before an empty one that no entry passes over; -1 if none is taken.
+def _empty_before(store: Store, form: Form[E], last: int) -> int | None:
+    """Return the nearest empty slot before one, of as many as may be passed over; None if there is none."""
+    low = max(last - limits.PASSED_OVER - 1, -1)
+    taken = set(takewhile(lambda slot: slot <= last, slots_after(store, form, low)))
+    return next((slot for slot in range(last - 1, low, -1) if slot not in taken), None)
 
-    It may be garbage behind an empty one.
-    """
-    return _last_taken(store, form, holds, hint, _ANYWHERE)[0]
 
-
-def _last_taken(store: Store, form: Form[E], holds: Holds[E], hint: int, before: int) -> tuple[int, bool]:
-    """Return the last slot that is taken before an empty one, and whether no later slot has an object.
-
-    A listing returns as many slots at once as ten requests would find. In a folder it goes through all entries, and
-    other requests are cheap. Elsewhere the first listing shows whether the slot before the hint is taken.
-    """
-    find = partial(_last, lambda sequence: sequence < before and store.exists(form.key(sequence)))
-    low = find(hint) if is_local(store) else max(hint - 2, -1)
-    hinted = low >= 0 and not is_local(store)
-    while True:
-        last, further, is_last = _listed_after(store, form, low, holds, before)
-        if hinted and last == low:
-            low, hinted = -1, False
-            continue
-        hinted = False
-        if further is None and last - low < _LISTED:
-            return last, is_last
-        low = find((last if further is None else further) + 1, near=1 if is_local(store) else _LISTED)
+def _valid(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> E | None:
+    try:
+        return read_valid(store, form, sequence, holds)
+    except (FormatError, ObjectMissing):
+        return None
 
 
 def before_garbage(store: Store, form: Form[E], holds: Holds[E]) -> tuple[int, E] | None:
@@ -377,11 +373,12 @@ def before_garbage(store: Store, form: Form[E], holds: Holds[E]) -> tuple[int, E
     valid: dict[int, E] = {}
 
     def is_valid(sequence: int) -> bool:
-        with suppress(FormatError, ObjectMissing):
-            valid[sequence] = read_valid(store, form, sequence, holds)
-        return sequence in valid
+        entry = _valid(store, form, sequence, holds)
+        if entry is not None:
+            valid[sequence] = entry
+        return entry is not None
 
-    last = _last(is_valid)
+    last = before_hole(is_valid)
     return (last, valid[last]) if last >= 0 else None
 
 
@@ -401,56 +398,6 @@ def tip_behind(form: Form[E], entry: E, sequence: int) -> Tip[E]:
         raise FormatError(f"the tree in {form.key(sequence)} is inconsistent; run `custody verify`")
     before: Tip[E] = Tip(sequence, compact_range)
     return before.behind(entry)
-
-
-def _entry(form: Form[E], data: bytes, sequence: int, holds: Holds[E]) -> E | None:
-    try:
-        entry = form.parse(data)
-    except FormatError:
-        return None
-    return entry if holds(entry, sequence) else None
-
-
-def _listed_after(store: Store, form: Form[E], low: int, holds: Holds[E], before: int) -> tuple[int, int | None, bool]:
-    """Return the last slot that is taken after `low`, and the first entry that passes over empty ones after that.
-
-    And whether no later slot has an object. `low` is a slot that is taken, or -1. At most `_LISTED` slots after it are
-    looked at, and none from `before` on.
-    """
-    last, is_last = low, True
-    for number in slots_after(store, form, low):
-        if number >= before or number > last + 1 + limits.PASSED_OVER or last - low == _LISTED:
-            return last, None, False
-        if number == last + 1:
-            last = number
-            continue
-        is_last = False
-        try:
-            entry = _entry(form, store.read(form.key(number), limit=limits.FILE_BYTES), number, holds)
-        except (ObjectMissing, FormatError):
-            continue
-        if entry is not None and number - len(entry.statement.passed_over) <= last + 1:
-            return last, number, False
-    return last, None, is_last
-
-
-def _last(exists: Callable[[int], bool], hint: int = 0, near: int | None = 1) -> int:
-    """Return a number at most `near` before the first hole, by asking `exists`; -1 if there may be none.
-
-    With `near` 1 it is the last number before the hole; with None, any before it. `hint` may be the one after the last.
-    """
-    low = hint - 1 if hint > 0 and exists(hint - 1) else -1
-    if near is None:
-        return low
-    step = near
-    while exists(low + step):
-        low += step
-        step *= 2
-    high = low + step
-    while high - low > near:
-        middle = (low + high) // 2
-        low, high = (middle, high) if exists(middle) else (low, middle)
-    return low
 
 
 def manifests_from(

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, cast
 from rich.filesize import decimal
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import last_taken
+from custody.archive.last_slot import find_last
 from custody.archive.slots import sequence_of
 from custody.format.layout import Log
 from custody.settings import TierSettings
@@ -114,7 +114,7 @@ class _Slots:
 def requests_for_the_end(size: int, hint: int = 0) -> int:
     """Return how many requests custody's own search needs to find the end of a log, its newest manifest included."""
     slots = _Slots(size)
-    last_taken(cast("Store", slots), statements_of(Log("audit.events", 0)), lambda *_: True, hint)
+    find_last(cast("Store", slots), statements_of(Log("audit.events", 0)), lambda *_: True, hint)
     return slots.requests + 1
 
 

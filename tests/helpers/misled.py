@@ -5,7 +5,8 @@ from collections.abc import Collection
 import msgspec
 
 from custody.archive.forms import AUDITS
-from custody.archive.reader import last_taken, read_audit
+from custody.archive.last_slot import find_last
+from custody.archive.reader import read_audit
 from custody.format import envelope, limits
 from custody.format.envelope import HeadRef
 from custody.format.layout import Log, manifest_key
@@ -22,7 +23,7 @@ def mislead(store: Store, log: Log, slots: Collection[int], garbage: bytes) -> N
         slots: to put.
         garbage: what.
     """
-    sequence = last_taken(store, AUDITS, anything)
+    sequence, _ = find_last(store, AUDITS, anything)
     newest = read_audit(store, sequence, anything).statement
     _, signatures = store.read(AUDITS.key(sequence), limit=limits.FILE_BYTES).splitlines(keepends=True)
     heads = {str(log): HeadRef(max(slots) + 1, "0" * 64)}

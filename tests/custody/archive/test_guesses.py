@@ -9,7 +9,8 @@ import pytest
 
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.guesses import checkpoints_back, claimed_sizes
-from custody.archive.reader import checkpoint_sizes, last_taken
+from custody.archive.last_slot import find_last
+from custody.archive.reader import checkpoint_sizes
 from custody.archive.search import find_statement
 from custody.archive.show import show
 from custody.archive.trusted import Judge, find_trusted_tip
@@ -36,7 +37,7 @@ def test_the_last_slot_is_found_whatever_is_guessed(size: int) -> None:
     store = MemoryStore({manifest_key(LOG, number): b"garbage" for number in range(size)})
     for hint in {0, 1, size // 2, max(size - DAY, 0), size, size + 1, 10 * size}:
         store.calls.clear()
-        assert last_taken(store, statements_of(LOG), anything, hint) == size - 1
+        assert find_last(store, statements_of(LOG), anything, hint)[0] == size - 1
         assert len(store.calls) <= {max(size - DAY, 0): 4, size: 1 if size else 4}.get(hint, 16)
 
 
@@ -44,7 +45,7 @@ def test_as_many_slots_as_nights_of_seven_years_are_listed(aged: tuple[AgedStore
     """Without a guess, the end of 2,890 audits or statements takes a request for each 1,000."""
     store = aged[0]
     store.requests.clear()
-    assert last_taken(store, statements_of(LOG), anything) == store.spec.statements - 1 == 2889
+    assert find_last(store, statements_of(LOG), anything)[0] == store.spec.statements - 1 == 2889
     assert store.requests.by_kind == {"LIST": 3}
 
 
@@ -53,7 +54,7 @@ def test_a_hole_is_found_where_a_search_would_jump_over_it() -> None:
     for size, gap in product((1000, 1500, 3000), (1, 400)):
         taken = [*range(size), *range(size + gap, size + gap + 3000)]
         store = MemoryStore({manifest_key(LOG, number): b"garbage" for number in taken})
-        assert last_taken(store, statements_of(LOG), anything, size) == size - 1
+        assert find_last(store, statements_of(LOG), anything, size)[0] == size - 1
 
 
 def test_a_folder_lists_in_any_order(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_folder_lists_in_any_order(tmp_path: Path) -> None:
     for number in [*range(30), 40, 2000, 3000]:
         store.create(manifest_key(LOG, number), b"garbage")
     for hint in (0, 7, 30, 31, 50):
-        assert last_taken(store, statements_of(LOG), anything, hint) == 29
+        assert find_last(store, statements_of(LOG), anything, hint)[0] == 29
 
 
 def test_the_newest_audit_tells_how_long_logs_are(aged: tuple[AgedStore, AgedStore]) -> None:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custody.archive import reader, slots
+from custody.archive import last_slot, reader, slots
 from custody.archive.forms import statements_of
-from custody.archive.reader import find_end, last_taken, read_archive
+from custody.archive.last_slot import find_last
+from custody.archive.reader import find_end, read_archive
 from custody.archive.resume import find_checked_tip
 from custody.archive.slots import slots_after
 from custody.archive.trusted import Judge, beyond_end
@@ -107,7 +108,7 @@ def test_many_new_slots_are_listed_once(low: int, looked_for: int, listings: int
 def test_the_end_of_a_short_log_takes_a_listing(size: int, *, hinted: bool) -> None:
     """That is less work than to look for all that may be behind it: a short archive makes few calls."""
     store = Local(with_slots(*range(size)))
-    assert last_taken(store, FORM, lambda *_: True, size if hinted else 0) == size - 1
+    assert find_last(store, FORM, lambda *_: True, size if hinted else 0)[0] == size - 1
     assert store.asked("list") == 1
     assert store.asked("exists") <= (2 if hinted else 2 * LONG.bit_length())
 
@@ -118,7 +119,7 @@ def test_an_end_is_found_without_a_listing(*, hinted: bool) -> None:
     counts = []
     for size in (LONG + 1, 10 * LONG):
         store = Local(with_slots(*range(size)))
-        assert last_taken(store, FORM, lambda *_: True, size - 100 if hinted else 0) == size - 1
+        assert find_last(store, FORM, lambda *_: True, size - 100 if hinted else 0)[0] == size - 1
         assert store.asked("list") == 0
         counts.append(len(store.calls))
     assert counts[1] <= counts[0] + (0 if hinted else 16)
@@ -151,7 +152,8 @@ def test_garbage_behind_an_end_moves_no_end(
     chain: Chain, monkeypatch: pytest.MonkeyPatch, kind: type[MemoryStore], data: st.DataObject
 ) -> None:
     """Wherever it lies and whatever is guessed: that which follows at once is passed over, and no other counts."""
-    monkeypatch.setattr(reader, "_LISTED", 4)
+    monkeypatch.setattr(last_slot, "_LISTED", 4)
+    monkeypatch.setattr(slots, "_FEW", data.draw(st.sampled_from([0, 9, LONG]), "listed"))
     end = data.draw(st.integers(0, len(chain.statements)), "end")
     # A search without a guess looks at slots that are two less than a power of two.
     garbage = st.integers(0, 120) | st.integers(2, 12).map(lambda power: 2**power - 2)
@@ -164,6 +166,37 @@ def test_garbage_behind_an_end_moves_no_end(
     size = next(slot for slot in itertools.count() if slot not in slots_with)
     assert (tip.head.size, tip.size, len(tip.passed_over)) == (end, size, size - end)
     assert not tip.is_last or max(slots_with, default=-1) < size
+
+
+@pytest.mark.parametrize("kind", [Local, MemoryStore])
+def test_much_garbage_behind_an_end_costs_little(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, kind: type[MemoryStore]
+) -> None:
+    """However many slots have some, a search reads a few of them: those within what may be passed over."""
+    monkeypatch.setattr(last_slot, "_LISTED", 4)
+    form, calls = statements_of(chain.log), []
+    for many in (1_000, 10_000):
+        contents = dict.fromkeys(range(42, 42 + 4 * many, 4), b"garbage") | dict(enumerate(chain.statements))
+        store = kind({manifest_key(chain.log, slot): content for slot, content in contents.items()})
+        judge = Judge(store, chain.log, form, chain.archive, chain.keys)
+        assert find_end(store, form, judge.holds).head.size == len(chain.statements)
+        calls.append(sum(name != "exists" for name, _ in store.calls))
+    assert calls[1] < calls[0] + 40
+
+
+@pytest.mark.parametrize("kind", [Local, MemoryStore])
+def test_a_large_object_behind_an_end_is_not_read_whole(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, kind: type[MemoryStore]
+) -> None:
+    """It follows nothing, so that it is too large to be passed over ends no search."""
+    monkeypatch.setattr(reader, "_MOST_HASHED", 1_000)
+    monkeypatch.setattr(last_slot, "_LISTED", 4)
+    form, large = statements_of(chain.log), bytes(limits.FILE_BYTES + 1)
+    for slot in (42, 46, 50, 62):
+        contents = dict(enumerate(chain.statements)) | {slot: large}
+        store = kind({manifest_key(chain.log, number): content for number, content in contents.items()})
+        judge = Judge(store, chain.log, form, chain.archive, chain.keys)
+        assert find_end(store, form, judge.holds).size == len(chain.statements)
 
 
 def test_a_link_or_a_folder_is_no_slot(tmp_path: Path) -> None:
