@@ -24,6 +24,7 @@ from typing import TypeVar
 from custody.archive import reader
 from custody.archive.forms import AUDITS, form_of, statements_of
 from custody.archive.guesses import checkpoints_back
+from custody.archive.last_slot import find_last
 from custody.archive.slots import end_of
 from custody.errors import ConfigurationError, FormatError, HeadRollback, KeyUnavailable, ObjectMissing, counted
 from custody.format import layout, limits
@@ -136,7 +137,7 @@ def _foreign(file: ArchiveFile, trust: Trust) -> str:
 
 def _log_signed(store: Store, trust: Trust) -> Log | None:
     """Return a log in which a trusted key signed an entry: among the newest, or the first; None if there is none."""
-    for log in [*reader.list_logs(store), layout.AUDIT_LOG]:
+    for log in [layout.AUDIT_LOG, *reader.list_logs(store)]:
         form = form_of(log)
         judge = Judge(store, log, form, None, replace(trust, keys=trust.at_hand))
 
@@ -145,11 +146,14 @@ def _log_signed(store: Store, trust: Trust) -> Log | None:
             # The secret of a trusted key need not be here.
             return verdict.good or any(problem.open for problem in verdict.problems)
 
-        with suppress(FormatError):
-            if reader.find_end(store, form, is_ours).newest is not None:
-                return log
         if reader.before_garbage(store, form, is_ours) is not None:
             return log
+        last, _ = find_last(store, form, is_ours)
+        # The last ones may be garbage.
+        for sequence in range(last, max(last - 10, -1), -1):
+            with suppress(FormatError, ObjectMissing):
+                reader.read_valid(store, form, sequence, is_ours)
+                return log
     return None
 
 
@@ -485,16 +489,11 @@ def newest_checkpoint(
     Raises:
         StoreError: the store does not give it.
     """
-    tried: list[int] = []
-
-    def sizes() -> Iterator[int]:
-        for size in checkpoints_back(store, log, near):
-            tried.append(size)
-            yield size
-
-    if trust is None:
-        notes = reader.read_checkpoints(store, log, sizes())
-    else:
-        notes = Judge(store, log, form_of(log), archive, trust).checkpoints(sizes())
-    note = next((note for note, _ in notes), None)
-    return note, len(tried) - (note is not None)
+    judge = Judge(store, log, form_of(log), archive, trust) if trust else None
+    larger = 0
+    for size in checkpoints_back(store, log, near):
+        notes = judge.checkpoints([size]) if judge else reader.read_checkpoints(store, log, [size])
+        for note, _ in notes:
+            return note, larger
+        larger += 1
+    return None, larger

@@ -142,15 +142,23 @@ class _Output(io.FileIO):
         return len(data)
 
 
+class _Closed(_Output):
+    """A standard stream that was closed before this process began."""
+
+    def write(self, data: Any) -> int:
+        """Do as if."""
+        self.failed = OSError(errno.EBADF, "it is closed")
+        return len(data)
+
+
 def prepare() -> None:
     """Replace stdout and stderr, so that no command fails because one is closed or full, or by its encoding."""
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None:
             # Closed before this process began. Its number may be another file's by now.
-            nowhere = _Output(os.devnull, "w")
-            nowhere.failed = OSError(errno.EBADF, f"{name} is closed")
-            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(nowhere), "utf-8", "backslashreplace"))
+            nowhere = io.BufferedWriter(_Closed(os.devnull, "w"))
+            setattr(sys, name, io.TextIOWrapper(nowhere, "utf-8", "backslashreplace"))
         elif stream is getattr(sys, f"__{name}__"):
             with contextlib.suppress(OSError):
                 stream.flush()

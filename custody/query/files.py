@@ -161,14 +161,15 @@ def _unsigned(store: Store, key: str, fragment: Fragment) -> Any:
         columns = [(column.name, column.type) for column in made.physical_schema]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(key, error) from None
-    names = [name for name, _ in columns]
-    odd = [name for name, type_ in columns if names.count(name) > 1 or wanted.get(name, type_) != type_]
-    if odd:
-        raise FormatError(f"{key} has the column {odd[0]!r} twice, or with values of another type: {_ADVICE}")
+    if len(dict(columns)) < len(columns):
+        raise FormatError(f"{key} has two columns of one name: {_ADVICE}")
+    for name, found in columns:
+        if wanted.get(name, found) != found:
+            raise FormatError(f"{key} has a column `{name}` of {str(found)[:200]}, not of {wanted[name]}: {_ADVICE}")
     return made
 
 
-def _damaged(key: str | None, error: Exception) -> Exception:
+def _damaged(key: str, error: Exception) -> Exception:
     """Return what to raise in the place of an error of Arrow's about a file that nobody signed."""
     if isinstance(error, MemoryError):
         return error
@@ -243,7 +244,8 @@ def scan(
             others = [part for part in chosen if part[0].path is None]
             for (source, _), opened in zip(others, _opened(store, others, kind), strict=True):
                 both = [each for each in (condition, rest(source.key)) if each is not None]
-                yield from _checked(source, rows([opened], reduce(and_, both) if both else None))
+                found = rows([opened], reduce(and_, both) if both else None)
+                yield from _checked(source.key, found) if source.key and not source.ref else found
         except GeneratorExit:
             raise
         # DuckDB makes an error of its own of each one, of Ctrl-C too.
@@ -254,15 +256,14 @@ def scan(
     return Scan(pa.schema([schema.field(name) for name in columns]), batches())
 
 
-def _checked(source: Source, batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield the rows of a file. Raises FormatError if its pages are damaged, or it has text that is no UTF-8."""
+def _checked(key: str, batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield the rows of a file that nobody signed. Raises FormatError if its pages are damaged, or text is no UTF-8."""
     try:
         for batch in batches:
-            if source.ref is None:
-                batch.validate(full=True)
+            batch.validate(full=True)
             yield batch
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(source.key, error) from None
+        raise _damaged(key, error) from None
 
 
 def _opened(store: Store, parts: Sequence[Part], kind: Any) -> Iterator[Any]:

@@ -22,18 +22,23 @@ class NotParquet(FormatError):
 def size_of(table: pa.Table) -> int:
     """Return the bytes of a table: eight for each value, whatever it is, and those of its texts."""
     values: int = table.num_rows * table.num_columns * 8
-    return values + sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks)
+    chunks = [chunk for column in table.columns for chunk in column.chunks]
+    return values + sum(map(_text_bytes, chunks))
+
+
+def _is_too_large(table: pa.Table) -> bool:
+    # To look at each text takes longer: only if there may be too many bytes.
+    chunks = [chunk for column in table.columns for chunk in column.chunks if chunk.type == _TEXT]
+    most = sum(len(chunk) * (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0) for chunk in chunks)
+    return table.num_rows * table.num_columns * 8 + most > TABLE_BYTES and size_of(table) > TABLE_BYTES
 
 
 def _text_bytes(chunk: pa.Array) -> int:
     if pa.types.is_string(chunk.type):
         return pc.sum(pc.binary_length(chunk)).as_py() or 0
-    if chunk.type != _TEXT:
-        return 0
-    lengths = pc.binary_length(chunk.dictionary)
-    most: int = len(chunk) * (pc.max(lengths).as_py() or 0)
-    # To look at each text takes the longer: only if there may be too much of it.
-    return most if most <= TABLE_BYTES else pc.sum(lengths.take(chunk.indices)).as_py() or 0
+    if chunk.type == _TEXT:
+        return pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0
+    return 0
 
 
 def encode(table: pa.Table) -> bytes:
@@ -72,7 +77,7 @@ def decode(key: str, data: bytes, columns: pa.Schema) -> pa.Table:
         # Most are small: a scan by threads, as `pq.read_table` does it, would take three times as long.
         table = file.read(use_threads=False)
         table.validate(full=True)
-        if size_of(table) > TABLE_BYTES:
+        if _is_too_large(table):
             raise _too_large(key)
         return table.cast(schema)
     except MemoryError:

@@ -56,8 +56,8 @@ ROUND = 60_000
 """Events in a round; the mock cluster keeps twice as many."""
 INVALID_EVERY = 500
 _SEED = 1
-TOPIC = "demo-"
-"""How names of its topics begin."""
+_DEMO = re.compile(r"demo-([1-9][0-9]{0,8})")
+"""Names of its topics."""
 _COPY = "tampered-"
 """Prefix of the names of tampered copies; the topic follows."""
 
@@ -129,12 +129,10 @@ def _refuse_used(folder: Path, archive: Path, keyring: Path, trust: Path) -> Non
     there = [path.name for path in (archive, keyring, trust) if path.exists()]
     if not there:
         return
-    made_here = len(there) == len((archive, keyring, trust)) and all(
-        log.topic.startswith(TOPIC) for log in list_logs(open_store(str(archive)))
-    )
-    if not made_here:
+    logs = list_logs(open_store(str(archive)))
+    if not logs or not all(_DEMO.fullmatch(log.topic) for log in logs):
         raise ConfigurationError(
-            f"the folder {folder} has {' and '.join(there)}, which no demo made: name another folder with --dir"
+            f"the folder {folder} has {' and '.join(there)}, which may not be a demo's: name another one with --dir"
         )
 
 
@@ -155,8 +153,8 @@ def new_topic(folder: Path) -> str:
     """
     taken = [log.topic for log in list_logs(open_store(str(folder / "archive")))]
     taken += [path.name.removeprefix(_COPY) for path in folder.glob(f"{_COPY}*")]
-    names = [re.fullmatch(rf"{TOPIC}([1-9][0-9]{{0,8}})", name) for name in taken]
-    return f"{TOPIC}{max((int(name[1]) for name in names if name), default=0) + 1}"
+    names = [_DEMO.fullmatch(name) for name in taken]
+    return f"demo-{max((int(name[1]) for name in names if name), default=0) + 1}"
 
 
 def _command(*words: object) -> str:

@@ -142,6 +142,9 @@ class Indexer:
 
     def _with_files(self, each: _Range, span: Span) -> Span:
         span = msgspec.structs.replace(span, tables=each.listed)
+        if any(parquet.size_of(each.table(name)) > parquet.TABLE_BYTES for name in _NAMES):
+            # Nobody could read it.
+            return span
         try:
             return msgspec.structs.replace(
                 span, manifests=self._put(each, "manifests"), batches=self._put(each, "batches")
@@ -152,8 +155,7 @@ class Indexer:
 
     def _put(self, each: _Range, name: Name) -> ObjectRef | None:
         table = each.table(name)
-        # Readers do without what they could not read.
-        if not table.num_rows or parquet.size_of(table) > parquet.TABLE_BYTES:
+        if not table.num_rows:
             return None
         data = parquet.encode(table)
         ref = statements.file_ref(name, self._log, each.first, each.end, data)

@@ -1,12 +1,17 @@
 """What the demo does before and after it drains; tests/test_readme.py runs all of it."""
 
 import io
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from custody.archive.writer import create_archive
 from custody.errors import ConfigurationError
+from custody.keys.keyring import new_keyring
+from custody.keys.open import open_signers
+from custody.store.open import open_store
 from flows.operate.demo import _print_next_steps, demo, new_topic
 from tests.helpers.sample import make_archive
 
@@ -23,6 +28,17 @@ def test_a_run_takes_a_topic_of_its_own(tmp_path: Path) -> None:
     assert new_topic(tmp_path) == "demo-13"
 
 
+def test_an_archive_of_ones_own_without_a_log(tmp_path: Path) -> None:
+    """It is refused too: nobody wants made-up events in it for seven years."""
+    new_keyring(tmp_path / "keyring.json", datetime.now(UTC))
+    create_archive(
+        open_store(str(tmp_path / "archive")), open_signers(f"file:{tmp_path}/keyring.json", datetime.now(UTC)).both
+    )
+    (tmp_path / "trust.json").touch()
+    with pytest.raises(ConfigurationError, match="which may not be a demo's"):
+        demo(tmp_path, 10)
+
+
 @pytest.mark.parametrize(
     "there", [["keyring.json"], ["trust.json"], ["archive"], ["archive", "keyring.json", "trust.json"]]
 )
@@ -33,7 +49,7 @@ def test_a_folder_with_keys_or_an_archive_of_ones_own(tmp_path: Path, there: lis
     for name in {"archive", "keyring.json", "trust.json"} - set(there):
         (tmp_path / name).rename(tmp_path / f"no-{name}")
     before = sorted(tmp_path.rglob("*"))
-    refused = f"has {' and '.join(there)}, which no demo made: name another folder with --dir"
+    refused = f"has {' and '.join(there)}, which may not be a demo's: name another one with --dir"
     with pytest.raises(ConfigurationError, match=refused):
         demo(tmp_path, 10)
     assert sorted(tmp_path.rglob("*")) == before

@@ -157,7 +157,7 @@ def test_a_verdict_never_depends_on_printing(altered: Sample, tmp_path: Path, wa
 @pytest.mark.parametrize("way", ["latin-1", "full", "closed", "no reader"])
 def test_a_result_that_could_not_be_written(sample: Sample, tmp_path: Path, way: str) -> None:
     """Where the output is the result, a full disk or a closed stdout is an error; a reader that has enough is none."""
-    reason = {"full": "No space left on device", "closed": "stdout is closed"}.get(way)
+    reason = {"full": "No space left on device", "closed": "it is closed"}.get(way)
     sql = "SELECT chr(8594) || event_type AS a, repeat('x', 1000) FROM events"
     for kind in ("--csv", "--json", ""):
         ended = run(f'query "{sql}" {kind} --archive {sample.folder}', way, tmp_path)

@@ -100,12 +100,23 @@ def test_the_size_of_a_table_is_the_same_for_who_writes_and_who_reads(texts: lis
     in_dictionaries = table.set_column(1, "text", table["text"].dictionary_encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet, "TABLE_BYTES", max(size, 2_000))
-        assert parquet.size_of(in_dictionaries) >= size
+        assert parquet.size_of(in_dictionaries) == size
         assert parquet.decode("a.parquet", written(table, row_group_size=group), table.schema).equals(table)
         patch.setattr(parquet, "TABLE_BYTES", size - 1)
         if texts:
             with pytest.raises(FormatError, match="is a table of more than"):
                 parquet.decode("a.parquet", written(table, row_group_size=group), table.schema)
+
+
+def test_one_long_text_among_many_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a writer takes for small enough is read again, however long one of its texts is, in each column."""
+    texts = pa.array(["x" * 10_000, *["y"] * 9_999])
+    table = pa.table({"a": texts, "b": texts, "c": pa.array(range(10_000), pa.int64())})
+    size = parquet.size_of(table)
+    assert size == 2 * 19_999 + 3 * 80_000
+    monkeypatch.setattr(parquet, "TABLE_BYTES", size)
+    for rows in (10_000, 3_000):
+        assert parquet.decode("a.parquet", written(table, row_group_size=rows), table.schema).equals(table)
 
 
 def test_too_little_memory_is_no_fault_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
