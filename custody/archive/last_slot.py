@@ -55,14 +55,12 @@ def find_last(store: Store, form: Form[E], holds: _Holds[E], hint: int = 0, befo
         low = find((last if further is None else further) + 1, near=1 if is_local(store) else _LISTED)
 
 
-def before_hole(exists: Callable[[int], bool], hint: int = 0, near: int | None = 1) -> int:
+def before_hole(exists: Callable[[int], bool], hint: int = 0, near: int = 1) -> int:
     """Return a number at most `near` before the first hole, by asking `exists`; -1 if there may be none.
 
-    With `near` 1 it is the last number before the hole; with None, any before it. `hint` may be the one after the last.
+    With `near` 1 it is the last number before the hole. `hint` may be the one after the last.
     """
     low = hint - 1 if hint > 0 and exists(hint - 1) else -1
-    if near is None:
-        return low
     step = near
     while exists(low + step):
         low += step
@@ -88,10 +86,7 @@ def _listed_after(store: Store, form: Form[E], low: int, holds: _Holds[E], befor
             last = number
             continue
         is_last = False
-        try:
-            entry = parse_valid(form, store.read(form.key(number), limit=limits.FILE_BYTES), number, holds)
-        except (ObjectMissing, FormatError):
-            continue
+        entry = valid_entry(store, form, number, holds)
         if entry is not None and number - len(entry.statement.passed_over) <= last + 1:
             return last, number, False
     return last, None, is_last
@@ -104,3 +99,11 @@ def parse_valid(form: Form[E], data: bytes, sequence: int, holds: _Holds[E]) -> 
     except FormatError:
         return None
     return entry if holds(entry, sequence) else None
+
+
+def valid_entry(store: Store, form: Form[E], sequence: int, holds: _Holds[E]) -> E | None:
+    """Return the entry in a slot, if one is there and valid. Raises StoreError if the store does not answer."""
+    try:
+        return parse_valid(form, store.read(form.key(sequence), limit=limits.FILE_BYTES), sequence, holds)
+    except (ObjectMissing, FormatError):
+        return None

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.hints import unmisled
-from custody.archive.last_slot import ANYWHERE, before_hole, find_last, parse_valid
+from custody.archive.last_slot import ANYWHERE, before_hole, find_last, parse_valid, valid_entry
 from custody.archive.slots import slots_after
 from custody.errors import ConfigurationError, FormatError, NoArchive, ObjectMissing
 from custody.format import archive_file, layout, limits
@@ -319,11 +319,11 @@ def _tip_or_empty(store: Store, form: Form[E], holds: Holds[E], hint: int, befor
     is_last = is_last and before == ANYWHERE
     if last < 0:
         return Tip(is_last=is_last), last
-    entry = _valid(store, form, last, holds)
+    entry = valid_entry(store, form, last, holds)
     if entry is not None:
         return replace(tip_behind(form, entry, last), is_last=is_last), last
     empty = _empty_before(store, form, last)
-    if empty is not None and not any(_valid(store, form, slot, holds) for slot in range(last - 1, empty, -1)):
+    if empty is not None and not any(valid_entry(store, form, slot, holds) for slot in range(last - 1, empty, -1)):
         return None, empty
     return replace(_behind_garbage(store, form, last, holds), is_last=is_last), last
 
@@ -355,13 +355,6 @@ def _empty_before(store: Store, form: Form[E], last: int) -> int | None:
     return next((slot for slot in range(last - 1, low, -1) if slot not in taken), None)
 
 
-def _valid(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> E | None:
-    try:
-        return read_valid(store, form, sequence, holds)
-    except (FormatError, ObjectMissing):
-        return None
-
-
 def before_garbage(store: Store, form: Form[E], holds: Holds[E]) -> tuple[int, E] | None:
     """Return a valid entry and its sequence: the newest one, or one before a slot that was passed over.
 
@@ -373,7 +366,7 @@ def before_garbage(store: Store, form: Form[E], holds: Holds[E]) -> tuple[int, E
     valid: dict[int, E] = {}
 
     def is_valid(sequence: int) -> bool:
-        entry = _valid(store, form, sequence, holds)
+        entry = valid_entry(store, form, sequence, holds)
         if entry is not None:
             valid[sequence] = entry
         return entry is not None

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from custody.archive.audited import audited_sizes
+from custody.archive.beyond import MOST_BEYOND, beyond_hole
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.guesses import nightly_audits
 from custody.archive.reader import (
@@ -34,7 +35,6 @@ from custody.archive.reader import (
     unknown_log,
 )
 from custody.archive.search import find_statement, no_event, unknown_offset
-from custody.archive.slots import slots_after
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, NoArchive, ObjectMissing
 from custody.format import layout, limits
@@ -50,8 +50,6 @@ from custody.tlog import merkle
 from custody.tlog.log import Form
 
 _TEXT_LIMIT = 4 * limits.MIB
-_COUNTED = 1000
-"""Objects behind an end that are counted at most, if a slot before them is empty."""
 _POSITION = re.compile(
     r"(?P<log>[^/]+)/(?P<partition>[0-9]{1,10})(?:/(?P<sequence>[0-9]{1,12})|@(?P<offset>[0-9]{1,19}))?"
 )
@@ -66,7 +64,7 @@ class Shown:
         content: its bytes, in pieces: lines of JSON for records, text for the rest.
         manifest: the statement that accounts for it, if one does.
         behind: of a log's newest entry, how many objects lie in slots after it: they do not count, or a slot before
-            them is empty.
+            them is empty. Of the latter, `MOST_BEYOND` are counted at most.
     """
 
     position: dict[str, Any]
@@ -144,7 +142,7 @@ def _at(store: Store, log: Log, offset: str | None, sequence: str | None, trust:
 
 
 def _behind(store: Store, form: Form[Any], tip: Tip[Any]) -> int:
-    return len(tip.passed_over) + len(list(islice(slots_after(store, form, tip.size - 1), _COUNTED)))
+    return len(tip.passed_over) + len(list(islice(beyond_hole(store, form, tip), MOST_BEYOND)))
 
 
 def events(store: Store, statement: Statement) -> Iterator[bytes]:

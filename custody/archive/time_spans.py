@@ -171,10 +171,9 @@ def check(span: Span) -> None:
     """Raise Contradiction if a span contradicts itself."""
     if span.first >= span.end or span.first_offset > span.next_offset:
         raise Contradiction(f"the span {span.first} to {span.end} of {span.log[:300]!r} is empty or reversed")
-    for bounds in (span.sealed, span.event_times, span.kafka_times):
+    for bounds, (low, high) in ((span.sealed, _YEARS), (span.event_times, _YEARS), (span.kafka_times, _INT64)):
         if bounds and bounds[0] > bounds[1]:
             raise Contradiction(f"the span {span.first} to {span.end} of {span.log[:300]!r} has reversed times")
-    for bounds, (low, high) in ((span.sealed, _YEARS), (span.event_times, _YEARS), (span.kafka_times, _INT64)):
         if bounds and not low <= bounds[0] <= bounds[1] <= high:
             raise Contradiction(
                 f"the span {span.first} to {span.end} of {span.log[:300]!r} has times that none may have"

@@ -24,7 +24,6 @@ from typing import TypeVar
 from custody.archive import reader
 from custody.archive.forms import AUDITS, form_of, statements_of
 from custody.archive.guesses import checkpoints_back
-from custody.archive.last_slot import find_last
 from custody.archive.slots import end_of
 from custody.errors import ConfigurationError, FormatError, HeadRollback, KeyUnavailable, ObjectMissing, counted
 from custody.format import layout, limits
@@ -148,11 +147,8 @@ def _log_signed(store: Store, trust: Trust) -> Log | None:
 
         if reader.before_garbage(store, form, is_ours) is not None:
             return log
-        last, _ = find_last(store, form, is_ours)
-        # The last ones may be garbage.
-        for sequence in range(last, max(last - 10, -1), -1):
-            with suppress(FormatError, ObjectMissing):
-                reader.read_valid(store, form, sequence, is_ours)
+        with suppress(FormatError):
+            if reader.find_end(store, form, is_ours).newest is not None:
                 return log
     return None
 

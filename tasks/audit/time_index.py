@@ -142,19 +142,17 @@ class Indexer:
 
     def _with_files(self, each: _Range, span: Span) -> Span:
         span = msgspec.structs.replace(span, tables=each.listed)
-        if any(parquet.size_of(each.table(name)) > parquet.TABLE_BYTES for name in _NAMES):
+        made = {name: each.table(name) for name in _NAMES}
+        if any(parquet.size_of(table) > parquet.TABLE_BYTES for table in made.values()):
             # Nobody could read it.
             return span
         try:
-            return msgspec.structs.replace(
-                span, manifests=self._put(each, "manifests"), batches=self._put(each, "batches")
-            )
+            return msgspec.structs.replace(span, **{name: self._put(each, name, made[name]) for name in _NAMES})
         except ObjectExists:
             # Somebody else has put other bytes there, which nobody may overwrite. Readers do without the files.
             return span
 
-    def _put(self, each: _Range, name: Name) -> ObjectRef | None:
-        table = each.table(name)
+    def _put(self, each: _Range, name: Name, table: pa.Table) -> ObjectRef | None:
         if not table.num_rows:
             return None
         data = parquet.encode(table)

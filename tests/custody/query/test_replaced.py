@@ -322,43 +322,41 @@ def test_a_table_with_damaged_pages_without_keys(folder: Path, forged: str) -> N
         ask(folder, ALL["events"])
 
 
-@pytest.mark.parametrize("damaged", [0, 2])
-@pytest.mark.parametrize("sql", ["SELECT count(*) FROM events", "SELECT count(event_type) FROM events"])
-def test_a_missing_table_beside_a_damaged_one_without_keys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int, sql: str
-) -> None:
-    """Which rows the missing one had cannot be known: the query fails and names the damaged one, whatever it reads."""
+@pytest.fixture
+def of_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Growing:
+    """Give an archive with some tables of one day."""
     clear_settings(monkeypatch)
     monkeypatch.setattr(tables, "ROW_GROUP", 4)
     monkeypatch.setattr(tasks.audit.tables, "_FILE_BYTES", 1)
     growing = Growing(tmp_path, begun=datetime(2026, 11, 28, 12, tzinfo=UTC))
     growing.append(SIZE)
     audit(growing.folder, growing.keyring, pieces=SIZE)
-    paths = sorted(growing.folder.glob("tables/day=*/*"))
+    return growing
+
+
+@pytest.mark.parametrize("damaged", [0, 2])
+@pytest.mark.parametrize("sql", ["SELECT count(*) FROM events", "SELECT count(event_type) FROM events"])
+def test_a_missing_table_beside_a_damaged_one_without_keys(of_a_day: Growing, damaged: int, sql: str) -> None:
+    """Which rows the missing one had cannot be known: the query fails and names the damaged one, whatever it reads."""
+    paths = sorted(of_a_day.folder.glob("tables/day=*/*"))
     assert len(paths) > 2
     table = pq.ParquetFile(paths[damaged]).read()
     paths[damaged].write_bytes(zeroed(written(table, "batch", table["batch"].combine_chunks())))
     paths[1].unlink()
     with pytest.raises(duckdb.Error, match=re.escape(paths[damaged].name)):
-        ask(growing.folder, sql)
+        ask(of_a_day.folder, sql)
 
 
 @pytest.mark.parametrize("keys", [True, False])
 def test_tables_of_a_day_of_which_some_differ_or_are_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, keys: bool
+    of_a_day: Growing, monkeypatch: pytest.MonkeyPatch, *, keys: bool
 ) -> None:
     """All rows are there once: what the other tables of the day have is that which is read of them."""
-    clear_settings(monkeypatch)
-    monkeypatch.setattr(tables, "ROW_GROUP", 4)
-    monkeypatch.setattr(tasks.audit.tables, "_FILE_BYTES", 1)
-    growing = Growing(tmp_path, begun=datetime(2026, 11, 28, 12, tzinfo=UTC))
-    growing.append(SIZE)
-    audit(growing.folder, growing.keyring, pieces=SIZE)
     if keys:
-        monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
-    rows = ask(growing.folder, ALL["events"])
-    assert len(rows) == growing.events
-    first, second, *rest = sorted(growing.folder.glob("tables/day=*/*"))
+        monkeypatch.setenv("CUSTODY_KEYS", f"file:{of_a_day.keyring}")
+    rows = ask(of_a_day.folder, ALL["events"])
+    assert len(rows) == of_a_day.events
+    first, second, *rest = sorted(of_a_day.folder.glob("tables/day=*/*"))
     assert len(rest) > 1
     pq.write_table(pq.ParquetFile(first).read(), first.with_suffix(".other"), compression="none")
     first.with_suffix(".other").replace(first)
@@ -367,6 +365,6 @@ def test_tables_of_a_day_of_which_some_differ_or_are_missing(
         changed.unlink()
         if forge:
             changed.write_bytes(data)
-        with closing(custody.connect(str(growing.folder))) as connection:
+        with closing(custody.connect(str(of_a_day.folder))) as connection:
             assert connection.execute(ALL["events"]).fetchall() == rows
             assert "ignored" in {kind for kind, *_ in connection.execute("FROM warnings").fetchall()}
